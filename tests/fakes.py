@@ -1,0 +1,191 @@
+"""A large model and pairs that need no torch: small alphabets, exact probabilities, the real seams."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from w2s_core.config import Limits
+from w2s_core.engine import Engine
+from w2s_core.errors import RequestError
+from w2s_core.noise import successor_key, uniform
+from w2s_core.successors import Successors
+from w2s_core.types import (
+    ChatPrompt,
+    Guidance,
+    Hypothesis,
+    Prompt,
+    SamplingParams,
+    Score,
+    TextPrompt,
+    TokenPrompt,
+    Tokens,
+)
+
+EOS = 256
+Distribution = Callable[[Tokens, Tokens], Mapping[int, float]]
+
+
+class ByteCodec:
+    """Token i is byte i; EOS has no text. Looks like `TextCodec`."""
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> Tokens:
+        return tuple(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(t for t in tokens if t < EOS).decode("utf-8", "replace")
+
+
+def letters(alphabet: str = "ab ", eos: float = 0.1) -> Distribution:
+    """Every letter equally likely, whatever came before."""
+    share = (1 - eos) / len(alphabet)
+    table = {ord(c): share for c in alphabet} | ({EOS: eos} if eos else {})
+    return lambda prompt, answer: table
+
+
+class FakeLargeModel:
+    """Draws with the product's own noise from `distribution(prompt, answer)`, a map from token to probability.
+
+    `gate`, when given, is awaited before every chunk or token, so that a test decides when the model goes on.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution | None = None,
+        *,
+        context_length: int = 1000,
+        gate: Callable[[], Any] | None = None,
+    ) -> None:
+        self.distribution = distribution or letters()
+        self.context_length = context_length
+        self.codec = ByteCodec()
+        self.gate = gate
+        self.open_sessions = 0
+        self.calls: list[tuple[int, int, int]] = []  # (hypotheses, k, length) of each propose
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        if isinstance(prompt, TokenPrompt):
+            return prompt.tokens
+        if isinstance(prompt, ChatPrompt):
+            roles = {message["role"] for message in prompt.messages}
+            if "tool" in roles:
+                raise RequestError("The template knows no tools.", "messages")
+            return self.codec.encode("".join(f"<{m['role']}>{m['content']}" for m in prompt.messages))
+        return self.codec.encode(prompt.text)
+
+    def text_of(self, prompt: Prompt) -> Prompt:
+        return TextPrompt(self.codec.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+
+    @asynccontextmanager
+    async def open(self, prompt: Tokens, sampling: SamplingParams) -> AsyncIterator[FakeProposals]:
+        self.open_sessions += 1
+        try:
+            yield FakeProposals(self, prompt, sampling)
+        finally:
+            self.open_sessions -= 1
+
+
+class FakeProposals:
+    def __init__(self, model: FakeLargeModel, prompt: Tokens, sampling: SamplingParams) -> None:
+        self.sampled_tokens = 0
+        self._model = model
+        self._prompt = prompt
+        self._sampling = sampling
+        self._successors = Successors(model.codec, sampling.stop)  # type: ignore[arg-type]
+
+    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        self._model.calls.append((len(beam), k, length))
+        await self._wait()
+        return [self._successor(parent, index, length) for parent in beam for index in range(k)]
+
+    async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncIterator[Hypothesis]:
+        last = hypothesis
+        for _ in range(length):
+            await self._wait()
+            last = self._successor(last, 0, 1)
+            yield last
+            if last.finished:
+                return
+
+    async def _wait(self) -> None:
+        await asyncio.sleep(0)
+        if self._model.gate:
+            await self._model.gate()
+
+    def _successor(self, parent: Hypothesis, index: int, length: int) -> Hypothesis:
+        key = successor_key(parent.key, len(parent.tokens), index)
+        tokens, logprobs, ended = list(parent.tokens), [], False
+        while len(tokens) < len(parent.tokens) + length and not ended:
+            token, probability = self._draw(tuple(tokens), uniform(key, len(tokens)))
+            logprobs.append(math.log(probability))
+            ended = token == EOS
+            if not ended:
+                tokens.append(token)
+        self.sampled_tokens += len(logprobs)
+        new = tuple(tokens[len(parent.tokens) :])
+        return self._successors.make(parent, index, new, tuple(logprobs), ended=ended)
+
+    def _draw(self, answer: Tokens, u: float) -> tuple[int, float]:
+        table = self._model.distribution(self._prompt, answer)
+        if self._sampling.temperature == 0:
+            return max(table.items(), key=lambda item: item[1])
+        total = 0.0
+        for token, probability in table.items():
+            total += probability
+            if u < total:
+                return token, probability
+        return token, probability
+
+
+class FakeScorer:
+    """The log-ratio is any function of (text, ended); by default it likes the letter `a`."""
+
+    def __init__(self, nats: Callable[[str, bool], float] | None = None, *, room: int | None = None) -> None:
+        self.nats = nats or (lambda text, ended: text.count("a") - 0.5 * text.count("b"))
+        self.room = room
+        self.open_sessions = 0
+        self.prompts: list[Prompt] = []
+        self.seen: list[list[Hypothesis]] = []
+
+    def check(self, prompt: Prompt, max_tokens: int) -> int:
+        return max_tokens if self.room is None else min(self.room, max_tokens)
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt) -> AsyncIterator[FakeScoring]:
+        self.prompts.append(prompt)
+        self.open_sessions += 1
+        try:
+            yield FakeScoring(self)
+        finally:
+            self.open_sessions -= 1
+
+
+class FakeScoring:
+    def __init__(self, scorer: FakeScorer) -> None:
+        self.scored_tokens = 0
+        self._scorer = scorer
+
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        await asyncio.sleep(0)
+        self._scorer.seen.append(list(candidates))
+        self.scored_tokens += sum(len(y.tokens) for y in candidates)
+        return [Score(self._scorer.nats(y.text, y.ended)) for y in candidates]
+
+
+DEFAULT_GUIDANCE = Guidance("cbs", {"positive": 1.0}, beam_width=2, successors=2, chunk_length=3)
+
+
+def fake_engine(
+    large: FakeLargeModel | None = None,
+    scorers: Mapping[str, FakeScorer] | None = None,
+    *,
+    guidance: Guidance = DEFAULT_GUIDANCE,
+    limits: Limits | None = None,
+) -> Engine:
+    """Serves `plain` and `guided`, both over the same fake large model; pairs `positive` and `polite`."""
+    scorers = scorers or {"positive": FakeScorer(), "polite": FakeScorer(lambda text, ended: -float(len(text)))}
+    served = {"plain": ("large", None), "guided": ("large", guidance)}
+    return Engine({"large": large or FakeLargeModel()}, scorers, served, limits=limits)

@@ -1,0 +1,82 @@
+"""Who may start: a fair queue counted in rows, bounded; beyond it callers are refused at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from types import TracebackType
+
+from w2s_core.errors import OverloadedError
+
+_RETRY_AFTER_S = 1
+
+
+class Admission:
+    """At most `max_rows` run and at most `max_queued_rows` wait; first come, first served."""
+
+    def __init__(self, max_rows: int, max_queued_rows: int) -> None:
+        self._max_rows = max_rows
+        self._max_queued_rows = max_queued_rows
+        self._queue: deque[Ticket] = deque()
+        self.rows_running = 0
+
+    @property
+    def rows_waiting(self) -> int:
+        return sum(ticket.rows for ticket in self._queue)
+
+    def reserve(self, rows: int) -> Ticket:
+        """A place in the queue. Raises OverloadedError when the queue is full. Enter or cancel every ticket."""
+        fits_now = not self._queue and self.rows_running + rows <= self._max_rows
+        if not fits_now and self.rows_waiting + rows > self._max_queued_rows:
+            raise OverloadedError(
+                f"The queue is full ({self.rows_waiting} of {self._max_queued_rows} rows). Please try again later.",
+                _RETRY_AFTER_S,
+            )
+        ticket = Ticket(self, rows)
+        self._queue.append(ticket)
+        self._admit()
+        return ticket
+
+    def _admit(self) -> None:
+        # A ticket larger than the machine runs alone rather than never.
+        while self._queue and (self.rows_running == 0 or self.rows_running + self._queue[0].rows <= self._max_rows):
+            ticket = self._queue.popleft()
+            self.rows_running += ticket.rows
+            ticket.admitted.set()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Gives back the rows of a ticket, whether it waits or runs."""
+        if ticket.admitted.is_set():
+            self.rows_running -= ticket.rows
+        else:
+            self._queue.remove(ticket)
+        self._admit()
+
+
+class Ticket:
+    """`async with ticket:` waits for its turn and gives the rows back at the end. `cancel` before that is enough."""
+
+    def __init__(self, admission: Admission, rows: int) -> None:
+        self.rows = rows
+        self.admitted = asyncio.Event()
+        self._admission = admission
+        self._open = True
+
+    async def __aenter__(self) -> Ticket:
+        try:
+            await self.admitted.wait()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Idempotent."""
+        if self._open:
+            self._open = False
+            self._admission.withdraw(self)

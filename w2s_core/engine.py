@@ -1,0 +1,229 @@
+"""Requests become searches become events. Knows neither tensors nor HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+from types import TracebackType
+from typing import Protocol, Self
+
+from w2s_core.admission import Admission, Ticket
+from w2s_core.concurrency import merged
+from w2s_core.config import Limits
+from w2s_core.errors import DeadlineError, UnavailableError
+from w2s_core.interfaces import LargeModel, Proposals, Scorer
+from w2s_core.noise import copy_key, root_key, successor_key
+from w2s_core.planning import Plan, Planner, ServedModel
+from w2s_core.search import search
+from w2s_core.text import common_prefix, withhold
+from w2s_core.trace import Trace
+from w2s_core.types import (
+    ChoiceFinished,
+    Event,
+    GenerationRequest,
+    Guidance,
+    GuidanceReport,
+    Hypothesis,
+    RequestFinished,
+    TextCommitted,
+)
+
+_RETRY_AFTER_S = 5
+
+
+class Devices(Protocol):
+    """Where local models run; started and stopped with the engine."""
+
+    @property
+    def ready(self) -> bool: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Engine:
+    """Serves generation requests. `async with` starts and stops the devices.
+
+    `served` maps an API name to the name of its large model and its default guidance.
+    """
+
+    def __init__(
+        self,
+        large_models: Mapping[str, LargeModel],
+        scorers: Mapping[str, Scorer],
+        served: Mapping[str, tuple[str, Guidance | None]],
+        *,
+        limits: Limits | None = None,
+        devices: Devices | None = None,
+    ) -> None:
+        limits = limits or Limits()
+        self._planner = Planner(large_models, scorers, served, limits.max_rows_per_request)
+        self._devices = devices
+        self._timeout_s = limits.request_timeout_s
+        self.admission = Admission(limits.max_rows, limits.max_queued_rows)
+
+    async def __aenter__(self) -> Self:
+        if self._devices:
+            await self._devices.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._devices:
+            await self._devices.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Models are loaded and somebody can run them."""
+        return self._devices is None or self._devices.ready
+
+    @property
+    def served_models(self) -> Mapping[str, ServedModel]:
+        """By API name, in the order of the configuration. Context lengths are known once the engine has started."""
+        planner = self._planner
+        return {
+            name: ServedModel(name, planner.large_models[large].context_length, guidance)
+            for name, (large, guidance) in planner.served.items()
+        }
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+        """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.
+
+        Raises RequestError, OverloadedError and UnavailableError before the first event; DeadlineError and
+        WorkerError at any time.
+        """
+        if not self.ready:
+            raise UnavailableError("No worker is ready.", _RETRY_AFTER_S)
+        plans = self._planner.plan(request)
+        runs = [PromptRun(plan, first_choice=i * request.n) for i, plan in enumerate(plans)]
+        async with AsyncExitStack() as stack:
+            sources = []
+            for run in runs:
+                ticket = self.admission.reserve(run.plan.rows)
+                stack.callback(ticket.cancel)
+                sources.append(run.events(ticket))
+            events = await stack.enter_async_context(aclosing(merged(sources, timeout_s=self._timeout_s)))
+            try:
+                async for event in events:
+                    yield event
+            except TimeoutError:
+                raise DeadlineError(f"The request did not finish within {self._timeout_s:g} seconds.") from None
+        yield _finished(runs)
+
+
+class PromptRun:
+    """One prompt's way through the models, and what it cost."""
+
+    def __init__(self, plan: Plan, first_choice: int) -> None:
+        self.plan = plan
+        self.completion_tokens = 0
+        self.sampled_tokens = 0
+        self.scored_tokens = 0
+        self.trace = Trace(keep_tree=plan.guidance is not None and plan.guidance.trace)
+        self._first_choice = first_choice
+        self._root = Hypothesis(key=root_key(plan.seed))
+
+    async def events(self, ticket: Ticket) -> AsyncIterator[TextCommitted | ChoiceFinished]:
+        """Everything but the request's last event."""
+        plan = self.plan
+        async with ticket, plan.large.open(plan.prompt, plan.sampling) as proposals:
+            source = self._plain(proposals) if plan.scorer is None else self._guided(proposals, plan.scorer)
+            async with aclosing(source):
+                async for event in source:
+                    yield event
+            self.sampled_tokens = proposals.sampled_tokens
+
+    async def _plain(self, proposals: Proposals) -> AsyncIterator[TextCommitted | ChoiceFinished]:
+        keys = [successor_key(self._root.key, 0, i) for i in range(self.plan.n)]
+        samples = [self._sample(proposals, i, replace(self._root, key=key)) for i, key in enumerate(keys)]
+        async with aclosing(merged(samples)) as events:
+            async for event in events:
+                yield event
+
+    async def _sample(
+        self, proposals: Proposals, choice: int, start: Hypothesis
+    ) -> AsyncIterator[TextCommitted | ChoiceFinished]:
+        writer = ChoiceWriter(self._first_choice + choice, self.plan.sampling.stop)
+        last = start
+        async with aclosing(proposals.grow(start, length=self.plan.budget)) as growing:  # type: ignore[type-var]
+            async for last in growing:
+                for event in writer.commit([last]):
+                    yield event
+        for event in self._finish(writer, last):
+            yield event
+
+    async def _guided(self, proposals: Proposals, scorer: Scorer) -> AsyncIterator[TextCommitted | ChoiceFinished]:
+        plan, guidance = self.plan, self.plan.guidance
+        assert guidance is not None  # a scorer is planned for guided requests only
+        writers = [ChoiceWriter(self._first_choice + i, plan.sampling.stop) for i in range(plan.n)]
+        beam: Sequence[Hypothesis] = [replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.copies)]
+        async with scorer.open(plan.pair_prompt) as scoring:
+            rounds = search(
+                proposals,
+                scoring,
+                beam,
+                w=plan.keep,
+                k=guidance.successors,
+                length=guidance.chunk_length,
+                budget=plan.budget,
+            )
+            async with aclosing(rounds):  # type: ignore[type-var]
+                async for chunk in rounds:
+                    beam = chunk.beam
+                    self.trace.add(chunk)
+                    for event in [e for writer in writers for e in writer.commit(beam)]:
+                        yield event
+            self.scored_tokens = scoring.scored_tokens
+        for writer, answer in zip(writers, _padded(beam, plan.n), strict=True):
+            for event in self._finish(writer, answer):
+                yield event
+
+    def _finish(self, writer: ChoiceWriter, answer: Hypothesis) -> list[TextCommitted | ChoiceFinished]:
+        answer = replace(answer, finish_reason=answer.finish_reason or "length")
+        self.completion_tokens += answer.length
+        return [*writer.commit([answer]), ChoiceFinished(writer.index, answer, guided=self.plan.ranked)]
+
+
+class ChoiceWriter:
+    """Sends text once it is final: what every hypothesis still in the beam agrees on, behind which no stop string
+    can begin any more."""
+
+    def __init__(self, index: int, stops: Sequence[str]) -> None:
+        self.index = index
+        self._stops = stops
+        self._sent = 0
+
+    def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
+        """What is final now and was not before: one event or none."""
+        agreed = common_prefix([self._visible(y) for y in beam])
+        new = agreed[self._sent :]
+        self._sent += len(new)
+        return [TextCommitted(self.index, new)] if new else []
+
+    def _visible(self, y: Hypothesis) -> str:
+        return y.text if y.finished else y.text[: len(y.text) - withhold(y.text, self._stops)]
+
+
+def _padded(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
+    """n answers, best first. Merging can leave fewer than were asked for; the last one then stands for the rest."""
+    return [*beam[:n], *[beam[-1]] * (n - len(beam))]
+
+
+def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
+    guidance = runs[0].plan.guidance
+    return RequestFinished(
+        prompt_tokens=sum(len(run.plan.prompt) for run in runs),
+        completion_tokens=sum(run.completion_tokens for run in runs),
+        guidance=guidance
+        and GuidanceReport(
+            method=guidance.method,
+            beam_width=guidance.beam_width,
+            successors=guidance.successors,
+            chunk_length=guidance.chunk_length,
+            chunks=sum(run.trace.chunks for run in runs),
+            sampled_tokens=sum(run.sampled_tokens for run in runs),
+            scored_tokens=sum(run.scored_tokens for run in runs),
+            tree=[run.trace.tree for run in runs] if guidance.trace else None,
+        ),
+    )

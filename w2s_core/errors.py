@@ -1,0 +1,75 @@
+"""Every error that this package raises on purpose, one tree.
+
+    W2SError
+    ├── ConfigurationError       the operator's mistake; the server refuses to start
+    ├── RequestError             the caller's mistake (400); `param` names the field
+    │   ├── ContextLengthError   prompt and answer do not fit the model (400, context_length_exceeded)
+    │   └── UnknownModelError    no such served model (404)
+    ├── OverloadedError          the queue is full (429); `retry_after_s`
+    ├── UnavailableError         draining, or no worker alive (503); `retry_after_s`
+    ├── DeadlineError            the request's time is spent (504)
+    └── WorkerError              a device failed this request (500)
+
+`server/errors.py` translates each of them once.
+"""
+
+from __future__ import annotations
+
+
+class W2SError(Exception):
+    """Base of all errors raised on purpose; its text may be shown to the caller."""
+
+
+class ConfigurationError(W2SError):
+    """The configuration cannot be served; the message names the key."""
+
+
+class RequestError(W2SError):
+    """The caller's request cannot be honoured. `param` is the path of the field at fault, or None."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthError(RequestError):
+    """Prompt plus answer exceed what the model can hold. Gateways match on the message's first sentence."""
+
+    def __init__(self, limit: int, prompt_tokens: int, max_tokens: int, param: str) -> None:
+        super().__init__(
+            f"This model's maximum context length is {limit} tokens. However, you requested "
+            f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the prompt, {max_tokens} for the answer). "
+            "Please reduce the length of the prompt or max_tokens.",
+            param,
+        )
+
+
+class UnknownModelError(RequestError):
+    """No served model has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model `{name}` does not exist.", "model")
+
+
+class OverloadedError(W2SError):
+    """The queue is full. Try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(W2SError):
+    """Nobody can serve this now. Try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(W2SError):
+    """The request did not finish within its time."""
+
+
+class WorkerError(W2SError):
+    """A device failed this request; the worker may live on."""

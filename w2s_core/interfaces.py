@@ -1,0 +1,68 @@
+"""The seams: a large model that proposes, a pair that scores. Each has a local, a remote and a fake implementation.
+
+A session learns who survived from the next call: `propose(live)` and `score(candidates)` name every hypothesis that
+still matters, so each side frees what is not an ancestor of them. Every hypothesis carries its tokens, so a session
+can be continued anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from w2s_core.types import Hypothesis, Prompt, SamplingParams, Score, Tokens
+
+
+class Proposals(Protocol):
+    """One prompt's view of the large model; owns that prompt's KV."""
+
+    sampled_tokens: int  # drawn so far, pruned ones included
+
+    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        """k successors of each hypothesis in `beam`, of at most `length` more tokens; parents in order, k each."""
+        ...
+
+    def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncIterator[Hypothesis]:
+        """The successor that `propose([hypothesis], k=1, length=length)` returns, yielded again as it grows."""
+        ...
+
+
+class LargeModel(Protocol):
+    """π_base, frozen."""
+
+    context_length: int  # tokens, prompt and answer together
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        """Token ids of the prompt, special tokens included. Raises RequestError (a chat template that refuses)."""
+        ...
+
+    def text_of(self, prompt: Prompt) -> Prompt:
+        """The same prompt without token ids of this model: a TokenPrompt is decoded, others are returned as is."""
+        ...
+
+    def open(self, prompt: Tokens, sampling: SamplingParams) -> AbstractAsyncContextManager[Proposals]:
+        """A session for one prompt; leaving the context frees its rows within one decode step."""
+        ...
+
+
+class Scoring(Protocol):
+    """One prompt's view of a pair."""
+
+    scored_tokens: int  # run through the pair so far, both models together
+
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        """log π_tuned(y'|x) − log π_untuned(y'|x) of each whole answer so far, in nats, in the same order."""
+        ...
+
+
+class Scorer(Protocol):
+    """A pair (π_tuned, π_untuned), or a weighted sum of several."""
+
+    def check(self, prompt: Prompt, max_tokens: int) -> int:
+        """Tokens of answer that the pair can score behind this prompt. Raises RequestError when it can score none."""
+        ...
+
+    def open(self, prompt: Prompt) -> AbstractAsyncContextManager[Scoring]:
+        """A session for one prompt; leaving the context frees what it holds."""
+        ...

@@ -1,0 +1,150 @@
+"""What a request asks for, checked against what is served, before anything runs: one Plan per prompt."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from w2s_core.errors import ContextLengthError, RequestError, UnknownModelError
+from w2s_core.interfaces import LargeModel, Scorer
+from w2s_core.scorers.combined import CombinedScorer
+from w2s_core.scorers.likelihood import LikelihoodScorer
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, SamplingParams, Tokens
+
+_SEED_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A name of the API: the large model behind it and the guidance that it brings, if any."""
+
+    name: str
+    context_length: int
+    guidance: Guidance | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One prompt's work. `guidance` None = `n` plain samples; `copies` of the empty answer start the search.
+
+    `budget` is the number of tokens of π_base that an answer may have; `ranked` whether a pair does the ranking.
+    """
+
+    large: LargeModel
+    scorer: Scorer | None
+    prompt: Tokens
+    pair_prompt: Prompt
+    sampling: SamplingParams
+    guidance: Guidance | None
+    seed: int
+    budget: int
+    n: int
+    keep: int
+    copies: int
+    ranked: bool
+
+    @property
+    def rows(self) -> int:
+        """Sequences that the large model samples at once."""
+        return self.n if self.guidance is None else self.copies * self.guidance.successors
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """The names that can be asked for. `served` maps an API name to its large model's name and default guidance."""
+
+    large_models: Mapping[str, LargeModel]
+    scorers: Mapping[str, Scorer]
+    served: Mapping[str, tuple[str, Guidance | None]]
+    max_rows_per_request: int
+
+    def plan(self, request: GenerationRequest) -> list[Plan]:
+        """One plan per prompt. Raises RequestError, naming the field at fault."""
+        if request.model not in self.served:
+            raise UnknownModelError(request.model)
+        name, default = self.served[request.model]
+        guidance = self._guidance(request, default)
+        return [self._plan(request, prompt, self.large_models[name], guidance) for prompt in request.prompts]
+
+    def _guidance(self, request: GenerationRequest, default: Guidance | None) -> Guidance | None:
+        guidance = request.guidance or default
+        if guidance is not None and guidance.method == "none":
+            guidance = None
+        if request.best_of is not None and request.best_of > 1:
+            if request.best_of < request.n:
+                raise RequestError(f"best_of ({request.best_of}) must be at least n ({request.n}).", "best_of")
+            pairs = guidance.pairs if guidance else {}
+            trace = guidance.trace if guidance else False
+            return self._check(
+                Guidance("best_of_n", pairs, request.n, request.best_of, chunk_length=0, trace=trace), request
+            )
+        return guidance and self._check(guidance, request)
+
+    def _check(self, guidance: Guidance, request: GenerationRequest) -> Guidance:
+        for pair in guidance.pairs:
+            if pair not in self.scorers:
+                known = ", ".join(sorted(self.scorers)) or "none"
+                raise RequestError(f"There is no pair `{pair}`; the pairs are: {known}.", f"guidance.pairs.{pair}")
+        if guidance.method == "cbs" and not guidance.pairs:
+            raise RequestError("Guidance by chunk-level beam search needs at least one pair.", "guidance.pairs")
+        bound = "beam_width" if guidance.method == "cbs" else "successors"
+        if request.n > getattr(guidance, bound):
+            raise RequestError(f"n ({request.n}) exceeds guidance.{bound} ({getattr(guidance, bound)}).", "n")
+        return guidance
+
+    def _plan(self, request: GenerationRequest, prompt: Prompt, large: LargeModel, guidance: Guidance | None) -> Plan:
+        tokens = large.encode(prompt)
+        pair_prompt = large.text_of(prompt)
+        budget = self._budget(request, prompt, tokens, large)
+        scorer: Scorer | None = None
+        if guidance is not None:
+            scorer = CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
+            budget = self._scorable(request, scorer.check(pair_prompt, budget), budget)
+        cbs = guidance is not None and guidance.method == "cbs"
+        if guidance is not None and not cbs:  # a chunk as long as the answer
+            guidance = replace(guidance, beam_width=request.n, chunk_length=budget)
+        seed = request.sampling.seed
+        plan = Plan(
+            large=large,
+            scorer=scorer,
+            prompt=tokens,
+            pair_prompt=pair_prompt,
+            sampling=request.sampling,
+            guidance=guidance,
+            seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
+            budget=budget,
+            n=request.n,
+            keep=guidance.beam_width if guidance else request.n,
+            copies=guidance.beam_width if guidance and cbs else 1,
+            ranked=guidance is not None and bool(guidance.pairs),
+        )
+        self._check_rows(plan, request)
+        return plan
+
+    def _budget(self, request: GenerationRequest, prompt: Prompt, tokens: Tokens, large: LargeModel) -> int:
+        room = large.context_length - len(tokens)
+        wanted = request.sampling.max_tokens
+        if room < (1 if wanted is None else wanted):
+            field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+            raise ContextLengthError(large.context_length, len(tokens), 1 if wanted is None else wanted, field)
+        return room if wanted is None else wanted
+
+    @staticmethod
+    def _scorable(request: GenerationRequest, scorable: int, budget: int) -> int:
+        if request.sampling.max_tokens is not None and scorable < budget:
+            raise RequestError(f"The pair's context has room for {scorable} tokens of answer.", "max_tokens")
+        return min(scorable, budget)
+
+    def _check_rows(self, plan: Plan, request: GenerationRequest) -> None:
+        if plan.rows > self.max_rows_per_request:
+            if plan.guidance is None:
+                field = "n"
+            elif request.best_of is not None and request.best_of > 1:
+                field = "best_of"
+            else:
+                field = "guidance"
+            raise RequestError(
+                f"This request samples {plan.rows} sequences at once; at most {self.max_rows_per_request} are allowed.",
+                field,
+            )

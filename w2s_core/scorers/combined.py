@@ -1,0 +1,47 @@
+"""Several pairs at once: Σ_j w_j · log-ratio_j. Negative weights steer away."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from w2s_core.concurrency import all_of
+from w2s_core.interfaces import Scorer, Scoring
+from w2s_core.types import Hypothesis, Prompt, Score
+
+
+class CombinedScorer:
+    """The weighted sum of named pairs."""
+
+    def __init__(self, pairs: Mapping[str, Scorer], weights: Mapping[str, float]) -> None:
+        self._pairs = {name: pairs[name] for name in weights}
+        self._weights = dict(weights)
+
+    def check(self, prompt: Prompt, max_tokens: int) -> int:
+        return min((pair.check(prompt, max_tokens) for pair in self._pairs.values()), default=max_tokens)
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt) -> AsyncIterator[CombinedScoring]:
+        async with AsyncExitStack() as stack:
+            sessions = {name: await stack.enter_async_context(pair.open(prompt)) for name, pair in self._pairs.items()}
+            yield CombinedScoring(sessions, self._weights)
+
+
+class CombinedScoring:
+    """One prompt's view of all pairs; they score at the same time."""
+
+    def __init__(self, sessions: Mapping[str, Scoring], weights: Mapping[str, float]) -> None:
+        self._sessions = sessions
+        self._weights = weights
+
+    @property
+    def scored_tokens(self) -> int:
+        return sum(session.scored_tokens for session in self._sessions.values())
+
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        results = await all_of([session.score(candidates) for session in self._sessions.values()])
+        by_pair = [
+            {name: score.total for name, score in zip(self._sessions, row, strict=True)}
+            for row in zip(*results, strict=True)
+        ]
+        return [Score(sum(self._weights[name] * nats for name, nats in row.items()), row) for row in by_pair]

@@ -1,0 +1,25 @@
+"""Ranks answers by the large model's own log-probability per token: OpenAI's `best_of` without a pair."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from w2s_core.types import Hypothesis, Prompt, Score
+
+
+class LikelihoodScorer:
+    """A Scorer that needs no model: π_base has already said how likely each token was."""
+
+    scored_tokens = 0
+
+    def check(self, prompt: Prompt, max_tokens: int) -> int:
+        return max_tokens
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt) -> AsyncIterator[LikelihoodScorer]:
+        yield self
+
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        """Mean log-probability in nats per token, the ending token included."""
+        return [Score(sum(y.logprobs) / max(1, y.length)) for y in candidates]

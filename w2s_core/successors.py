@@ -1,0 +1,59 @@
+"""From drawn tokens to hypotheses: decodes what is new, ends an answer at a stop string. Local and remote alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from w2s_core.noise import successor_key
+from w2s_core.text import Decoded, TextCodec, decode_more, find_stop
+from w2s_core.types import FinishReason, Hypothesis, Tokens
+
+
+class Successors:
+    """One prompt's answers. Remembers how far each living answer is decoded, so that cost is that of new tokens."""
+
+    def __init__(self, codec: TextCodec, stops: Sequence[str]) -> None:
+        self._codec = codec
+        self._stops = stops
+        self._decoded: dict[Tokens, Decoded] = {}
+
+    def forget_all_but(self, beam: Sequence[Hypothesis]) -> None:
+        """Keeps what is known of `beam` and of nobody else."""
+        self._decoded = {y.tokens: self._decoding(y.tokens) for y in beam}
+
+    def make(
+        self, parent: Hypothesis, index: int, tokens: Tokens, logprobs: tuple[float, ...], *, ended: bool
+    ) -> Hypothesis:
+        """The `index`-th successor of `parent`, with these new tokens; `logprobs` has one more if `ended`."""
+        whole = parent.tokens + tokens
+        decoded = decode_more(self._codec, self._decoding(parent.tokens), whole)
+        self._decoded[whole] = decoded
+        text, finish = decoded.text, _finish(ended)
+        stop = find_stop(text, len(parent.text), self._stops)
+        if stop is not None:
+            whole, text, ended, finish = self._tokens_of(whole, stop), text[:stop], False, "stop"
+        return Hypothesis(
+            tokens=whole,
+            text=text,
+            key=successor_key(parent.key, len(parent.tokens), index),
+            ended=ended,
+            finish_reason=finish,
+            logprobs=(parent.logprobs + logprobs)[: len(whole) + ended],
+            parent=parent,
+        )
+
+    def _decoding(self, tokens: Tokens) -> Decoded:
+        known = self._decoded.get(tokens)
+        return decode_more(self._codec, Decoded(), tokens) if known is None else known
+
+    def _tokens_of(self, tokens: Tokens, characters: int) -> Tokens:
+        """The fewest tokens whose text covers the first `characters`."""
+        decoded, size = Decoded(), 0
+        while len(decoded.text) < characters and size < len(tokens):
+            size += 1
+            decoded = decode_more(self._codec, decoded, tokens[:size])
+        return tokens[:size]
+
+
+def _finish(ended: bool) -> FinishReason | None:
+    return "stop" if ended else None

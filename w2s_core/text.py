@@ -1,0 +1,128 @@
+"""Text and tokens: chat templates, incremental decoding, stop strings. Imports no torch (a fast tokenizer needs none)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from w2s_core.errors import ConfigurationError, RequestError
+from w2s_core.types import Tokens
+
+_INCOMPLETE = "\ufffd"  # what decoding yields for bytes that are no character, or not yet
+
+
+class TextCodec:
+    """One model's tokenizer. `folder_or_id` is what transformers takes; it must hold a `tokenizer.json`."""
+
+    def __init__(self, folder_or_id: str) -> None:
+        try:
+            self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder_or_id)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"{folder_or_id}: cannot load a fast tokenizer (tokenizer.json): {error}"
+            ) from None
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    @property
+    def eos(self) -> int | None:
+        """The token that the model puts behind a text, as its tokenizer names it."""
+        return self._tokenizer.eos_token_id
+
+    @property
+    def start(self) -> Tokens:
+        """What stands before an unprompted text: BOS, or EOS where a model has no BOS (GPT-2's custom), or nothing."""
+        first = self._tokenizer.bos_token_id
+        first = self._tokenizer.eos_token_id if first is None else first
+        return () if first is None else (first,)
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        vocabulary: Mapping[str, int] = self._tokenizer.get_vocab()
+        return vocabulary
+
+    def encode(self, text: str, *, special_tokens: bool) -> Tokens:
+        """Token ids. `special_tokens` adds what the tokenizer puts around a text (BOS)."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+
+    def encode_many(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of several texts, without special tokens."""
+        if not texts:
+            return []
+        return [tuple(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> Tokens:
+        """The conversation with the opening of an assistant's turn. Raises RequestError where the template refuses."""
+        try:
+            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
+        return self.encode(str(text), special_tokens=False)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of the tokens, special tokens left out; bytes that are no character become U+FFFD."""
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Text of a growing answer. `text` never ends in half a character and only ever grows.
+
+    tokens[:read] are decoded for good into `settled`; they are re-read from `prefix` on, because some decoders
+    treat a text's first token differently from the same token later.
+    """
+
+    text: str = ""
+    settled: str = ""
+    prefix: int = 0
+    read: int = 0
+
+
+def decode_more(codec: TextCodec, before: Decoded, tokens: Sequence[int]) -> Decoded:
+    """`tokens` is the whole answer so far; `before` the decoding of a part from its beginning.
+
+    Cost is that of the new tokens, not of the answer.
+    """
+    known = len(codec.decode(tokens[before.prefix : before.read]))
+    window = codec.decode(tokens[before.prefix :])
+    complete = window.rstrip(_INCOMPLETE)
+    text = before.settled + complete[known:]
+    if len(complete) < len(window) or len(complete) < known:
+        return Decoded(text, before.settled, before.prefix, before.read)
+    return Decoded(text, text, before.read, len(tokens))
+
+
+def find_stop(text: str, start: int, stops: Sequence[str]) -> int | None:
+    """Where the first stop string begins that is complete in `text` and ends behind `start`, else None.
+
+    The one that *ends* first wins, of those the longest, so that the answer does not depend on how the text
+    was cut into chunks.
+    """
+    matches = [(at + len(stop), at) for stop in stops if (at := text.find(stop, max(0, start - len(stop) + 1))) >= 0]
+    return min(matches)[1] if matches else None
+
+
+def withhold(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the beginning of a stop string: not yet final."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        tail = text[-size:]
+        if any(stop.startswith(tail) for stop in stops):
+            return size
+    return 0
+
+
+def common_prefix(texts: Sequence[str]) -> str:
+    """The text on which all agree."""
+    low, high = min(texts), max(texts)
+    for i, (a, b) in enumerate(zip(low, high, strict=False)):
+        if a != b:
+            return low[:i]
+    return low

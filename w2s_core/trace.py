@@ -1,0 +1,38 @@
+"""Keeps count of a search, and its tree when asked."""
+
+from __future__ import annotations
+
+from w2s_core.types import Candidate, Hypothesis, Round
+
+
+class Trace:
+    """One prompt's rounds. `tree[c]` lists the candidates of chunk c; a candidate's parent is named by its id."""
+
+    def __init__(self, *, keep_tree: bool) -> None:
+        self.chunks = 0
+        self.tree: list[list[Candidate]] = []
+        self._keep_tree = keep_tree
+        self._ids: dict[int, int] = {}  # id() of the hypotheses of the previous round -> candidate id
+        self._previous: list[Hypothesis] = []  # keeps those objects alive, so that id() stays theirs
+
+    def add(self, chunk: Round) -> None:
+        self.chunks += 1
+        if not self._keep_tree:
+            return
+        kept = {id(y) for y in chunk.beam}
+        self.tree.append(
+            [
+                Candidate(
+                    id=number,
+                    parent=self._ids.get(id(y.parent)),
+                    text=y.text,
+                    score=y.score,
+                    scores=y.scores,
+                    finish_reason=y.finish_reason,
+                    kept=id(y) in kept,
+                )
+                for number, y in enumerate(chunk.candidates)
+            ]
+        )
+        self._previous = list(chunk.candidates)
+        self._ids = {id(y): number for number, y in enumerate(chunk.candidates)}

@@ -1,0 +1,198 @@
+"""The nouns of the search, all frozen: a hypothesis is never edited, a successor is a new one.
+
+Scores and log-probabilities are in nats, lengths in tokens of the model that is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Method: TypeAlias = Literal["cbs", "best_of_n", "none"]
+FinishReason: TypeAlias = Literal["stop", "length"]
+Tokens: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Shapes the large model's sampling only, never the pair's scores. Defaults are OpenAI's.
+
+    `max_tokens` None means "what fits the context"; `temperature` 0 is greedy; `top_k` 0 keeps every token;
+    `stop` are strings that end an answer where they begin; `seed` None draws a fresh one.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How a request is searched (Zhou et al. 2024, section 4).
+
+    `pairs` maps a pair's name to its weight w_j; `beam_width` W hypotheses are kept after each chunk of at most
+    `chunk_length` L tokens; each gets `successors` K continuations. "best_of_n" draws `successors` whole answers.
+    """
+
+    method: Method = "cbs"
+    pairs: Mapping[str, float] = field(default_factory=dict)
+    beam_width: int = 4
+    successors: int = 4
+    chunk_length: int = 5
+    trace: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Sequences of the large model that are sampled at once: W·K."""
+        return self.beam_width * self.successors
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A raw prompt; the model's tokenizer adds its special tokens (BOS)."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt given as token ids of the large model, used as they are."""
+
+    tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation: messages as the chat templates take them, for example {"role": "user", "content": "Hi"}."""
+
+    messages: tuple[Mapping[str, Any], ...]
+
+
+Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """y', an answer so far.
+
+    `tokens` are the large model's, without the token that ended the answer; `text` is their decoding without a
+    half character at its end, cut where a stop string began; `key` is its lineage (see `w2s_core.noise`).
+    `ended` is true only when the large model itself ended the answer, so that the pair scores its EOS;
+    `finish_reason` is None while the hypothesis may still grow. `logprobs` are log π_base of each token before
+    temperature, the ending token's behind them. `score` is the weighted sum of `scores`, each pair's log-ratio.
+    """
+
+    tokens: Tokens = ()
+    text: str = ""
+    key: int = 0
+    ended: bool = False
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[float, ...] = ()
+    score: float = 0.0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    parent: Hypothesis | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def length(self) -> int:
+        """Tokens that the large model drew for it, the ending one included."""
+        return len(self.tokens) + self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What guides the search: `total` = Σ w_j · pairs[j], and each pair's own log-ratio."""
+
+    total: float
+    pairs: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One chunk of the search: every distinct candidate with its score, and the beam that was kept of them."""
+
+    candidates: Sequence[Hypothesis]
+    beam: Sequence[Hypothesis]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One call of the API. `guidance` None takes the served model's own; `best_of` is OpenAI's field.
+
+    Each of `prompts` gets `n` choices, indexed `i + prompt_index * n`.
+    """
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingParams = SamplingParams()
+    guidance: Guidance | None = None
+    n: int = 1
+    best_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextCommitted:
+    """More text of choice `index` that is final: nothing sent is ever taken back."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceFinished:
+    """Choice `index` is complete; `hypothesis.text` equals the concatenation of what was committed of it.
+
+    `guided` tells whether its score means anything.
+    """
+
+    index: int
+    hypothesis: Hypothesis
+    guided: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node of the search tree. `parent` is the index of its parent among the previous chunk's candidates that
+    were kept, or None at the root."""
+
+    id: int
+    parent: int | None
+    text: str
+    score: float
+    scores: Mapping[str, float]
+    finish_reason: FinishReason | None
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GuidanceReport:
+    """What a guided request cost. `sampled_tokens` are the large model's, pruned ones included; `scored_tokens` the
+    pairs'. `tree` holds, per prompt and per chunk, every candidate, when `trace` was asked for."""
+
+    method: Method
+    beam_width: int
+    successors: int
+    chunk_length: int
+    chunks: int
+    sampled_tokens: int
+    scored_tokens: int
+    tree: Sequence[Sequence[Sequence[Candidate]]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """The last event. `completion_tokens` counts returned tokens only; a token that ended an answer counts as one."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    guidance: GuidanceReport | None
+
+
+Event: TypeAlias = TextCommitted | ChoiceFinished | RequestFinished
