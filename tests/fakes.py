@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -80,7 +80,7 @@ class FakeLargeModel:
         return TextPrompt(self.codec.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
     @asynccontextmanager
-    async def open(self, prompt: Tokens, sampling: SamplingParams) -> AsyncIterator[FakeProposals]:
+    async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[FakeProposals]:
         self.open_sessions += 1
         try:
             yield FakeProposals(self, prompt, sampling)
@@ -101,7 +101,7 @@ class FakeProposals:
         await self._wait()
         return [self._successor(parent, index, length) for parent in beam for index in range(k)]
 
-    async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncIterator[Hypothesis]:
+    async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
         last = hypothesis
         for _ in range(length):
             await self._wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -21,15 +21,15 @@ async def all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def merged(sources: Sequence[AsyncIterator[T]], *, timeout_s: float | None = None) -> AsyncIterator[T]:
+async def merged(sources: Sequence[AsyncGenerator[T]], *, timeout_s: float | None = None) -> AsyncGenerator[T]:
     """Items of all sources as they come, each source in its own task. The first failure ends all and is raised.
 
     Raises TimeoutError when the sources have not ended after `timeout_s`. Closing the iterator ends the sources.
     """
     queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue(_DEPTH)
 
-    async def pump(source: AsyncIterator[T]) -> None:
-        async with aclosing(source):  # type: ignore[type-var]
+    async def pump(source: AsyncGenerator[T]) -> None:
+        async with aclosing(source):
             async for item in source:
                 await queue.put((item,))
 

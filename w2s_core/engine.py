@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -87,7 +87,7 @@ class Engine:
             for name, (large, guidance) in planner.served.items()
         }
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.
 
         Raises RequestError, OverloadedError and UnavailableError before the first event; DeadlineError and
@@ -124,17 +124,17 @@ class PromptRun:
         self._first_choice = first_choice
         self._root = Hypothesis(key=root_key(plan.seed))
 
-    async def events(self, ticket: Ticket) -> AsyncIterator[TextCommitted | ChoiceFinished]:
+    async def events(self, ticket: Ticket) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
         """Everything but the request's last event."""
         plan = self.plan
-        async with ticket, plan.large.open(plan.prompt, plan.sampling) as proposals:
+        async with ticket, plan.large.open(plan.prompt, plan.sampling, rows=plan.rows) as proposals:
             source = self._plain(proposals) if plan.scorer is None else self._guided(proposals, plan.scorer)
             async with aclosing(source):
                 async for event in source:
                     yield event
             self.sampled_tokens = proposals.sampled_tokens
 
-    async def _plain(self, proposals: Proposals) -> AsyncIterator[TextCommitted | ChoiceFinished]:
+    async def _plain(self, proposals: Proposals) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
         keys = [successor_key(self._root.key, 0, i) for i in range(self.plan.n)]
         samples = [self._sample(proposals, i, replace(self._root, key=key)) for i, key in enumerate(keys)]
         async with aclosing(merged(samples)) as events:
@@ -143,17 +143,17 @@ class PromptRun:
 
     async def _sample(
         self, proposals: Proposals, choice: int, start: Hypothesis
-    ) -> AsyncIterator[TextCommitted | ChoiceFinished]:
+    ) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
         writer = ChoiceWriter(self._first_choice + choice, self.plan.sampling.stop)
         last = start
-        async with aclosing(proposals.grow(start, length=self.plan.budget)) as growing:  # type: ignore[type-var]
+        async with aclosing(proposals.grow(start, length=self.plan.budget)) as growing:
             async for last in growing:
-                for event in writer.commit([last]):
-                    yield event
+                for text in writer.commit([last]):
+                    yield text
         for event in self._finish(writer, last):
             yield event
 
-    async def _guided(self, proposals: Proposals, scorer: Scorer) -> AsyncIterator[TextCommitted | ChoiceFinished]:
+    async def _guided(self, proposals: Proposals, scorer: Scorer) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
         plan, guidance = self.plan, self.plan.guidance
         assert guidance is not None  # a scorer is planned for guided requests only
         writers = [ChoiceWriter(self._first_choice + i, plan.sampling.stop) for i in range(plan.n)]
@@ -168,12 +168,12 @@ class PromptRun:
                 length=guidance.chunk_length,
                 budget=plan.budget,
             )
-            async with aclosing(rounds):  # type: ignore[type-var]
+            async with aclosing(rounds):
                 async for chunk in rounds:
                     beam = chunk.beam
                     self.trace.add(chunk)
-                    for event in [e for writer in writers for e in writer.commit(beam)]:
-                        yield event
+                    for text in [text for writer in writers for text in writer.commit(beam)]:
+                        yield text
             self.scored_tokens = scoring.scored_tokens
         for writer, answer in zip(writers, _padded(beam, plan.n), strict=True):
             for event in self._finish(writer, answer):
@@ -215,8 +215,9 @@ def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
     return RequestFinished(
         prompt_tokens=sum(len(run.plan.prompt) for run in runs),
         completion_tokens=sum(run.completion_tokens for run in runs),
-        guidance=guidance
-        and GuidanceReport(
+        guidance=None
+        if guidance is None
+        else GuidanceReport(
             method=guidance.method,
             beam_width=guidance.beam_width,
             successors=guidance.successors,

@@ -7,7 +7,7 @@ can be continued anywhere.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -17,13 +17,16 @@ from w2s_core.types import Hypothesis, Prompt, SamplingParams, Score, Tokens
 class Proposals(Protocol):
     """One prompt's view of the large model; owns that prompt's KV."""
 
-    sampled_tokens: int  # drawn so far, pruned ones included
+    @property
+    def sampled_tokens(self) -> int:
+        """Drawn so far, pruned ones included."""
+        ...
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         """k successors of each hypothesis in `beam`, of at most `length` more tokens; parents in order, k each."""
         ...
 
-    def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncIterator[Hypothesis]:
+    def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
         """The successor that `propose([hypothesis], k=1, length=length)` returns, yielded again as it grows."""
         ...
 
@@ -31,7 +34,10 @@ class Proposals(Protocol):
 class LargeModel(Protocol):
     """π_base, frozen."""
 
-    context_length: int  # tokens, prompt and answer together
+    @property
+    def context_length(self) -> int:
+        """Tokens, prompt and answer together."""
+        ...
 
     def encode(self, prompt: Prompt) -> Tokens:
         """Token ids of the prompt, special tokens included. Raises RequestError (a chat template that refuses)."""
@@ -41,15 +47,18 @@ class LargeModel(Protocol):
         """The same prompt without token ids of this model: a TokenPrompt is decoded, others are returned as is."""
         ...
 
-    def open(self, prompt: Tokens, sampling: SamplingParams) -> AbstractAsyncContextManager[Proposals]:
-        """A session for one prompt; leaving the context frees its rows within one decode step."""
+    def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AbstractAsyncContextManager[Proposals]:
+        """A session for one prompt, of at most `rows` sequences at once; leaving it frees them within one step."""
         ...
 
 
 class Scoring(Protocol):
     """One prompt's view of a pair."""
 
-    scored_tokens: int  # run through the pair so far, both models together
+    @property
+    def scored_tokens(self) -> int:
+        """Run through the pair so far, both models together."""
+        ...
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         """log π_tuned(y'|x) − log π_untuned(y'|x) of each whole answer so far, in nats, in the same order."""

@@ -11,7 +11,7 @@ Best-of-N is the same search with one copy, K = N and a chunk as long as the bud
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import replace
 from heapq import nlargest
 
@@ -21,7 +21,7 @@ from w2s_core.types import Hypothesis, Round
 
 async def search(
     proposals: Proposals, scoring: Scoring, start: Sequence[Hypothesis], *, w: int, k: int, length: int, budget: int
-) -> AsyncIterator[Round]:
+) -> AsyncGenerator[Round]:
     """Yields every round; the last one's beam is H. W = `w`, K = `k`, L = `length` and `budget` in tokens of π_base.
 
     Ties in score keep the order of proposal, so that equal input gives equal output.

@@ -1,4 +1,4 @@
-"""Text and tokens: chat templates, incremental decoding, stop strings. Imports no torch (a fast tokenizer needs none)."""
+"""Text and tokens: chat templates, incremental decoding, stop strings. Imports no torch: fast tokenizers need none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class TextCodec:
     @property
     def eos(self) -> int | None:
         """The token that the model puts behind a text, as its tokenizer names it."""
-        return self._tokenizer.eos_token_id
+        eos: int | None = self._tokenizer.eos_token_id
+        return eos
 
     @property
     def start(self) -> Tokens:
@@ -46,6 +47,11 @@ class TextCodec:
     def vocabulary(self) -> Mapping[str, int]:
         vocabulary: Mapping[str, int] = self._tokenizer.get_vocab()
         return vocabulary
+
+    @property
+    def size(self) -> int:
+        """Token ids are below this."""
+        return len(self._tokenizer)
 
     def encode(self, text: str, *, special_tokens: bool) -> Tokens:
         """Token ids. `special_tokens` adds what the tokenizer puts around a text (BOS)."""

@@ -139,10 +139,15 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TextCommitted:
-    """More text of choice `index` that is final: nothing sent is ever taken back."""
+    """More text of choice `index` that is final: nothing sent is ever taken back.
+
+    `prompt_tokens` and `completion_tokens` are the whole request's usage so far, as `RequestFinished` ends it.
+    """
 
     index: int
     text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ class LikelihoodScorer:
 
     scored_tokens = 0
 
-    def check(self, prompt: Prompt, max_tokens: int) -> int:
+    def check(self, _prompt: Prompt, max_tokens: int) -> int:
         return max_tokens
 
     @asynccontextmanager
-    async def open(self, prompt: Prompt) -> AsyncIterator[LikelihoodScorer]:
+    async def open(self, _prompt: Prompt) -> AsyncIterator[LikelihoodScorer]:
         yield self
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:

@@ -1,0 +1,80 @@
+"""Tiny random models of several families, and their tokenizers: equality tests run on them in milliseconds."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCABULARY = 300
+BOS, EOS = 256, 257
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": EOS,
+    "initializer_range": 0.3,  # wide, so that random models have opinions
+}
+_DECODER: dict[str, Any] = _COMMON | {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+}
+FAMILIES: dict[str, Any] = {
+    "llama": LlamaConfig(**_DECODER),
+    "qwen2": Qwen2Config(**_DECODER),
+    "qwen3": Qwen3Config(**_DECODER),
+    "mistral": MistralConfig(**_DECODER, sliding_window=8),
+    "gemma2": Gemma2Config(**_DECODER, sliding_window=8, query_pre_attn_scalar=8),
+    "gemma3": Gemma3TextConfig(**_DECODER, sliding_window=8, query_pre_attn_scalar=8),
+    "gpt2": GPT2Config(**_COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=512),
+}
+
+
+def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """Random weights, float32, two layers of width 32, vocabulary 300."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family]), dtype=torch.float32)
+    return model.eval()
+
+
+def byte_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """Token i is byte i, then <bos>, <eos> and fillers up to the vocabulary's 300."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<bos>", "<eos>"])
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(VOCABULARY - 258)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", chat_template=template
+    )
+
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+
+
+def save_tiny(folder: Path, *, family: str = "llama", seed: int = 0, template: str | None = TEMPLATE) -> Path:
+    """A folder that `from_pretrained` loads."""
+    tiny_model(family, seed).save_pretrained(folder)
+    byte_tokenizer(template).save_pretrained(folder)
+    return folder

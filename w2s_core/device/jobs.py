@@ -1,0 +1,177 @@
+"""What crosses the border to a worker process: small frozen dataclasses with token ids, never tensors.
+
+A job carries everything that it needs (prompt, answers so far, keys), so that any worker can do it. A *session* is one
+prompt's view of one model: its jobs share KV, and every job names the answers that still matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from w2s_core.types import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model to load: what transformers takes (folder or hub id)."""
+
+    source: str
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One worker process: device, models by name, CPU threads (0 = all cores), KV bytes per model (0 = auto)."""
+
+    device: str
+    dtype: str
+    threads: int
+    kv_cache_bytes: int
+    models: Mapping[str, ModelSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a worker learned by loading: tokens of context, ids that end a text, KV slots (tokens) at its disposal."""
+
+    context_length: int
+    eos: frozenset[int]
+    kv_slots: int
+    kv_bytes_per_token: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An answer to continue by up to `length` tokens: its tokens so far and the key of its noise."""
+
+    tokens: Tokens
+    key: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleJob:
+    """Draw more tokens for each row. News of a row is sent every `report_every` tokens and when it is done."""
+
+    id: int
+    session: int
+    model: str
+    prompt: Tokens
+    rows: tuple[Row, ...]
+    temperature: float
+    top_p: float
+    top_k: int
+    report_every: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreJob:
+    """Sum the log-probabilities of each whole answer behind the prompt, reusing what the session knows."""
+
+    id: int
+    session: int
+    model: str
+    prompt: Tokens
+    answers: tuple[Tokens, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopRows:
+    """These rows of a SampleJob need no more tokens."""
+
+    id: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelJob:
+    """Nobody waits for this job any more."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    """Free what this session holds in every model."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class InspectJob:
+    """Ask for a WorkerState; checks the integrity of every KV cache on the way."""
+
+    id: int
+
+
+Job: TypeAlias = SampleJob | ScoreJob | InspectJob
+Order: TypeAlias = Job | StopRows | CancelJob | CloseSession
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker has loaded its models."""
+
+    models: Mapping[str, ModelInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """The worker cannot load its models and ends."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RowNews:
+    """New tokens of one row since the last news; `logprobs` (nats, before temperature) has one more if `ended`."""
+
+    row: int
+    tokens: Tokens
+    logprobs: tuple[float, ...]
+    ended: bool
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SampleNews:
+    """`finished`: this was the job's last news."""
+
+    id: int
+    rows: tuple[RowNews, ...]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """log p(answer | prompt) of each answer in nats, and how many tokens had to be run for it."""
+
+    id: int
+    logprobs: tuple[float, ...]
+    tokens_run: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """`slots_used` and `sessions` per model, and live jobs."""
+
+    id: int
+    slots_used: Mapping[str, int]
+    sessions: Mapping[str, int]
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    """The job is over. `cache_full` tells "no room for its KV" from other failures."""
+
+    id: int
+    message: str
+    cache_full: bool = False
+
+
+Outcome: TypeAlias = SampleNews | ScoreResult | WorkerState | JobFailed
+Report: TypeAlias = Ready | LoadFailed | Outcome

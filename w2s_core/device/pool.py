@@ -1,0 +1,119 @@
+"""The worker processes: where sessions go, and what happens when one dies. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from w2s_core.device.jobs import InspectJob, JobFailed, ModelInfo, WorkerSpec, WorkerState
+from w2s_core.device.process import WorkerLostError, WorkerProcess, next_job_id
+from w2s_core.device.session import Session
+from w2s_core.errors import ConfigurationError, UnavailableError, WorkerError
+
+_log = logging.getLogger(__name__)
+_FIRST_RESTART_S, _LAST_RESTART_S = 0.5, 30.0
+_WAIT_FOR_WORKER_S = 60.0  # how long a search whose worker died waits for another one
+_RETRY_AFTER_S = 5
+
+
+class WorkerPool:
+    """One process per spec. Sessions go to the worker with the fewest rows; a dead worker is started again."""
+
+    def __init__(self, specs: Sequence[WorkerSpec]) -> None:
+        self._specs = specs
+        self._workers: list[WorkerProcess] = []
+        self._sessions = itertools.count(1)
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Condition()
+
+    @property
+    def workers(self) -> Sequence[WorkerProcess]:
+        return self._workers
+
+    @property
+    def ready(self) -> bool:
+        return any(worker.alive for worker in self._workers)
+
+    def info(self, model: str) -> ModelInfo:
+        """What loading this model told. Only after `start`."""
+        return next(worker.models[model] for worker in self._workers if model in worker.models)
+
+    async def start(self) -> None:
+        """Loads every model on every worker. Raises ConfigurationError when one cannot be loaded."""
+        self._workers = [WorkerProcess(spec, self._lost) for spec in self._specs]
+        try:
+            for worker in self._workers:
+                await worker.started()
+        except WorkerLostError as error:
+            await self.stop()
+            raise ConfigurationError(f"The models cannot be loaded: {error}") from None
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        for task in self._restarts:
+            task.cancel()
+        await asyncio.gather(*self._restarts, return_exceptions=True)
+        for worker in self._workers:
+            await worker.stop()
+        self._workers = []
+
+    @asynccontextmanager
+    async def session(self, rows: int) -> AsyncIterator[Session]:
+        """A place for one prompt's jobs on one worker; `rows` weigh in the choice of the worker."""
+        session = Session(next(self._sessions), rows, self.acquire)
+        try:
+            yield session
+        finally:
+            session.close()
+
+    async def acquire(self) -> WorkerProcess:
+        """The least loaded living worker; waits for one to come back. Raises UnavailableError when none does."""
+        try:
+            async with asyncio.timeout(_WAIT_FOR_WORKER_S), self._changed:
+                await self._changed.wait_for(lambda: self.ready)
+        except TimeoutError:
+            raise UnavailableError("No worker is alive.", _RETRY_AFTER_S) from None
+        return min((w for w in self._workers if w.alive), key=lambda w: w.rows)
+
+    async def inspect(self) -> list[WorkerState]:
+        """Each worker's state, after its caches' integrity was checked. Raises WorkerError where it does not hold."""
+        states = []
+        for worker in self._workers:
+            job = InspectJob(next_job_id())
+            outcome = await worker.submit(job).get()
+            worker.forget(job.id)
+            if isinstance(outcome, WorkerLostError | JobFailed):
+                raise WorkerError(str(outcome))
+            assert isinstance(outcome, WorkerState)
+            states.append(outcome)
+        return states
+
+    def _lost(self, worker: WorkerProcess) -> None:
+        _log.error("worker %d on %s was lost; starting another", worker.pid, worker.spec.device)
+        task = asyncio.get_running_loop().create_task(self._restart(worker))
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, lost: WorkerProcess) -> None:
+        delay = _FIRST_RESTART_S
+        while True:
+            worker = WorkerProcess(lost.spec, self._lost)
+            try:
+                await worker.started()
+            except WorkerLostError as error:
+                _log.error("a worker could not be restarted, next try in %.1f s: %s", delay, error)
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _LAST_RESTART_S)
+                continue
+            except asyncio.CancelledError:
+                await worker.stop()
+                raise
+            self._workers[self._workers.index(lost)] = worker
+            async with self._changed:
+                self._changed.notify_all()
+            return

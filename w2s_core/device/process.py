@@ -1,0 +1,146 @@
+"""The parent's end of one worker process: orders go out and reports come in without ever blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+
+from w2s_core.device.jobs import Job, LoadFailed, ModelInfo, Order, Outcome, Ready, Report, WorkerSpec
+from w2s_core.errors import W2SError
+
+_STOP_TIMEOUT_S = 5.0
+_job_ids = itertools.count(1)
+
+
+class WorkerLostError(W2SError):
+    """The process ended; whoever waits for it may try elsewhere."""
+
+
+def next_job_id() -> int:
+    """Unique in this process."""
+    return next(_job_ids)
+
+
+class WorkerProcess:
+    """One process. `on_lost` is called once, in the event loop, when it ends without having been asked to."""
+
+    def __init__(self, spec: WorkerSpec, on_lost: Callable[[WorkerProcess], None]) -> None:
+        self.spec = spec
+        self.models: Mapping[str, ModelInfo] = {}
+        self.rows = 0  # of the jobs it has, for placement
+        self.alive = False
+        self._on_lost = on_lost
+        self._mailboxes: dict[int, asyncio.Queue[Outcome | WorkerLostError]] = {}
+        self._outbox: SimpleQueue[Order | WorkerSpec | None] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[Mapping[str, ModelInfo]] = self._loop.create_future()
+        self._stopping = False
+        self._connection, self._process = _spawn()
+        self._outbox.put(spec)
+        for target in (self._receive, self._send):
+            threading.Thread(target=target, daemon=True, name=f"w2s-{target.__name__}").start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def started(self) -> None:
+        """Returns when the models are loaded. Raises WorkerLostError with the worker's reason when they cannot be."""
+        self.models = await asyncio.shield(self._started)
+        self.alive = True
+
+    def submit(self, job: Job) -> asyncio.Queue[Outcome | WorkerLostError]:
+        """Sends the job; its outcomes arrive in the queue that is returned, until `forget`."""
+        mailbox = self._mailboxes[job.id] = asyncio.Queue()
+        self.send(job)
+        if self._stopping or self._process.poll() is not None:
+            mailbox.put_nowait(WorkerLostError("The worker process has ended."))
+        return mailbox
+
+    def forget(self, job_id: int) -> None:
+        """Outcomes of this job are of no interest any more."""
+        self._mailboxes.pop(job_id, None)
+
+    def send(self, order: Order) -> None:
+        self._outbox.put(order)
+
+    async def stop(self) -> None:
+        """Ends the process: politely, then not."""
+        self._stopping = True
+        self.alive = False
+        self._outbox.put(None)
+        self._process.terminate()
+        await asyncio.to_thread(self._reap)
+        self._lose(WorkerLostError("The worker was stopped."))
+
+    def _reap(self) -> None:
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    # The two threads.
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):
+            while (order := self._outbox.get()) is not None:
+                self._connection.send(order)
+
+    def _receive(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._to_loop(self._deliver, self._connection.recv())
+        self._outbox.put(None)
+        code = self._process.wait()
+        self._to_loop(self._ended, code)
+
+    def _to_loop(self, callback: Callable[..., None], argument: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(callback, argument)
+
+    # In the event loop.
+
+    def _deliver(self, report: Report) -> None:
+        match report:
+            case Ready():
+                self._started.set_result(report.models)
+            case LoadFailed():
+                self._started.set_exception(WorkerLostError(report.message))
+            case _:
+                mailbox = self._mailboxes.get(report.id)
+                if mailbox is not None:
+                    mailbox.put_nowait(report)
+
+    def _ended(self, code: int) -> None:
+        was_alive, self.alive = self.alive, False
+        self._connection.close()
+        self._lose(WorkerLostError(f"The worker process ended with status {code}."))
+        if was_alive and not self._stopping:
+            self._on_lost(self)
+
+    def _lose(self, error: WorkerLostError) -> None:
+        if not self._started.done():
+            self._started.set_exception(error)
+        for mailbox in self._mailboxes.values():
+            mailbox.put_nowait(error)
+        self._mailboxes.clear()
+
+
+def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "w2s_core.device.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is for the parent, which stops its workers in order
+        )
+    return Connection(ours.detach()), process

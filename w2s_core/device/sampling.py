@@ -1,0 +1,88 @@
+"""Draws tokens by inverse transform: one uniform number per token, given from outside (`w2s_core.noise`).
+
+A row's token depends on its own logits, parameters and number, and on no other row of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+_FIRST_TRY = 1024  # top_p rarely needs more tokens than these; sorting the whole vocabulary is slow
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one row is drawn. `temperature` 0 is greedy; `top_k` 0 keeps all; `number` is uniform in [0, 1)."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    number: float
+
+    @property
+    def truncated(self) -> bool:
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
+
+def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
+    """`logits` (rows, vocab) in float32. Returns each row's token and its log-probability before temperature, nats."""
+    tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
+    kinds = [(d.temperature == 0, d.truncated) for d in draws]
+    for kind, pick in (((True, False), _greedy), ((False, False), _from_all), ((False, True), _from_best)):
+        rows = [i for i, k in enumerate(kinds) if k == kind]
+        if len(rows) == len(draws):
+            tokens = pick(logits, draws)
+        elif rows:
+            tokens[rows] = pick(logits[rows], [draws[i] for i in rows])
+    logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+    return tokens.tolist(), logprobs.tolist()
+
+
+def _greedy(logits: torch.Tensor, _draws: Sequence[Draw]) -> torch.Tensor:
+    return logits.argmax(1)
+
+
+def _from_all(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    probabilities = (logits / _column([d.temperature for d in draws], logits)).softmax(1)
+    return _inverse_transform(probabilities, draws)
+
+
+def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """top_k, then top_p of what is left, as OpenAI, vLLM and transformers order them."""
+    scaled = logits / _column([d.temperature for d in draws], logits)
+    vocabulary = logits.shape[1]
+    limits = [min(d.top_k, vocabulary) or vocabulary for d in draws]
+    top_k = torch.tensor(limits, device=logits.device)[:, None]
+    top_p = _column([d.top_p for d in draws], logits)
+    size = min(vocabulary, max(_FIRST_TRY if limit == vocabulary else limit for limit in limits))
+    best, index = scaled.topk(size, dim=1)
+    if size < vocabulary:  # a nucleus larger than the best few needs the rest
+        mass = (best.logsumexp(1) - scaled.logsumexp(1)).exp()[:, None]
+        if bool(((mass < top_p) & (top_k == vocabulary)).any()):
+            best, index = scaled.sort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(best.shape[1], device=logits.device)
+    kept = best.masked_fill(ranks >= top_k, float("-inf"))
+    # Without top_k the nucleus is measured against the whole vocabulary, even where only the best were sorted.
+    total = torch.where(top_k == vocabulary, scaled.logsumexp(1, keepdim=True), kept.logsumexp(1, keepdim=True))
+    probabilities = (kept - total).exp()
+    before = probabilities.cumsum(1) - probabilities
+    outside = (before >= top_p) & (ranks > 0)
+    probabilities = probabilities.masked_fill(outside, 0.0)
+    return index.gather(1, _inverse_transform(probabilities, draws)[:, None])[:, 0]
+
+
+def _inverse_transform(probabilities: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """The first token at which the cumulated probability exceeds the row's number times the row's total."""
+    cumulated = probabilities.cumsum(1)
+    target = _column([d.number for d in draws], probabilities) * cumulated[:, -1:]
+    token = torch.searchsorted(cumulated, target, right=True)[:, 0]
+    # Rounding may lead one past the end, or onto a token of probability 0 there: take the last possible one.
+    last = (cumulated < cumulated[:, -1:]).sum(1)
+    return torch.minimum(token, last)
+
+
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]

@@ -1,0 +1,167 @@
+"""One prompt's jobs on one worker. When the worker dies, the session goes on elsewhere from its answers' tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from w2s_core.device.jobs import (
+    CancelJob,
+    CloseSession,
+    JobFailed,
+    Order,
+    Outcome,
+    Row,
+    RowNews,
+    SampleJob,
+    SampleNews,
+    ScoreJob,
+    ScoreResult,
+    StopRows,
+)
+from w2s_core.device.process import WorkerLostError, WorkerProcess, next_job_id
+from w2s_core.errors import OverloadedError, WorkerError
+from w2s_core.types import SamplingParams, Tokens
+
+_MOST_MOVES = 5  # a job that kills every worker it meets must not go on for ever
+_RETRY_AFTER_S = 5
+
+
+class Session:
+    """Made by `WorkerPool.session`, closed by it."""
+
+    def __init__(self, number: int, rows: int, acquire: Callable[[], Awaitable[WorkerProcess]]) -> None:
+        self.number = number
+        self._rows = rows
+        self._acquire = acquire
+        self._worker: WorkerProcess | None = None
+        self._moves = 0
+
+    def close(self) -> None:
+        """Frees what the session holds in its worker."""
+        if self._worker is not None:
+            self._worker.rows -= self._rows
+            self._worker.send(CloseSession(self.number))
+            self._worker = None
+
+    async def score(self, model: str, prompt: Tokens, answers: Sequence[Tokens]) -> ScoreResult:
+        """log p(answer | prompt) of each whole answer, in nats."""
+        while True:
+            job = ScoreJob(next_job_id(), self.number, model, prompt, tuple(answers))
+            try:
+                async with aclosing(self.outcomes(job)) as outcomes:
+                    outcome = await anext(outcomes)
+                assert isinstance(outcome, ScoreResult)
+                return outcome
+            except WorkerLostError as error:
+                self.leave(error)
+
+    def sample(
+        self, model: str, prompt: Tokens, rows: Sequence[Row], sampling: SamplingParams, *, report_every: int
+    ) -> Drawing:
+        """Draws these rows' tokens; iterate over the result for news of them."""
+
+        def make_job(rows: tuple[Row, ...]) -> SampleJob:
+            return SampleJob(
+                next_job_id(),
+                self.number,
+                model,
+                prompt,
+                rows,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                report_every=report_every,
+            )
+
+        return Drawing(self, make_job, rows)
+
+    async def outcomes(self, job: SampleJob | ScoreJob) -> AsyncGenerator[Outcome]:
+        """What comes of the job; leaving early cancels it. Raises WorkerLostError, WorkerError, OverloadedError."""
+        worker = await self._placed()
+        mailbox = worker.submit(job)
+        done = False
+        try:
+            while not done:
+                outcome = await mailbox.get()
+                if isinstance(outcome, WorkerLostError):
+                    done = True
+                    raise outcome
+                done = not isinstance(outcome, SampleNews) or outcome.finished
+                if isinstance(outcome, JobFailed):
+                    raise _error(outcome)
+                yield outcome
+        finally:
+            worker.forget(job.id)
+            if not done:
+                worker.send(CancelJob(job.id))
+
+    def send(self, order: Order) -> None:
+        """To the worker that has the session, if any."""
+        if self._worker is not None:
+            self._worker.send(order)
+
+    def leave(self, error: WorkerLostError) -> None:
+        """Gives up the worker, which is dead. Raises WorkerError when that has happened too often."""
+        if self._worker is not None:
+            self._worker.rows -= self._rows
+            self._worker = None
+        self._moves += 1
+        if self._moves > _MOST_MOVES:
+            raise WorkerError(f"This request lost {self._moves} workers: {error}")
+
+    async def _placed(self) -> WorkerProcess:
+        if self._worker is None:
+            self._worker = await self._acquire()
+            self._worker.rows += self._rows
+        return self._worker
+
+
+class Drawing:
+    """Rows while their tokens are drawn, wherever that happens. Rows are numbered as they were given."""
+
+    def __init__(self, session: Session, make_job: Callable[[tuple[Row, ...]], SampleJob], rows: Sequence[Row]) -> None:
+        self._session = session
+        self._make_job = make_job
+        self._living = dict(enumerate(rows))
+        self._job = 0
+        self._numbers: list[int] = []  # the job's rows, by our numbers
+
+    def stop(self, number: int) -> None:
+        """This row needs no more tokens."""
+        if self._living.pop(number, None) is not None:
+            self._session.send(StopRows(self._job, (self._numbers.index(number),)))
+
+    async def news(self) -> AsyncGenerator[RowNews]:
+        """News of the rows until none lives. Closing the iterator cancels the rest."""
+        while self._living:
+            self._numbers = list(self._living)
+            job = self._make_job(tuple(self._living.values()))
+            self._job = job.id
+            try:
+                async with aclosing(self._session.outcomes(job)) as outcomes:
+                    async for outcome in outcomes:
+                        assert isinstance(outcome, SampleNews)
+                        for news in self._accept(outcome):
+                            yield news
+            except WorkerLostError as error:
+                self._session.leave(error)
+
+    def _accept(self, outcome: SampleNews) -> Iterator[RowNews]:
+        for news in outcome.rows:
+            number = self._numbers[news.row]
+            row = self._living.get(number)
+            if row is None:
+                continue  # stopped meanwhile
+            drawn = len(news.tokens) + news.ended
+            self._living[number] = replace(row, tokens=row.tokens + news.tokens, length=row.length - drawn)
+            if news.done:
+                del self._living[number]
+            yield replace(news, row=number)
+
+
+def _error(failure: JobFailed) -> Exception:
+    if failure.cache_full:
+        return OverloadedError(f"The KV cache is full. {failure.message}", _RETRY_AFTER_S)
+    return WorkerError(f"The device failed this request: {failure.message}")

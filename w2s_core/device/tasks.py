@@ -1,0 +1,121 @@
+"""Jobs while they run: what they want to know next, and what they make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from w2s_core.device.jobs import Row, RowNews, SampleJob, SampleNews, ScoreJob, ScoreResult
+from w2s_core.device.sampling import Draw
+from w2s_core.device.token_tree import Node, TokenTree
+from w2s_core.noise import uniform
+
+
+class RowState:
+    """One answer that grows. `leaf` is its last token's node; `tokens` and `logprobs` are not reported yet."""
+
+    __slots__ = ("done", "ended", "index", "key", "leaf", "logprobs", "position", "remaining", "tokens")
+
+    def __init__(self, index: int, leaf: Node, row: Row) -> None:
+        self.index = index
+        self.leaf = leaf
+        self.key = row.key
+        self.position = len(row.tokens)  # in the answer, of the token to be drawn next
+        self.remaining = row.length
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.ended = False
+        self.done = False
+
+
+class SampleTask:
+    """A SampleJob: every live row wants its leaf's logits and draws one token from them."""
+
+    def __init__(self, job: SampleJob, tree: TokenTree, eos: frozenset[int]) -> None:
+        self.job = job
+        self.tree = tree
+        self._eos = eos
+        self.rows = [RowState(i, tree.descend(row.tokens), row) for i, row in enumerate(job.rows)]
+
+    @property
+    def live(self) -> list[RowState]:
+        return [row for row in self.rows if not row.done]
+
+    @property
+    def leaves(self) -> list[Node]:
+        return [row.leaf for row in self.rows]
+
+    def wanted(self) -> Iterator[Node]:
+        return (row.leaf for row in self.rows if not row.done)
+
+    def draw(self, row: RowState) -> Draw:
+        """How this row's next token is drawn."""
+        job = self.job
+        return Draw(job.temperature, job.top_p, job.top_k, uniform(row.key, row.position))
+
+    def append(self, row: RowState, token: int, logprob: float) -> None:
+        """The row's next token, drawn."""
+        row.logprobs.append(logprob)
+        row.remaining -= 1
+        row.position += 1
+        row.ended = token in self._eos
+        if not row.ended:
+            row.tokens.append(token)
+            row.leaf = row.leaf.child(token)
+        row.done = row.ended or row.remaining == 0
+
+    def stop(self, rows: Sequence[int]) -> None:
+        """These rows need no more tokens; nothing more is said of them."""
+        for index in rows:
+            self.rows[index].done = True
+            self.rows[index].tokens, self.rows[index].logprobs = [], []
+
+    def news(self) -> SampleNews | None:
+        """What has not been told yet, when it is time to tell it."""
+        finished = not self.live
+        due = [r for r in self.rows if r.logprobs and (r.done or len(r.logprobs) >= self.job.report_every)]
+        if not due and not finished:
+            return None
+        news = tuple(RowNews(r.index, tuple(r.tokens), tuple(r.logprobs), r.ended, r.done) for r in due)
+        for row in due:
+            row.tokens, row.logprobs = [], []
+        return SampleNews(self.job.id, news, finished)
+
+
+class ScoreTask:
+    """A ScoreJob: wants the logits before every token whose log-probability is unknown."""
+
+    def __init__(self, job: ScoreJob, tree: TokenTree) -> None:
+        self.job = job
+        self.tree = tree
+        self.tokens_run = 0
+        self.leaves = [tree.descend(answer) for answer in job.answers]
+        # Parents before children, so that a child's sum finds its parent's.
+        self._unknown = sorted(_without_logprob(self.leaves), key=lambda node: node.depth)
+
+    @property
+    def done(self) -> bool:
+        return not self._unknown
+
+    def wanted(self) -> Iterator[Node]:
+        return iter(dict.fromkeys(node.parent for node in self._unknown if node.parent is not None))
+
+    def pending(self, rows: Mapping[Node, int]) -> list[tuple[Node, int]]:
+        """Nodes that can be scored now, each with the row of its parent's logits."""
+        return [(node, rows[node.parent]) for node in self._unknown if node.parent is not None and node.parent in rows]
+
+    def settle(self) -> None:
+        """Forgets what has become known."""
+        self._unknown = [node for node in self._unknown if node.logprob is None]
+
+    def result(self) -> ScoreResult:
+        return ScoreResult(self.job.id, tuple(leaf.logprob or 0.0 for leaf in self.leaves), self.tokens_run)
+
+
+def _without_logprob(leaves: Sequence[Node]) -> set[Node]:
+    unknown: set[Node] = set()
+    for leaf in leaves:
+        node: Node | None = leaf
+        while node is not None and node.logprob is None and node not in unknown:
+            unknown.add(node)
+            node = node.parent
+    return unknown

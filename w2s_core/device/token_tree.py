@@ -1,0 +1,151 @@
+"""One session's tokens as a tree: the prompt is the trunk, answers branch, equal beginnings are one node.
+
+      prompt ── a ── b ── c          rows that drew the same tokens share nodes, hence KV and logits;
+                 │    └── d          a survivor's past is stored once, whoever descends from it;
+                 └── e               what is on no living answer's path is dropped, its slots are used again.
+
+A node is *fed* when the model has run over its token: its KV lies in its slot. The last token of an answer stays unfed
+until somebody wants to know what comes behind it, so a pruned answer's last token is never run at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heapify, heappop
+
+import numpy as np
+import numpy.typing as npt
+
+from w2s_core.device.kv_cache import KVCache
+from w2s_core.types import Tokens
+
+_UNFED = -1
+_HEADROOM = 64  # slots behind the prompt that a new session gets at once
+Slots = npt.NDArray[np.int64]
+
+
+class Node:
+    """A token of an answer (the root: the prompt's last token). `logprob` is log p(answer up to here | prompt)."""
+
+    __slots__ = ("children", "depth", "logprob", "parent", "path", "slot", "token")
+
+    def __init__(self, token: int, parent: Node | None, depth: int) -> None:
+        self.token = token
+        self.parent = parent
+        self.depth = depth  # position in the model's context
+        self.children: dict[int, Node] = {}
+        self.slot = _UNFED
+        self.path: Slots | None = None  # slots from the answer's first token to this one; a cache
+        self.logprob: float | None = None
+
+    @property
+    def fed(self) -> bool:
+        return self.slot != _UNFED
+
+    def child(self, token: int) -> Node:
+        """The continuation by `token`, made if there is none."""
+        node = self.children.get(token)
+        if node is None:
+            node = self.children[token] = Node(token, self, self.depth + 1)
+        return node
+
+
+class TokenTree:
+    """Owns a region of the cache until `close`. Only the scheduler changes it."""
+
+    def __init__(self, cache: KVCache, prompt: Tokens) -> None:
+        assert prompt, "a session needs at least one token to start from"
+        self.prompt = prompt
+        self.prompt_fed = 0  # the prompt's first tokens whose KV is there; its last one is the root's business
+        self.region = cache.allocate(len(prompt) + _HEADROOM)
+        self.root = Node(prompt[-1], None, len(prompt) - 1)
+        self.root.logprob = 0.0
+        self.root.path = np.empty(0, np.int64)
+        self._cache = cache
+        self._free: list[int] = []
+        self.top = len(prompt)  # slots [0, top) have been given out
+        self._depths = np.arange(self.region.size)  # position of the token in each slot
+
+    def descend(self, answer: Tokens) -> Node:
+        """The node of the answer's last token; nodes that are missing are made."""
+        node = self.root
+        for token in answer:
+            node = node.child(token)
+        return node
+
+    def missing(self, node: Node) -> list[Node]:
+        """What must run so that `node`'s logits are known: its unfed ancestors from the top, then the node itself."""
+        chain = [node]
+        while chain[-1].parent is not None and not chain[-1].parent.fed:
+            chain.append(chain[-1].parent)
+        return chain[::-1]
+
+    def place(self, node: Node) -> int:
+        """Gives the node a slot if it has none; returns the slot (local to the region). Raises CacheFullError."""
+        if node.fed:
+            return node.slot
+        if node.parent is None:
+            node.slot = len(self.prompt) - 1
+            return node.slot
+        if not self._free and self.top == self.region.size:
+            self._cache.grow(self.region, self.top + 1)
+            self._depths = np.resize(self._depths, self.region.size)
+        node.slot = heappop(self._free) if self._free else self.top
+        self.top = max(self.top, node.slot + 1)
+        self._depths[node.slot] = node.depth
+        return node.slot
+
+    def path(self, node: Node) -> Slots:
+        """Slots of the answer's tokens up to `node`, all placed."""
+        tail: list[int] = []
+        at = node
+        while at.path is None:
+            tail.append(at.slot)
+            assert at.parent is not None
+            at = at.parent
+        if tail:
+            assert at.path is not None
+            node.path = np.concatenate([at.path, np.array(tail[::-1], np.int64)])
+            if at.parent is not None and at.parent.parent is not None:
+                at.parent.path = None  # only the ends keep theirs: paths must not cost the square of the length
+        assert node.path is not None
+        return node.path
+
+    def depths(self) -> Slots:
+        """Positions of the tokens in slots [0, top)."""
+        return self._depths[: self.top]
+
+    def keep(self, leaves: Iterable[Node]) -> None:
+        """Drops every node that is neither a leaf here nor an ancestor of one."""
+        living: set[Node] = {self.root}
+        ends = list(leaves)
+        for leaf in ends:
+            node: Node | None = leaf
+            while node is not None and node not in living:
+                living.add(node)
+                node = node.parent
+        for node in living:
+            if len(node.children) > 0:
+                node.children = {token: child for token, child in node.children.items() if child in living}
+        slots = {node.slot for node in living if node.fed and node is not self.root}
+        self.top = max(slots, default=len(self.prompt) - 1) + 1
+        self._free = [slot for slot in range(len(self.prompt), self.top) if slot not in slots]
+        heapify(self._free)
+
+    def close(self) -> None:
+        self._cache.free(self.region)
+
+    def check_integrity(self) -> None:
+        """Every slot given out is either reachable from the root, once, or free."""
+        seen: list[int] = []
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            assert node.parent is not None
+            assert not node.fed or node.parent.fed, "a fed node behind an unfed one"
+            if node.fed:
+                seen.append(node.slot)
+        given = sorted(seen + self._free)
+        assert given == list(range(len(self.prompt), self.top)), "slots lost or used twice"
+        assert self.top <= self.region.size, "a slot outside the region"

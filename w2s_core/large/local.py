@@ -1,0 +1,102 @@
+"""The large model in a local worker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from w2s_core.device.jobs import Row
+from w2s_core.device.pool import WorkerPool
+from w2s_core.device.session import Session
+from w2s_core.errors import RequestError
+from w2s_core.noise import successor_key
+from w2s_core.successors import Successors
+from w2s_core.text import TextCodec
+from w2s_core.types import ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
+
+_CHUNK_NEWS = 16  # tokens between two looks for stop strings while a long chunk is drawn
+
+
+class LocalLargeModel:
+    """`model` is its name in the pool."""
+
+    def __init__(self, model: str, codec: TextCodec, pool: WorkerPool) -> None:
+        self.codec = codec
+        self._model = model
+        self._pool = pool
+
+    @property
+    def context_length(self) -> int:
+        return self._pool.info(self._model).context_length
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        match prompt:
+            case TokenPrompt():
+                size = self.codec.size
+                if any(not 0 <= token < size for token in prompt.tokens):
+                    raise RequestError(f"Token ids must be between 0 and {size - 1}.", "prompt")
+                tokens = prompt.tokens
+            case ChatPrompt():
+                tokens = self.codec.encode_chat(prompt.messages)
+            case TextPrompt():
+                tokens = self.codec.encode(prompt.text, special_tokens=True)
+        tokens = tokens or self.codec.start
+        if not tokens:
+            raise RequestError("This model has no BOS token: the prompt must not be empty.", "prompt")
+        return tokens
+
+    def text_of(self, prompt: Prompt) -> Prompt:
+        return TextPrompt(self.codec.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+
+    @asynccontextmanager
+    async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
+        async with self._pool.session(rows) as session:
+            yield LocalProposals(self._model, self.codec, session, prompt, sampling)
+
+
+class LocalProposals:
+    """One prompt's view of a model in the pool."""
+
+    def __init__(
+        self, model: str, codec: TextCodec, session: Session, prompt: Tokens, sampling: SamplingParams
+    ) -> None:
+        self.sampled_tokens = 0
+        self._model = model
+        self._session = session
+        self._prompt = prompt
+        self._sampling = sampling
+        self._successors = Successors(codec, sampling.stop)
+
+    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        parents = [(y, index) for y in beam for index in range(k)]
+        self._successors.forget_all_but(beam)
+        latest: dict[int, Hypothesis] = {}
+        async with aclosing(self._draw(parents, length, _CHUNK_NEWS if self._sampling.stop else length)) as drawn:
+            async for number, successor in drawn:
+                latest[number] = successor
+        return [latest[number] for number in range(len(parents))]
+
+    async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
+        async with aclosing(self._draw([(hypothesis, 0)], length, 1)) as drawn:
+            async for _, successor in drawn:
+                yield successor
+
+    async def _draw(
+        self, parents: Sequence[tuple[Hypothesis, int]], length: int, report_every: int
+    ) -> AsyncGenerator[tuple[int, Hypothesis]]:
+        """Each row's successor as far as it has grown, at every news of it."""
+        rows = [Row(y.tokens, successor_key(y.key, len(y.tokens), index), length) for y, index in parents]
+        drawing = self._session.sample(self._model, self._prompt, rows, self._sampling, report_every=report_every)
+        tokens: list[Tokens] = [()] * len(rows)
+        logprobs: list[tuple[float, ...]] = [()] * len(rows)
+        async with aclosing(drawing.news()) as all_news:
+            async for news in all_news:
+                number = news.row
+                self.sampled_tokens += len(news.tokens) + news.ended
+                tokens[number] += news.tokens
+                logprobs[number] += news.logprobs
+                parent, index = parents[number]
+                successor = self._successors.make(parent, index, tokens[number], logprobs[number], ended=news.ended)
+                if successor.finished:
+                    drawing.stop(number)
+                yield number, successor

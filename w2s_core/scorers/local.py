@@ -1,0 +1,125 @@
+"""A pair in a local worker: log π_tuned − log π_untuned of whole answers, each model in its own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from w2s_core.concurrency import all_of
+from w2s_core.device.jobs import ScoreResult
+from w2s_core.device.pool import WorkerPool
+from w2s_core.device.session import Session
+from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError
+from w2s_core.text import TextCodec
+from w2s_core.types import ChatPrompt, Hypothesis, Prompt, Score, TokenPrompt, Tokens
+
+_PROMPT = "{prompt}"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """One model of a pair: its name in the pool and its tokenizer. `shares_tokens`: its vocabulary is the large
+    model's, id for id, so that answers need no translation."""
+
+    name: str
+    codec: TextCodec
+    shares_tokens: bool
+
+    def encode_answers(self, candidates: Sequence[Hypothesis]) -> list[Tokens]:
+        """Each answer in this model's tokens, its EOS behind those that the large model ended."""
+        if self.shares_tokens:
+            # A stop string may have cut a token in two: then only the text tells what the answer is.
+            cut = [y for y in candidates if y.finished and not y.ended]
+            texts = iter(self.codec.encode_many([y.text for y in cut]))
+            answers = [next(texts) if y.finished and not y.ended else y.tokens for y in candidates]
+        else:
+            answers = self.codec.encode_many([y.text for y in candidates])
+        eos = () if self.codec.eos is None else (self.codec.eos,)
+        return [answer + eos if y.ended else answer for answer, y in zip(answers, candidates, strict=True)]
+
+
+class LocalScorer:
+    """`template`: see `PairConfig.prompt_template`. Raises ConfigurationError when the models cannot do with it."""
+
+    def __init__(self, pool: WorkerPool, tuned: LocalModel, untuned: LocalModel, template: str | None) -> None:
+        self._pool = pool
+        self._models = (tuned, untuned)
+        self._template = template
+        for model in self._models:
+            if template is None and not model.codec.has_chat_template:
+                raise ConfigurationError(
+                    f"{model.name}: its tokenizer has no chat template, so the pair needs a prompt_template."
+                )
+            if template == "" and not model.codec.start:
+                raise ConfigurationError(f"{model.name}: it has no BOS, so it cannot score behind an empty prompt.")
+
+    def check(self, prompt: Prompt, max_tokens: int) -> int:
+        """Tokens of answer for which there is room, where the vocabulary is shared; elsewhere only its text will tell."""
+        room = max_tokens
+        for model in self._models:
+            limit = self._pool.info(model.name).context_length
+            used = len(self._prompt(model, prompt))
+            if used >= limit:
+                field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+                raise ContextLengthError(limit, used, 1, field)
+            if model.shares_tokens:
+                room = min(room, limit - used)
+        return room
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt) -> AsyncIterator[LocalScoring]:
+        async with self._pool.session(0) as session:
+            limits = [self._pool.info(model.name).context_length for model in self._models]
+            prompts = [self._prompt(model, prompt) for model in self._models]
+            yield LocalScoring(session, self._models, prompts, limits)
+
+    def _prompt(self, model: LocalModel, prompt: Prompt) -> Tokens:
+        """What this model sees before the answer."""
+        assert not isinstance(prompt, TokenPrompt)  # `LargeModel.text_of` has decoded those
+        if self._template is None:
+            if isinstance(prompt, ChatPrompt):
+                return model.codec.encode_chat(prompt.messages)
+            text = prompt.text
+        else:
+            raw = _last_user_message(prompt) if isinstance(prompt, ChatPrompt) else prompt.text
+            text = self._template.replace(_PROMPT, raw)
+        return model.codec.encode(text, special_tokens=True) or model.codec.start
+
+
+class LocalScoring:
+    """One prompt's view of the pair."""
+
+    def __init__(
+        self, session: Session, models: Sequence[LocalModel], prompts: Sequence[Tokens], limits: Sequence[int]
+    ) -> None:
+        self.scored_tokens = 0
+        self._session = session
+        self._models = models
+        self._prompts = prompts
+        self._limits = limits
+
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        tuned, untuned = await all_of([self._logprobs(i, candidates) for i in range(2)])
+        self.scored_tokens += tuned.tokens_run + untuned.tokens_run
+        return [Score(t - u) for t, u in zip(tuned.logprobs, untuned.logprobs, strict=True)]
+
+    async def _logprobs(self, which: int, candidates: Sequence[Hypothesis]) -> ScoreResult:
+        model, prompt, limit = self._models[which], self._prompts[which], self._limits[which]
+        answers = model.encode_answers(candidates)
+        longest = max(map(len, answers), default=0)
+        if len(prompt) + longest > limit:
+            raise RequestError(
+                f"The answer has outgrown the pair: {len(prompt)} + {longest} tokens exceed the {limit} tokens of "
+                f"{model.name}. Please lower max_tokens.",
+                "max_tokens",
+            )
+        return await self._session.score(model.name, prompt, answers)
+
+
+def _last_user_message(prompt: ChatPrompt) -> str:
+    for message in reversed(prompt.messages):
+        if message["role"] == "user":
+            content = message["content"]
+            return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return ""
