@@ -1,0 +1,183 @@
+"""Engine events → OpenAI's bodies, whole or in chunks. One `Shape` per endpoint; the order of chunks is the same."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from server.schemas.base import StreamOptions
+from server.schemas.chat import AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, Delta
+from server.schemas.completions import Completion, CompletionChoice
+from server.schemas.responses import Answer, AnswerChoice, ChoiceGuidance, GuidanceSummary, Usage, usage_of
+from w2s_core.types import ChoiceFinished, Event, FinishReason, RequestFinished, TextCommitted
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every chunk of an answer repeats; `created` in seconds since 1970."""
+
+    id: str
+    model: str
+    created: int
+
+    @classmethod
+    def new(cls, prefix: str, model: str) -> Envelope:
+        return cls(f"{prefix}-{uuid.uuid4().hex}", model, int(time.time()))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {"id": self.id, "model": self.model, "created": self.created, "system_fingerprint": None}
+
+
+class Shape(Protocol):
+    """How one endpoint writes its answers, of choices that it made itself; `extras` are fields not always there."""
+
+    id_prefix: str
+
+    def whole(self, choices: list[Any], **fields: Any) -> Answer: ...
+    def chunk(self, choices: list[Any], **fields: Any) -> Answer: ...
+    def whole_choice(self, index: int, text: str, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
+    def first_delta(self, index: int) -> AnswerChoice | None: ...
+    def text_delta(self, index: int, text: str) -> AnswerChoice: ...
+    def last_delta(self, index: int, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
+
+
+class CompletionShape:
+    id_prefix = "cmpl"
+
+    def whole(self, choices: list[Any], **fields: Any) -> Completion:
+        return Completion(object="text_completion", choices=choices, **fields)
+
+    chunk = whole
+
+    def whole_choice(self, index: int, text: str, reason: FinishReason, **extras: Any) -> CompletionChoice:
+        return CompletionChoice(index=index, text=text, logprobs=None, finish_reason=reason, **extras)
+
+    def first_delta(self, index: int) -> None:  # noqa: ARG002
+        return None
+
+    def text_delta(self, index: int, text: str) -> CompletionChoice:
+        return CompletionChoice(index=index, text=text, logprobs=None, finish_reason=None)
+
+    def last_delta(self, index: int, reason: FinishReason, **extras: Any) -> CompletionChoice:
+        return self.whole_choice(index, "", reason, **extras)
+
+
+class ChatShape:
+    id_prefix = "chatcmpl"
+
+    def whole(self, choices: list[Any], **fields: Any) -> ChatCompletion:
+        return ChatCompletion(object="chat.completion", choices=choices, **fields)
+
+    def chunk(self, choices: list[Any], **fields: Any) -> ChatChunk:
+        return ChatChunk(object="chat.completion.chunk", choices=choices, **fields)
+
+    def whole_choice(self, index: int, text: str, reason: FinishReason, **extras: Any) -> ChatChoice:
+        message = AssistantMessage(role="assistant", content=text, refusal=None)
+        return ChatChoice(index=index, message=message, logprobs=None, finish_reason=reason, **extras)
+
+    def first_delta(self, index: int) -> ChatChunkChoice:
+        return self._delta(index, Delta(role="assistant", content=""), None)
+
+    def text_delta(self, index: int, text: str) -> ChatChunkChoice:
+        return self._delta(index, Delta(content=text), None)
+
+    def last_delta(self, index: int, reason: FinishReason, **extras: Any) -> ChatChunkChoice:
+        return self._delta(index, Delta(), reason, **extras)
+
+    def _delta(self, index: int, delta: Delta, reason: FinishReason | None, **extras: Any) -> ChatChunkChoice:
+        return ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason, **extras)
+
+
+def _reason(event: ChoiceFinished) -> FinishReason:
+    return event.hypothesis.finish_reason or "length"  # a finished choice always has one; its type cannot say so
+
+
+def _score(event: ChoiceFinished) -> dict[str, Any]:
+    """The extra field of a guided choice; a plain one has none."""
+    return {"guidance": ChoiceGuidance.of(event.hypothesis)} if event.guided else {}
+
+
+def _report(event: RequestFinished) -> dict[str, Any]:
+    """The extra field of a guided answer; a plain one has none."""
+    return {"guidance": GuidanceSummary.of(event.guidance)} if event.guidance is not None else {}
+
+
+async def whole_answer(events: AsyncIterator[Event], shape: Shape, envelope: Envelope) -> Answer:
+    """The answer in one piece, choices by index."""
+    choices: list[AnswerChoice] = []
+    extras: dict[str, Any] = {}
+    async for event in events:
+        if isinstance(event, ChoiceFinished):
+            hypothesis = event.hypothesis
+            choices.append(shape.whole_choice(event.index, hypothesis.text, _reason(event), **_score(event)))
+        elif isinstance(event, RequestFinished):
+            extras = {"usage": usage_of(event), **_report(event)}
+    choices.sort(key=lambda choice: choice.index)
+    return shape.whole(choices, **envelope.fields, **extras)
+
+
+@dataclass(slots=True)
+class Chunks:
+    """The chunks of one streamed answer of `choices` choices.
+
+    The search's own report is known only at the very end. It goes into the chunk that finishes the last choice, and not
+    into the usage chunk or one of its own: that chunk exists in every stream, and many clients read `choices[0]` of
+    whatever comes. So the last choice's end is held back until the engine's last event, which follows at once.
+    """
+
+    shape: Shape
+    envelope: Envelope
+    options: StreamOptions
+    choices: int
+    _opened: set[int] = field(default_factory=set)
+    _finished: int = 0
+    _held: ChoiceFinished | None = None
+    _usage: Usage = field(default_factory=lambda: Usage.of(0, 0))
+
+    async def of(self, events: AsyncIterator[Event]) -> AsyncIterator[Answer]:
+        """OpenAI's order: per choice its role (chat), its text, its end; then the usage, if asked for."""
+        async for event in events:
+            for chunk in self._chunks(event):
+                yield chunk
+
+    def _chunks(self, event: Event) -> list[Answer]:
+        if isinstance(event, RequestFinished):
+            return self._end(event)
+        opening = self._opening(event.index)
+        if isinstance(event, TextCommitted):
+            self._usage = Usage.of(event.prompt_tokens, event.completion_tokens)
+            return [*opening, self._chunk(self.shape.text_delta(event.index, event.text))]
+        self._finished += 1
+        if self._finished == self.choices:
+            self._held = event
+            return opening
+        return [*opening, self._last(event)]
+
+    def _opening(self, index: int) -> list[Answer]:
+        if index in self._opened:
+            return []
+        self._opened.add(index)
+        first = self.shape.first_delta(index)
+        return [] if first is None else [self._chunk(first)]
+
+    def _last(self, event: ChoiceFinished, **extras: Any) -> Answer:
+        choice = self.shape.last_delta(event.index, _reason(event), **_score(event))
+        return self._chunk(choice, **extras)
+
+    def _end(self, event: RequestFinished) -> list[Answer]:
+        self._usage = usage_of(event)
+        chunks = [] if self._held is None else [self._last(self._held, **_report(event))]
+        if self.options.include_usage:
+            chunks.append(self.shape.chunk([], **self.envelope.fields, usage=self._usage))
+        return chunks
+
+    def _chunk(self, choice: AnswerChoice, **extras: Any) -> Answer:
+        if self.options.continuous_usage_stats:
+            extras["usage"] = self._usage
+        elif self.options.include_usage:
+            extras["usage"] = None
+        return self.shape.chunk([choice], **self.envelope.fields, **extras)

@@ -1,0 +1,43 @@
+"""The ASGI application: routes, middleware, error handlers, and the engine's life."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI, Security
+
+from server import errors
+from server.auth import require_api_key
+from server.config import ServerConfig
+from server.hosting import EngineHost
+from server.middleware import BodyLimit, RequestContext
+from server.routes import chat, completions, health, models
+from server.routes.answering import ERRORS, require_engine
+
+TITLE = "w2s"
+DESCRIPTION = "OpenAI-compatible server for weak-to-strong search: alignment at test time (arXiv:2405.19262)."
+
+
+def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
+    """Loading starts with the application's lifespan; until it is done, API calls are answered 503."""
+    config = config or ServerConfig()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with host.running():
+            yield
+
+    app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan)
+    app.state.host = host
+    app.state.api_keys = config.api_keys
+    app.state.created = int(time.time())
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(RequestContext)  # the last one added is the outermost: its headers are on every answer
+    errors.install(app)
+    app.include_router(health.router, tags=["operations"])
+    for router in (completions.router, chat.router, models.router):
+        guards = [Security(require_api_key), Depends(require_engine)]
+        app.include_router(router, tags=["OpenAI"], dependencies=guards, responses=ERRORS)
+    return app

@@ -1,0 +1,182 @@
+"""The server's settings: one YAML file, the environment, flags. Flags win over environment, file and defaults.
+
+An unknown key anywhere is refused by name: a typing error must not turn into a default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from server.environment import EnvironmentSource, name_of
+from w2s_core.config import EngineConfig, LargeModelConfig, Limits, PairConfig, ServedModelConfig, WorkersConfig
+from w2s_core.errors import ConfigurationError
+from w2s_core.types import Guidance
+
+# What is served when nothing is named: a real large model, and the same one steered.
+DEMO: Mapping[str, Any] = {
+    "large_models": {"smollm2": {"backend": "local", "model": "demo:smollm2-135m-instruct"}},
+    "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews", "prompt_template": ""}},
+    "served_models": {
+        "smollm2": {"large": "smollm2"},
+        "smollm2-positive": {
+            "large": "smollm2",
+            "guidance": {
+                "method": "cbs",
+                "pairs": {"positive": 1.0},
+                "beam_width": 4,
+                "successors": 4,
+                "chunk_length": 5,
+            },
+        },
+    },
+}
+
+
+def _split(value: Any) -> Any:
+    """One variable of the environment can hold several keys, separated by commas."""
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+Key = Annotated[str, Field(min_length=1)]
+
+
+class ServerConfig(BaseModel):
+    """The HTTP side; times in seconds, sizes in bytes, rows as SPEC counts them (W·K per guided choice)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    api_keys: Annotated[tuple[Key, ...], BeforeValidator(_split), Field(repr=False)] = ()
+    max_queued_rows: Annotated[int, Field(ge=0)] = 512
+    max_rows_per_request: Annotated[int, Field(ge=1)] = 64
+    request_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 2**20
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(BaseSettings):
+    """Everything that an operator can say. `load_settings` builds it."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    large_models: Annotated[dict[str, LargeModelConfig], Field(min_length=1)]
+    pairs: dict[str, PairConfig] = Field(default_factory=dict)
+    served_models: Annotated[dict[str, ServedModelConfig], Field(min_length=1)]
+    server: ServerConfig = ServerConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _can_be_served(self) -> Self:
+        if problems := [*self._served_problems(), *self._worker_problems()]:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _served_problems(self) -> Iterator[str]:
+        for name, served in self.served_models.items():
+            key = f"served_models.{name}"
+            if served.large not in self.large_models:
+                yield f"{key}.large: no large model is named `{served.large}` (there is: {_names(self.large_models)})"
+            if served.guidance is not None:
+                yield from self._guidance_problems(f"{key}.guidance", served.guidance)
+
+    def _guidance_problems(self, key: str, guidance: Guidance) -> Iterator[str]:
+        for pair in guidance.pairs:
+            if pair not in self.pairs:
+                yield f"{key}.pairs.{pair}: no pair is named `{pair}` (there is: {_names(self.pairs)})"
+        if guidance.method != "none" and not guidance.pairs:
+            yield f"{key}.pairs: names no pair to guide with"
+        for field in ("beam_width", "successors", "chunk_length"):
+            if getattr(guidance, field) < 1:
+                yield f"{key}.{field}: must be at least 1"
+        rows = guidance.successors if guidance.method == "best_of_n" else guidance.rows
+        if guidance.method != "none" and rows > self.server.max_rows_per_request:
+            most = self.server.max_rows_per_request
+            yield f"{key}: takes {rows} rows, more than server.max_rows_per_request ({most})"
+
+    def _worker_problems(self) -> Iterator[str]:
+        for field in ("threads", "max_rows", "kv_cache_gb"):
+            value = getattr(self.workers, field)
+            if value != "auto" and value <= 0:
+                yield f"workers.{field}: must be above 0"
+
+    def engine_config(self) -> EngineConfig:
+        """The part that concerns `w2s_core`."""
+        limits = Limits(
+            max_rows=self.workers.max_rows,
+            max_queued_rows=self.server.max_queued_rows,
+            max_rows_per_request=self.server.max_rows_per_request,
+            request_timeout_s=self.server.request_timeout_s,
+        )
+        return EngineConfig(self.large_models, self.served_models, self.pairs, self.workers, limits)
+
+
+def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read the file, the environment and the flags (nested like the file). Raises ConfigurationError.
+
+    A file that names no models at all serves the demo's.
+    """
+    file = _read(path) if path is not None else {}
+    defaults = {} if file.keys() & DEMO.keys() else dict(DEMO)
+
+    class Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(  # type: ignore[override]  # the other sources, passed by name, are not used
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                init_settings,
+                EnvironmentSource(settings_cls),
+                InitSettingsSource(settings_cls, file),
+                InitSettingsSource(settings_cls, defaults),
+            )
+
+    try:
+        return Loaded(**(flags or {}))
+    except ValidationError as error:
+        where = f"{path}: " if path is not None else ""
+        raise ConfigurationError(where + explain(error)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:  # an empty file, or only comments
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigurationError(f"{path}: must be a mapping of keys such as `server`")
+    return content
+
+
+def explain(error: ValidationError) -> str:
+    """One line that names every key at fault, and never a value: a value may be a secret."""
+    problems: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        key, message = _key(item["loc"]), item["msg"].removeprefix("Value error, ")
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            variable = name_of(key)
+            key, message = f"{key} (from {variable})" if variable in os.environ else key, "unknown key"
+        problems.setdefault(key, []).append(message)
+    return "; ".join(f"{key}: {' or '.join(found)}".removeprefix(": ") for key, found in problems.items())
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    """The dotted path, without pydantic's labels for the members of a union at its end (`literal['auto']`, `int`)."""
+    parts = [str(part) for part in loc]
+    if len(parts) > 1 and ("[" in parts[-1] or parts[-1] in ("int", "float", "str")):
+        parts.pop()
+    return ".".join(parts)
+
+
+def _names(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "none"

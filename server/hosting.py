@@ -1,0 +1,99 @@
+"""The engine's life under the server: loading in the background, serving, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from w2s_core.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from w2s_core.engine import Engine
+
+_LOADING_RETRY_S = 5
+
+
+class EngineHost:
+    """Holds the engine while it serves; only `_serve` sets it.
+
+    `load` blocks (it fetches models), so it runs in a thread. `on_ready` and `on_failure` are called once, on the loop.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        on_ready: Callable[[Engine], None] = lambda _: None,
+        on_failure: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
+        self._load = load
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+        self._engine: Engine | None = None
+        self._failed = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be served now."""
+        return self._engine is not None and self._engine.ready
+
+    @property
+    def engine(self) -> Engine:
+        """Raises UnavailableError while there is none."""
+        if self._failed:
+            raise UnavailableError("The models could not be loaded.", _LOADING_RETRY_S)
+        if self._engine is None:
+            raise UnavailableError("The models are still loading. Please try again shortly.", _LOADING_RETRY_S)
+        return self._engine
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Starts loading; at the end stops the engine, loaded or not."""
+        task = asyncio.create_task(self._serve())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _serve(self) -> None:
+        try:
+            engine = await _in_daemon_thread(self._load)
+            async with engine:
+                self._engine = engine
+                self._on_ready(engine)
+                await asyncio.Event().wait()  # until cancelled
+        except Exception as error:
+            self._failed = True
+            self._on_failure(error)
+        finally:
+            self._engine = None
+
+
+async def _in_daemon_thread(load: Callable[[], Engine]) -> Engine:
+    """Like `asyncio.to_thread`, but the process need not wait for the thread: Ctrl-C during a download ends it."""
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[Engine] = loop.create_future()
+
+    def settle(engine: Engine | None, error: Exception | None) -> None:
+        if loaded.done():  # cancelled meanwhile
+            return
+        if error is not None:
+            loaded.set_exception(error)
+        elif engine is not None:
+            loaded.set_result(engine)
+
+    def work() -> None:
+        engine, failure = None, None
+        try:
+            engine = load()
+        except Exception as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, engine, failure)
+
+    threading.Thread(target=work, name="load-models", daemon=True).start()
+    return await loaded

@@ -1,0 +1,92 @@
+"""Around every request: an id, the time it took, and an answer even to our own bugs.
+
+Plain ASGI: Starlette's BaseHTTPMiddleware would hide a client's leaving from a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import SHUTTING_DOWN, error_response
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+
+
+class RequestContext:
+    """Sets `scope["state"]["request_id"]`, and the headers `x-request-id` and `openai-processing-ms`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, started = time.perf_counter(), False
+        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["openai-processing-ms"] = str(round((time.perf_counter() - began) * 1000))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the time to drain is over; the client still gets an answer
+            if not started:
+                await error_response(SHUTTING_DOWN, request_id)(scope, receive, send_with_headers)
+            raise
+        except Exception as error:
+            if started:  # too late to say it in HTTP
+                raise
+            await error_response(error, request_id)(scope, receive, send_with_headers)
+
+
+class BodyLimit:
+    """Refuses a body of more than `max_bytes` with 413, announced or not. Raises HTTPException into the reader.
+
+    Not FastAPI's `max_body_size`: it answers in plain text, whatever handlers are installed.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self.max_bytes:
+            await error_response(self._too_large(), scope["state"]["request_id"])(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_bytes:
+                raise self._too_large()
+            return message
+
+        await self.app(scope, receive_within_limit, send)
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"The body is larger than {self.max_bytes} bytes.")
+
+
+def _request_id(asked: str | None) -> str:
+    return asked if asked and _SANE_ID.fullmatch(asked) else f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,1 @@
+"""One file per endpoint family. `answering` is what both kinds of generation share."""

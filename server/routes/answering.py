@@ -1,0 +1,66 @@
+"""From a validated body to the response, streamed or not: the same way for completions and chat."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from server.answers import Chunks, Envelope, Shape, whole_answer
+from server.disconnect import unless_disconnected
+from server.errors import request_id_of
+from server.hosting import EngineHost
+from server.schemas.base import StreamOptions
+from server.schemas.chat import ChatBody
+from server.schemas.completions import CompletionBody
+from server.schemas.responses import Answer, ErrorResponse
+from server.sse import EventStream
+from w2s_core.errors import UnknownModelError
+from w2s_core.types import GenerationRequest
+
+if TYPE_CHECKING:
+    from w2s_core.engine import Engine
+
+# For the API's description: every error has one shape; naming 4XX keeps FastAPI from promising a 422 of its own.
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
+STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def host_of(request: Request) -> EngineHost:
+    """The application's engine host."""
+    host: EngineHost = request.app.state.host
+    return host
+
+
+async def require_engine(request: Request) -> None:
+    """Refuses a request before its body is looked at while there is no engine. Raises UnavailableError."""
+    _ = host_of(request).engine
+
+
+async def answer(request: Request, body: CompletionBody | ChatBody, shape: Shape) -> Response:
+    """Run the search and answer. Raises the engine's errors when it fails before the first event."""
+    engine = host_of(request).engine
+    served = engine.served_models.get(body.model)
+    if served is None:
+        raise UnknownModelError(body.model)
+    asked = body.to_request(served.guidance)
+    envelope = Envelope.new(shape.id_prefix, body.model)
+    if body.stream:
+        chunks = Chunks(shape, envelope, body.stream_options or StreamOptions(), asked.n * len(asked.prompts))
+        return EventStream(_stream(engine, asked, chunks), request_id_of(request))
+    whole = await unless_disconnected(request.receive, _collect(engine, asked, shape, envelope))
+    return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+
+
+async def _collect(engine: Engine, asked: GenerationRequest, shape: Shape, envelope: Envelope) -> Answer:
+    async with aclosing(engine.generate(asked)) as events:
+        return await whole_answer(events, shape, envelope)
+
+
+async def _stream(engine: Engine, asked: GenerationRequest, chunks: Chunks) -> AsyncGenerator[Answer, None]:
+    async with aclosing(engine.generate(asked)) as events:
+        async for chunk in chunks.of(events):
+            yield chunk

@@ -1,0 +1,26 @@
+"""`GET /health`: the process is alive. `GET /ready`: a request would be served now. Neither asks for a key."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from server.routes.answering import ERRORS, host_of
+from w2s_core.errors import UnavailableError
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """Always 200: for a liveness probe."""
+    return {"status": "ok"}
+
+
+@router.get("/ready", responses={503: ERRORS["5XX"]})
+async def ready(request: Request) -> dict[str, str]:
+    """200, or 503 while the models load and when no worker is alive: for a load balancer."""
+    host = host_of(request)
+    _ = host.engine  # says why there is none
+    if not host.ready:
+        raise UnavailableError("No worker is alive at the moment.", retry_after_s=5)
+    return {"status": "ready"}

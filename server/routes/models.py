@@ -1,0 +1,37 @@
+"""`GET /v1/models`: the served models, which are what a client may name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request
+
+from server.routes.answering import host_of
+from server.schemas.responses import Model, ModelList
+from w2s_core.errors import UnknownModelError
+
+if TYPE_CHECKING:
+    from w2s_core.planning import ServedModel
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> ModelList:
+    """Every served model, in the configuration's order."""
+    served = host_of(request).engine.served_models
+    return ModelList(data=[_described(request, model) for model in served.values()])
+
+
+@router.get("/v1/models/{model_id:path}")
+async def retrieve_model(model_id: str, request: Request) -> Model:
+    """One served model; its name may contain slashes."""
+    model = host_of(request).engine.served_models.get(model_id)
+    if model is None:
+        raise UnknownModelError(model_id)
+    return _described(request, model)
+
+
+def _described(request: Request, model: ServedModel) -> Model:
+    created: int = request.app.state.created
+    return Model(id=model.name, created=created, max_model_len=model.context_length)

@@ -1,0 +1,128 @@
+"""What both kinds of generation share: strict parsing, common fields, and fields that ask for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.schemas.guidance import GuidanceOptions
+from w2s_core.types import SamplingParams
+
+INT64_MAX = 2**63 - 1
+MAX_CHOICES = 128  # as OpenAI; the server's caps on rows are tighter and belong to the engine
+
+
+def _encodable(text: str) -> str:
+    """JSON can escape half of a surrogate pair; no tokenizer takes one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("unicode", "contains half of a surrogate pair, which is not text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+NonEmpty = Annotated[Text, Field(min_length=1)]
+StopList = Annotated[list[NonEmpty], Field(max_length=4)]
+
+
+def _stop_kind(value: Any) -> str:
+    return "list" if isinstance(value, list | tuple) else "string"
+
+
+# Told apart by hand, so that a wrong value gets one message and not one per member of the union.
+Stop = Annotated[Annotated[NonEmpty, Tag("string")] | Annotated[StopList, Tag("list")], Discriminator(_stop_kind)]
+
+
+class Strict(BaseModel):
+    """No unknown keys, no "5" for 5, no true for 1."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StreamOptions(Strict):
+    """`include_usage`: one more chunk with the usage; `continuous_usage_stats` (vLLM's): usage so far in each."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class GenerationBody(Strict):
+    """Fields of both endpoints. Null means "not given", as at OpenAI.
+
+    `asks_nothing` lists fields that are not honoured yet, each with the values that change nothing; clients send those
+    as a matter of course. Any other value is refused like an unknown field. To honour a field: declare it, and
+    delete it there.
+    """
+
+    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "presence_penalty": (None, 0, 0.0),
+        "frequency_penalty": (None, 0, 0.0),
+        "logit_bias": (None, {}),
+        "response_format": (None, {"type": "text"}),
+        "logprobs": (None,),
+    }
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
+    stop: Stop | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    guidance: GuidanceOptions | None = None
+
+    # Cannot change the answer: accepted and not used.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_nothing(cls, body: Any) -> Any:
+        return drop_neutral(body, cls.asks_nothing)
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError(
+                "stream_options", "only allowed when `stream` is true", {"param": "stream_options"}
+            )
+        return self
+
+    @property
+    def choices_per_prompt(self) -> int:
+        return self.n or 1
+
+    def sampling(self, max_tokens: int | None) -> SamplingParams:
+        """The engine's terms: a null is the default, a `top_k` of -1 is 0 (off)."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(self.top_k or 0, 0),
+            stop=stop,
+            seed=self.seed,
+        )
+
+
+def drop_neutral(body: Any, neutral: Mapping[str, tuple[object, ...]]) -> Any:
+    """A copy of `body` without the fields whose value is listed as neutral (of the same type: false is not 0)."""
+    if not isinstance(body, dict):
+        return body
+    return {key: value for key, value in body.items() if not _among(value, neutral.get(key, ()))}
+
+
+def _among(value: object, candidates: tuple[object, ...]) -> bool:
+    return any(type(value) is type(candidate) and value == candidate for candidate in candidates)

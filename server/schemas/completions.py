@@ -1,0 +1,81 @@
+"""`POST /v1/completions`: the request, and both of its answers (OpenAI gives whole and streamed the same shape)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from server.schemas.base import MAX_CHOICES, GenerationBody, Text
+from server.schemas.guidance import effective_guidance
+from server.schemas.responses import Answer, AnswerChoice
+from w2s_core.types import FinishReason, GenerationRequest, Guidance, Prompt, TextPrompt, TokenPrompt
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+def _prompt_kind(value: Any) -> str:
+    if not isinstance(value, list):
+        return "text"
+    first = value[0] if value else None
+    if isinstance(first, list):
+        return "token lists"
+    return "tokens" if isinstance(first, int) else "texts"
+
+
+PromptField = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], Field(min_length=1), Tag("texts")]
+    | Annotated[list[TokenId], Field(min_length=1), Tag("tokens")]
+    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1), Tag("token lists")],
+    Discriminator(_prompt_kind),
+]
+
+
+class CompletionBody(GenerationBody):
+    """A raw prompt, or several: choices are then indexed `i + prompt_index * n`."""
+
+    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        **GenerationBody.asks_nothing,
+        "echo": (None, False),
+        "suffix": (None,),
+    }
+
+    prompt: PromptField
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+
+    def to_request(self, default: Guidance | None) -> GenerationRequest:
+        """`default` is the served model's guidance. Raises RequestError."""
+        return GenerationRequest(
+            model=self.model,
+            prompts=self._prompts(),
+            sampling=self.sampling(DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens),
+            guidance=effective_guidance(self.guidance, default, self.choices_per_prompt),
+            n=self.choices_per_prompt,
+            best_of=self.best_of,
+        )
+
+    def _prompts(self) -> tuple[Prompt, ...]:
+        if isinstance(self.prompt, str):
+            return (TextPrompt(self.prompt),)
+        if isinstance(self.prompt[0], int):
+            return (_one(self.prompt),)
+        return tuple(_one(prompt) for prompt in self.prompt)
+
+
+def _one(prompt: Any) -> Prompt:
+    return TextPrompt(prompt) if isinstance(prompt, str) else TokenPrompt(tuple(prompt))
+
+
+class CompletionChoice(AnswerChoice):
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason | None
+
+
+class Completion(Answer):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
