@@ -1,0 +1,129 @@
+"""`w2s serve`: listen at once, load, say when it is ready, stop cleanly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+import uvicorn
+
+from server.app import create_app
+from server.config import ServerConfig, Settings
+from server.hosting import EngineHost
+from w2s_core.errors import ConfigurationError, W2SError
+
+if TYPE_CHECKING:
+    from w2s_core.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+EXIT_LOADING_FAILED = 1
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses that one listens on but cannot call
+
+
+def run(settings: Settings) -> int:
+    """Serves until a signal comes. Returns the exit code: 0, or 1 when the models could not be loaded.
+
+    Raises ConfigurationError when it cannot listen.
+    """
+    log_to_stderr(settings.server.log_level)
+    with listen(settings.server) as listening:
+        return _Serving(settings, listening).run()
+
+
+class _Serving:
+    """One run of the server. The engine's host calls back when loading is over."""
+
+    def __init__(self, settings: Settings, listening: socket.socket) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._exit_code = 0
+        host = EngineHost(self._load, self._ready, self._failed)
+        config = settings.server
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(host, config),
+                lifespan="on",
+                log_config=None,
+                timeout_graceful_shutdown=math.ceil(config.drain_timeout_s),
+            )
+        )
+
+    def run(self) -> int:
+        # uvicorn drains on a signal and then raises it again for whoever handled it before: us, and all is done.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _leave)
+        click.echo(f"Listening at {url_of(self._listening)}; loading the models ...", err=True)
+        try:
+            self._server.run(sockets=[self._listening])
+        except SystemExit as left:
+            if left.code:
+                raise
+        return self._exit_code
+
+    def _load(self) -> Engine:
+        from w2s_core.build import build_engine  # slow to import: the port is open by now
+
+        return build_engine(self._settings.engine_config())
+
+    def _ready(self, engine: Engine) -> None:
+        keys = self._settings.server.api_keys
+        # A person at a terminal can paste the command as it is; a log that others keep must not hold the key.
+        key = None if not keys else keys[0] if sys.stderr.isatty() else "$API_KEY"
+        click.echo(ready_message(url_of(self._listening), list(engine.served_models), key), err=True)
+
+    def _failed(self, error: Exception) -> None:
+        if not isinstance(error, W2SError):
+            logger.error("loading failed", exc_info=error)
+        click.echo(f"w2s: the models could not be loaded: {error or type(error).__name__}", err=True)
+        self._exit_code = EXIT_LOADING_FAILED
+        self._server.should_exit = True
+
+
+def _leave(*_: object) -> NoReturn:
+    sys.exit(0)
+
+
+def log_to_stderr(level: str) -> None:
+    """All logs, uvicorn's included: stdout is for programs."""
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+def listen(config: ServerConfig) -> socket.socket:
+    """A listening socket: clients may come before the models do. Raises ConfigurationError naming the address."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"server.host {config.host}, server.port {config.port}"
+        raise ConfigurationError(f"cannot listen at {where}: {error.strerror or error}") from None
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where a client on this machine reaches the socket."""
+    host, port, *_ = listening.getsockname()
+    host = _EVERYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def ready_message(url: str, names: Sequence[str], api_key: str | None) -> str:
+    """What to tell the operator: the URL, the models, and a command that works when pasted, `api_key` included.
+
+    It calls the last model: in the demo, the guided one.
+    """
+    body = json.dumps({"model": names[-1], "messages": [{"role": "user", "content": "Tell me about the film."}]})
+    headers = ["-H 'Content-Type: application/json'"]
+    if api_key is not None:
+        headers.append(f'-H "Authorization: Bearer {api_key}"')
+    curl = " \\\n    ".join([f"curl {url}/v1/chat/completions", *headers, f"-d {shlex.quote(body)}"])
+    return f"\nReady at {url} · models: {', '.join(names)}\n\nTry:\n  {curl}\n"
