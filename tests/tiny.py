@@ -58,7 +58,7 @@ def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 
 def byte_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
-    """Token i is byte i, then <bos>, <eos> and fillers up to the vocabulary's 300."""
+    """One token a byte, then <bos>, <eos> and fillers up to the vocabulary's 300."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -106,7 +106,7 @@ class Engine:
             events = await stack.enter_async_context(aclosing(merged(sources, timeout_s=self._timeout_s)))
             try:
                 async for event in events:
-                    yield event
+                    yield _with_usage(event, runs)
             except TimeoutError:
                 raise DeadlineError(f"The request did not finish within {self._timeout_s:g} seconds.") from None
         yield _finished(runs)
@@ -117,7 +117,7 @@ class PromptRun:
 
     def __init__(self, plan: Plan, first_choice: int) -> None:
         self.plan = plan
-        self.completion_tokens = 0
+        self.lengths = [0] * plan.n  # tokens of each choice so far
         self.sampled_tokens = 0
         self.scored_tokens = 0
         self.trace = Trace(keep_tree=plan.guidance is not None and plan.guidance.trace)
@@ -148,6 +148,7 @@ class PromptRun:
         last = start
         async with aclosing(proposals.grow(start, length=self.plan.budget)) as growing:
             async for last in growing:
+                self.lengths[choice] = last.length
                 for text in writer.commit([last]):
                     yield text
         for event in self._finish(writer, last):
@@ -172,6 +173,7 @@ class PromptRun:
                 async for chunk in rounds:
                     beam = chunk.beam
                     self.trace.add(chunk)
+                    self.lengths = [min(y.length for y in beam)] * plan.n  # what is agreed on is not longer
                     for text in [text for writer in writers for text in writer.commit(beam)]:
                         yield text
             self.scored_tokens = scoring.scored_tokens
@@ -181,7 +183,7 @@ class PromptRun:
 
     def _finish(self, writer: ChoiceWriter, answer: Hypothesis) -> list[TextCommitted | ChoiceFinished]:
         answer = replace(answer, finish_reason=answer.finish_reason or "length")
-        self.completion_tokens += answer.length
+        self.lengths[writer.index - self._first_choice] = answer.length
         return [*writer.commit([answer]), ChoiceFinished(writer.index, answer, guided=self.plan.ranked)]
 
 
@@ -210,11 +212,22 @@ def _padded(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
     return [*beam[:n], *[beam[-1]] * (n - len(beam))]
 
 
+def _completion_tokens(runs: Sequence[PromptRun]) -> int:
+    return sum(sum(run.lengths) for run in runs)
+
+
+def _with_usage(event: TextCommitted | ChoiceFinished, runs: Sequence[PromptRun]) -> TextCommitted | ChoiceFinished:
+    if isinstance(event, ChoiceFinished):
+        return event
+    prompt_tokens = sum(len(run.plan.prompt) for run in runs)
+    return replace(event, prompt_tokens=prompt_tokens, completion_tokens=_completion_tokens(runs))
+
+
 def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
     guidance = runs[0].plan.guidance
     return RequestFinished(
         prompt_tokens=sum(len(run.plan.prompt) for run in runs),
-        completion_tokens=sum(run.completion_tokens for run in runs),
+        completion_tokens=_completion_tokens(runs),
         guidance=None
         if guidance is None
         else GuidanceReport(

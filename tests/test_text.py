@@ -1,0 +1,124 @@
+"""Decoding piece by piece equals decoding at once; stop strings do not care about chunk borders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes import ByteCodec
+from tests.tiny import TEMPLATE, byte_tokenizer
+from w2s_core.errors import ConfigurationError, RequestError
+from w2s_core.successors import Successors
+from w2s_core.text import Decoded, TextCodec, common_prefix, decode_more, find_stop, withhold
+from w2s_core.types import Hypothesis
+
+CODEC = ByteCodec()
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    byte_tokenizer(TEMPLATE).save_pretrained(folder)
+    return TextCodec(str(folder))
+
+
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    borders = sorted({c % (len(data) + 1) for c in cuts} | {0, len(data)})
+    return [data[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+
+
+@settings(max_examples=300)
+@given(text=st.text(), cuts=st.lists(st.integers(0, 500)))
+def test_decoding_in_pieces_equals_decoding_at_once(text: str, cuts: list[int]) -> None:
+    decoded, so_far = Decoded(), b""
+    for piece in cut(text.encode(), cuts):
+        so_far += piece
+        longer = decode_more(CODEC, decoded, tuple(so_far))  # type: ignore[arg-type]
+        assert longer.text.startswith(decoded.text)
+        assert longer.text == so_far.decode("utf-8", "ignore") or "\ufffd" in text
+        decoded = longer
+    assert decoded.text == text.rstrip("\ufffd")
+
+
+@settings(max_examples=200)
+@given(data=st.binary(max_size=40), cuts=st.lists(st.integers(0, 500)))
+def test_bytes_that_are_no_text_end_the_same_however_they_came(data: bytes, cuts: list[int]) -> None:
+    decoded, so_far = Decoded(), b""
+    for piece in cut(data, cuts):
+        so_far += piece
+        decoded = decode_more(CODEC, decoded, tuple(so_far))  # type: ignore[arg-type]
+        assert not decoded.text.endswith("\ufffd")
+    assert decoded.text == data.decode("utf-8", "replace").rstrip("\ufffd")
+
+
+def test_half_a_character_is_held_back_but_what_stands_before_it_is_not() -> None:
+    tokens = tuple("ab€".encode())
+    decoded = decode_more(CODEC, Decoded(), tokens[:-1])  # type: ignore[arg-type]
+    assert decoded.text == "ab"
+    assert decode_more(CODEC, decoded, tokens).text == "ab€"  # type: ignore[arg-type]
+
+
+@settings(max_examples=500)
+@given(
+    text=st.text("ab", max_size=30),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    cuts=st.lists(st.integers(0, 500)),
+)
+def test_a_stop_string_ends_the_answer_at_the_same_place_whatever_the_chunks(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    ends = [(i + len(s), i) for s in stops for i in range(len(text)) if text.startswith(s, i)]
+    expected = text if not ends else text[: min(ends)[1]]
+    successors = Successors(CODEC, stops)  # type: ignore[arg-type]
+    answer, shown = Hypothesis(), ""
+    for piece in cut(text.encode(), cuts):
+        answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
+        visible = answer.text if answer.finished else answer.text[: len(answer.text) - withhold(answer.text, stops)]
+        assert visible.startswith(shown), "something sent was taken back"
+        shown = visible
+        if answer.finished:
+            break
+    assert answer.text == expected
+    assert answer.finished == bool(ends)
+    assert len(answer.tokens) == len(answer.logprobs) == len(expected.encode())
+
+
+def test_finding_and_withholding() -> None:
+    assert find_stop("hello END", 0, ["END", "x"]) == 6
+    assert find_stop("hello EN", 0, ["END"]) is None
+    assert find_stop("abc", 0, ["bc", "abc"]) == 0
+    assert find_stop("xabc", 0, ["abcd", "ab"]) == 1
+    assert withhold("hello EN", ["END"]) == 2
+    assert withhold("hello", ["END"]) == 0
+    assert withhold("aab", ["aabaab"]) == 3
+
+
+@given(st.lists(st.text("ab", max_size=6), min_size=1, max_size=5))
+def test_common_prefix(texts: list[str]) -> None:
+    prefix = common_prefix(texts)
+    assert all(t.startswith(prefix) for t in texts)
+    longer = {t[: len(prefix) + 1] for t in texts}
+    assert len(longer) > 1 or any(t == prefix for t in texts)
+
+
+def test_the_codec_renders_chats_and_names_its_tokens(codec: TextCodec) -> None:
+    tokens = codec.encode_chat([{"role": "user", "content": "Hi"}])
+    assert codec.decode(tokens) == "<user>Hi\n<assistant>"
+    assert codec.start == (256,)
+    assert codec.eos == 257
+    assert codec.encode_many(["a", ""]) == [codec.encode("a", special_tokens=False), ()]
+
+
+def test_a_template_that_refuses_is_the_callers_error(tmp_path: Path) -> None:
+    byte_tokenizer("{{ raise_exception('roles must alternate') }}").save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match="roles must alternate") as caught:
+        TextCodec(str(tmp_path)).encode_chat([{"role": "user", "content": "Hi"}])
+    assert caught.value.param == "messages"
+
+
+def test_a_folder_without_a_tokenizer_is_the_operators_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=str(tmp_path)):
+        TextCodec(str(tmp_path))
