@@ -29,7 +29,7 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
         async with host.running():
             yield
 
-    app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False)
     app.state.host = host
     app.state.api_keys = config.api_keys
     app.state.created = int(time.time())

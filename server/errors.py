@@ -109,7 +109,7 @@ def _of_validation(error: RequestValidationError, kind: Kind) -> Failure:
         return Failure(
             kind, f"The body is not valid JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}."
         )
-    param = field_path(problem["loc"][1:], error.body) or None
+    param = field_path(problem["loc"][1:], error.body, missing=problem["type"] == "missing") or None
     if param is None and not isinstance(error.body, dict):
         return Failure(kind, "The body must be a JSON object, sent with `Content-Type: application/json`.")
     if problem["type"] == "extra_forbidden":
@@ -120,13 +120,13 @@ def _of_validation(error: RequestValidationError, kind: Kind) -> Failure:
     return Failure(kind, f"`{param}`: {message}" if param else message, param)
 
 
-def field_path(loc: Sequence[int | str], body: Any) -> str:
+def field_path(loc: Sequence[int | str], body: Any, *, missing: bool = False) -> str:
     """The dotted path of a field, such as `messages.0.content`: pydantic's location without its labels for union
-    members, which are recognised by not being in the body."""
+    members, which are recognised by not being in the body; nor is the last part when it is the one missing."""
     path: list[str] = []
     for position, part in enumerate(loc):
-        last = position == len(loc) - 1
-        if isinstance(body, dict) and (part in body or (last and isinstance(part, str))):
+        absent = missing and position == len(loc) - 1
+        if isinstance(body, dict) and (part in body or absent):
             body = body.get(part)
         elif isinstance(body, list) and isinstance(part, int) and part < len(body):
             body = body[part]
