@@ -57,14 +57,18 @@ def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def byte_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
-    """One token a byte, then <bos>, <eos> and fillers up to the vocabulary's 300."""
+def byte_tokenizer(template: str | None = None, *, pairs: bool = False) -> PreTrainedTokenizerFast:
+    """One token a byte, then <bos>, <eos> and fillers up to the vocabulary's 300; `pairs` makes some letters merge,
+    so that more text can change the tokens of the text before."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    merged = ["ab", "bc", "cd", "da", "abcd"] if pairs else []
+    merges = [("a", "b"), ("c", "d"), ("ab", "cd"), ("b", "c"), ("d", "a")] if pairs else []
+    vocabulary = {c: i for i, c in enumerate(alphabet)} | {m: 258 + i for i, m in enumerate(merged)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<bos>", "<eos>"])
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(VOCABULARY - 258)])
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(VOCABULARY - 258 - len(merged))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", chat_template=template
     )
@@ -73,8 +77,18 @@ def byte_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 
 
-def save_tiny(folder: Path, *, family: str = "llama", seed: int = 0, template: str | None = TEMPLATE) -> Path:
+def save_tiny(
+    folder: Path,
+    *,
+    family: str = "llama",
+    seed: int = 0,
+    template: str | None = TEMPLATE,
+    pairs: bool = False,
+    context_length: int = 512,
+) -> Path:
     """A folder that `from_pretrained` loads."""
-    tiny_model(family, seed).save_pretrained(folder)
-    byte_tokenizer(template).save_pretrained(folder)
+    model = tiny_model(family, seed)
+    model.config.max_position_embeddings = context_length
+    model.save_pretrained(folder)
+    byte_tokenizer(template, pairs=pairs).save_pretrained(folder)
     return folder

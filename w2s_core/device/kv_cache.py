@@ -10,6 +10,8 @@ Which slots a token may see is a matter of the mask (`token_tree.py`), never of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 
@@ -69,18 +71,20 @@ class KVCache:
         """Makes `region` at least `size` slots, in place or elsewhere; its content stays. Raises CacheFullError."""
         index = self._regions.index(region)
         end = self._regions[index + 1].start if index + 1 < len(self._regions) else self.slots
-        wanted = max(size, region.size * 2)
+        room = self.slots - self.slots_used + region.size
+        if size > room:
+            raise CacheFullError(f"No room for {size} tokens: {self.slots_used} of {self.slots} are in use.")
+        wanted = min(max(size, region.size * 2), room)
         if end - region.start >= size:
             region.size = min(wanted, end - region.start)
             return
-        try:
-            new = self.allocate(wanted)
-        except CacheFullError:
-            new = self.allocate(size)
-        self._copy(region.start, new.start, region.size)
-        self._regions.remove(new)
+        content = [pool[region.start : region.start + region.size].clone() for pool in self._pools()]
+        self._regions.remove(region)
+        new = self.allocate(wanted)  # cannot fail: at worst everybody else moves together
+        for pool, kept in zip(self._pools(), content, strict=True):
+            pool[new.start : new.start + len(kept)] = kept
+        self._regions[self._regions.index(new)] = region
         region.start, region.size = new.start, new.size
-        self._regions.sort(key=lambda r: r.start)
 
     def free(self, region: Region) -> None:
         self._regions.remove(region)
@@ -112,6 +116,10 @@ class KVCache:
             end += region.size
 
     def _copy(self, source: int, target: int, size: int) -> None:
-        for pools in self._layers.values():
-            for pool in pools:
-                pool[target : target + size] = pool[source : source + size].clone()
+        for pool in self._pools():
+            pool[target : target + size] = pool[source : source + size].clone()
+
+    def _pools(self) -> Iterator[torch.Tensor]:
+        for key, value in self._layers.values():
+            yield key
+            yield value

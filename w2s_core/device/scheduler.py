@@ -58,7 +58,7 @@ class ModelQueue:
         """One forward and what came of it."""
         batch, sampling, scoring = self._decide()
         try:
-            logits = self.runner.forward(batch)
+            logits = self.runner.forward(batch) if batch.size else torch.empty(0, 0)  # all was known already
         except (CacheFullError, torch.OutOfMemoryError, RuntimeError) as error:
             return self._fail(batch, error)
         return self._account(batch, logits, sampling, scoring)

@@ -55,7 +55,7 @@ class LocalScorer:
                 raise ConfigurationError(f"{model.name}: it has no BOS, so it cannot score behind an empty prompt.")
 
     def check(self, prompt: Prompt, max_tokens: int) -> int:
-        """Tokens of answer for which there is room, where the vocabulary is shared; elsewhere only its text will tell."""
+        """Tokens of answer for which there is room, where the vocabulary is shared; elsewhere only the text tells."""
         room = max_tokens
         for model in self._models:
             limit = self._pool.info(model.name).context_length

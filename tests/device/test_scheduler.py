@@ -1,0 +1,196 @@
+"""Jobs on a real (tiny) model, in process: scores from scratch, sampling alone and in company, failures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from tests.tiny import EOS, tiny_model
+from w2s_core.device.jobs import (
+    CancelJob,
+    CloseSession,
+    InspectJob,
+    JobFailed,
+    Outcome,
+    Row,
+    SampleJob,
+    SampleNews,
+    ScoreJob,
+    ScoreResult,
+    StopRows,
+    WorkerState,
+)
+from w2s_core.device.loading import make_runner
+from w2s_core.device.scheduler import Scheduler
+
+CPU = torch.device("cpu")
+MODEL = tiny_model()
+
+
+def scheduler(cache_bytes: int = 1 << 22) -> Scheduler:
+    return Scheduler({"m": make_runner(tiny_model(), CPU, cache_bytes)})
+
+
+def drain(subject: Scheduler) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    while not subject.idle:
+        outcomes += subject.turn()
+    return outcomes
+
+
+def state(subject: Scheduler) -> WorkerState:
+    [answer] = subject.take(InspectJob(0))
+    assert isinstance(answer, WorkerState)
+    return answer
+
+
+def sample_job(number: int, rows: Sequence[Row], prompt: tuple[int, ...] = (1, 2, 3), **changes: object) -> SampleJob:
+    settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "report_every": 100} | changes
+    return SampleJob(number, number, "m", prompt, tuple(rows), **settings)  # type: ignore[arg-type]
+
+
+def drawn(outcomes: list[Outcome], job: int, rows: int) -> list[tuple[int, ...]]:
+    tokens: list[tuple[int, ...]] = [()] * rows
+    for news in (o for o in outcomes if isinstance(o, SampleNews) and o.id == job):
+        for row in news.rows:
+            tokens[row.row] += row.tokens + ((EOS,) if row.ended else ())
+    return tokens
+
+
+def logprob_from_scratch(prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+    with torch.inference_mode():
+        logits = MODEL(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    return sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+
+
+def test_incremental_scores_equal_scores_from_scratch_even_when_the_tail_was_retokenized() -> None:
+    subject, chance = scheduler(), random.Random(5)
+    prompt, beam = (5, 6, 7), [()]
+    for number in range(1, 8):
+        answers: list[tuple[int, ...]] = []
+        for y in beam:
+            for _ in range(4):
+                cut = max(0, len(y) - chance.randrange(3))  # tokens at the end may turn into others
+                answers.append((*y[:cut], *(chance.randrange(5) for _ in range(chance.randrange(1, 5)))))
+        subject.take(ScoreJob(number, 1, "m", prompt, tuple(answers)))
+        [result] = drain(subject)
+        assert isinstance(result, ScoreResult)
+        expected = [logprob_from_scratch(prompt, y) for y in answers]
+        assert result.logprobs == pytest.approx(expected, abs=1e-4)
+        state(subject)
+        beam = chance.sample(answers, 3)
+    assert result.tokens_run < sum(map(len, answers)), "the whole answer was run again"
+
+
+def test_what_was_scored_once_costs_nothing_again() -> None:
+    subject = scheduler()
+    known = (1, 2, 3, 4)  # its last token is not run until something stands behind it
+    for number, answer, expected in ((1, known, 2 + 3), (2, known, 0), (3, (*known, 9), 1)):
+        subject.take(ScoreJob(number, 1, "m", (5, 6), (answer,)))
+        [result] = drain(subject)
+        assert isinstance(result, ScoreResult)
+        assert result.tokens_run == expected
+
+
+def test_an_empty_answer_scores_zero_and_scoring_is_bounded_per_turn() -> None:
+    subject = scheduler()
+    long = tuple(i % 7 for i in range(400))
+    subject.take(ScoreJob(1, 1, "m", (5,), ((), long)))
+    [result] = drain(subject)
+    assert isinstance(result, ScoreResult)
+    assert result.logprobs[0] == 0.0
+    assert result.logprobs[1] == pytest.approx(logprob_from_scratch((5,), long), rel=1e-5)
+
+
+def test_a_request_draws_the_same_alone_and_in_any_company() -> None:
+    rows = [Row((), key, 20) for key in range(6)]
+    alone = scheduler()
+    alone.take(sample_job(1, rows))
+    expected = drawn(drain(alone), 1, 6)
+    company = scheduler()
+    chance = random.Random(1)
+    company.take(sample_job(7, [Row((), 99, 40)], tuple(range(80)), temperature=0.5, top_k=9))
+    outcomes = company.turn() + company.turn()
+    company.take(sample_job(1, rows))
+    for number in range(2, 7):
+        prompt = tuple(chance.randrange(256) for _ in range(chance.randrange(1, 60)))
+        company.take(sample_job(number, [Row((), number, 30)] * 3, prompt, top_p=0.8))
+        company.take(ScoreJob(number + 50, number + 50, "m", prompt, ((1, 2, 3),)))
+        outcomes += company.turn()
+    outcomes += drain(company)
+    assert drawn(outcomes, 1, 6) == expected
+
+
+def test_a_search_continued_elsewhere_draws_the_same() -> None:
+    """The tokens so far and the key are all there is: another worker, with nothing in its cache, goes on the same."""
+    whole = scheduler()
+    whole.take(sample_job(1, [Row((), 7, 30)], temperature=0.9))
+    [tokens] = drawn(drain(whole), 1, 1)
+    assert len(tokens) == 30, "choose a key whose answer does not end"
+    other = scheduler()
+    other.take(sample_job(2, [Row(tokens[:13], 7, 17)], temperature=0.9))
+    assert drawn(drain(other), 2, 1) == [tokens[13:]]
+
+
+def test_equal_rows_share_their_kv() -> None:
+    subject = scheduler()
+    subject.take(sample_job(1, [Row((), 7, 20)] * 16))
+    turns = 0
+    while not subject.idle:
+        subject.turn()
+        turns += 1
+    tree = subject._queues["m"].trees[1]
+    assert tree.top <= 3 + 20, "equal beginnings were stored more than once"
+
+
+def test_stopped_and_cancelled_rows_leave_at_once() -> None:
+    subject = scheduler()
+    subject.take(sample_job(1, [Row((), 7, 50), Row((), 8, 5)], report_every=2))
+    subject.turn()
+    subject.take(StopRows(1, (0,)))
+    outcomes = drain(subject)
+    last = outcomes[-1]
+    assert isinstance(last, SampleNews)
+    assert last.finished
+    assert sum(isinstance(o, SampleNews) for o in outcomes) <= 5
+    subject.take(sample_job(2, [Row((), 7, 50)]))
+    subject.turn()
+    subject.take(CancelJob(2))
+    assert subject.idle
+    for session in (1, 2):
+        subject.take(CloseSession(session))
+    assert state(subject).slots_used == {"m": 0}
+
+
+def test_a_full_cache_fails_the_request_and_the_worker_goes_on() -> None:
+    subject = scheduler(cache_bytes=256 * 120)
+    [refused] = subject.take(sample_job(1, [Row((), 1, 5)], tuple(range(200))))
+    assert isinstance(refused, JobFailed)
+    assert refused.cache_full
+    subject.take(sample_job(2, [Row((), i, 60) for i in range(8)]))
+    [failed] = drain(subject)
+    assert isinstance(failed, JobFailed)
+    assert failed.cache_full
+    assert state(subject).slots_used == {"m": 0}
+    subject.take(sample_job(3, [Row((), 1, 5)]))
+    assert len(drawn(drain(subject), 3, 1)[0]) == 5
+
+
+def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = scheduler()
+    subject.take(sample_job(1, [Row((), 1, 5)]))
+    with monkeypatch.context() as patch:
+        patch.setattr(subject._queues["m"].runner, "_model", broken_model)
+        [failed] = subject.turn()
+    assert isinstance(failed, JobFailed)
+    assert "out of memory" in failed.message
+    assert state(subject).sessions == {"m": 0}
+    subject.take(sample_job(1, [Row((), 1, 5)]))
+    assert len(drawn(drain(subject), 1, 1)[0]) == 5
+
+
+def broken_model(**_: object) -> None:
+    raise torch.OutOfMemoryError("out of memory")
