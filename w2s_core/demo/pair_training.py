@@ -18,20 +18,20 @@ from w2s_core.demo.pair_scoring import padded, token_log_probs
 BOS, EOS = "<|bos|>", "<|eos|>"
 BOS_ID, EOS_ID = 0, 1
 VOCABULARY = 4_096
-BATCH = 32  # rows
 
 Rows = list[list[int]]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One pass of training: its bar's label, how often it sees the data, its peak learning rate, its seed."""
+    """One pass of training: its bar's label, how often it sees the data, its peak learning rate, rows per step."""
 
     name: str
     epochs: int
     learning_rate: float
+    batch: int
     seed: int
-    embedding_dropout: float = 0.0
+    embedding_dropout: float
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -100,12 +100,12 @@ class Documents:
         return rows
 
 
-def batches(rows: Rows, rng: random.Random) -> list[Rows]:
-    """All rows in batches of like length (little filling), the batches in random order."""
+def batches(rows: Rows, size: int, rng: random.Random) -> list[Rows]:
+    """All rows in batches of `size` and of like length (little filling), the batches in random order."""
     rows = rng.sample(rows, len(rows))
-    block = BATCH * 16
+    block = size * 16
     grouped = [sorted(rows[start : start + block], key=len) for start in range(0, len(rows), block)]
-    result = [group[start : start + BATCH] for group in grouped for start in range(0, len(group), BATCH)]
+    result = [group[start : start + size] for group in grouped for start in range(0, len(group), size)]
     rng.shuffle(result)
     return result
 
@@ -116,7 +116,7 @@ def fit(model: LlamaForCausalLM, documents: Callable[[random.Random], Rows], pha
     model.train()
     rng = random.Random(phase.seed)
     torch.manual_seed(phase.seed)
-    plan = [batch for _ in range(phase.epochs) for batch in batches(documents(rng), rng)]
+    plan = [batch for _ in range(phase.epochs) for batch in batches(documents(rng), phase.batch, rng)]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, betas=(0.9, 0.98))
     hook = model.get_input_embeddings().register_forward_hook(
         lambda _module, _inputs, output: dropout(output, phase.embedding_dropout)
