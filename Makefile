@@ -1,0 +1,53 @@
+# Every target works on a fresh machine: it makes the environment it needs. `make` or `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+CONFIG ?=
+ARGS ?=
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.PHONY: install
+install: $(VENV)/.ready ## the environment in .venv, pinned by constraints.txt
+
+.PHONY: serve
+serve: install ## from nothing to a listening server with the demo models (PORT=, CONFIG=, ARGS=)
+	$(BIN)/w2s serve --port $(PORT) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+
+.PHONY: test
+test: install ## from nothing to a green test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: install ## lint, format, types, layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+.PHONY: format
+format: install ## mends what `check` finds in layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: eval
+eval: install ## the paper's controlled-sentiment experiment in miniature
+	$(BIN)/w2s eval sentiment $(ARGS)
+
+.PHONY: pair
+pair: install ## trains the demo pair anew (about ten minutes)
+	$(BIN)/python -m w2s_core.demo.train_pair $(ARGS)
+
+.PHONY: clean
+clean: ## removes the environment and what tools left behind
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
