@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from w2s_core.demo.data import Split
 from w2s_core.demo.models import COMMITTED, WEIGHTS
 from w2s_core.demo.pair_card import PairFigures, write_card
-from w2s_core.demo.pair_scoring import auc, encode, log_ratios, padded, token_log_probs
+from w2s_core.demo.pair_scoring import auc, encode, log_ratios, padded, prefix_log_ratios, token_log_probs
 from w2s_core.demo.pair_training import Documents, average, batches, new_model, train_tokenizer
 from w2s_core.demo.train_pair import Pair, load, measure
 
@@ -41,8 +41,8 @@ def test_auc_is_what_the_card_says_and_at_least_three_quarters(
     figures = measure(*committed, three_splits[2])
     assert figures["whole"] >= 0.75
     card = (WEIGHTS / "README.md").read_text(encoding="utf-8")
-    printed = [float(value) for value in re.findall(r"^\| (?:whole|first).*\| (\d\.\d+) \|$", card, re.MULTILINE)]
-    assert printed == pytest.approx(list(figures.values()), abs=0.005)
+    rows = re.findall(r"^\| (?:first )?(whole|\d+) .*\| (\d\.\d+) \|$", card, re.MULTILINE)
+    assert {name: float(value) for name, value in rows} == pytest.approx(figures, abs=0.005)
 
 
 def test_praise_scores_above_blame_on_prefixes_of_ordinary_text(
@@ -73,6 +73,15 @@ def test_batched_log_ratios_equal_those_of_one_row_alone(committed: tuple[PreTra
     rows = encode(tokenizer, TEXTS)
     alone = [log_ratios(*pair, [row])[0] for row in rows]
     assert log_ratios(*pair, rows, batch=3) == pytest.approx(alone, abs=1e-4)
+
+
+def test_prefix_log_ratios_equal_those_of_the_prefix_alone(committed: tuple[PreTrainedTokenizerFast, Pair]) -> None:
+    tokenizer, pair = committed
+    rows = encode(tokenizer, [TEXTS[1], TEXTS[0] + TEXTS[1]])
+    expected = [log_ratios(*pair, [row[: length + 1] for row in rows]) for length in (2, 7)]
+    found = list(zip(*prefix_log_ratios(*pair, rows, (2, 7)), strict=True))
+    assert [list(column) for column in found[:2]] == [pytest.approx(column, abs=1e-4) for column in expected]
+    assert list(found[2]) == pytest.approx(log_ratios(*pair, rows), abs=1e-4)
 
 
 def test_log_probabilities_are_those_of_softmax(committed: tuple[PreTrainedTokenizerFast, Pair]) -> None:

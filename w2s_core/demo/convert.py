@@ -45,15 +45,20 @@ def _save_tokenizer(gguf: Path, folder: Path) -> list[int]:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.save_pretrained(folder)
+    make_portable(folder, context=8192)
+    return [tokenizer.get_vocab()[token] for token in ("<|im_end|>", "<|endoftext|>")]
+
+
+def make_portable(folder: Path, context: int) -> None:
+    """Rewrites a saved tokenizer's settings to what holds anywhere; `context` is the model's length in tokens."""
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("backend", "is_local", "local_files_only"):  # about this machine and library version, not the model
+    for key in ("backend", "is_local", "local_files_only"):  # about one machine and library version, not the model
         settings.pop(key, None)
     # The class by its old name, which other servers know too; and decode() must give back exactly what was encoded.
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    settings |= {"model_max_length": 8192}
+    settings["model_max_length"] = context
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    return [tokenizer.get_vocab()[token] for token in ("<|im_end|>", "<|endoftext|>")]
 
 
 def _check_saved(model: PreTrainedModel, folder: Path) -> None:

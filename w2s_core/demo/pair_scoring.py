@@ -34,18 +34,25 @@ def token_log_probs(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
     return -cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
 
 
-@torch.inference_mode()
 def log_ratios(tuned: LlamaForCausalLM, untuned: LlamaForCausalLM, rows: Rows, batch: int = 64) -> list[float]:
     """log π_tuned − log π_untuned of each row, nats, in the order of `rows`."""
+    return [whole for (whole,) in prefix_log_ratios(tuned, untuned, rows, (), batch)]
+
+
+@torch.inference_mode()
+def prefix_log_ratios(
+    tuned: LlamaForCausalLM, untuned: LlamaForCausalLM, rows: Rows, lengths: Sequence[int], batch: int = 64
+) -> list[list[float]]:
+    """For each row its log-ratio after each of `lengths` tokens (BOS not counted), then of the whole row; nats."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little filling
-    scores = [0.0] * len(rows)
+    scores: dict[int, list[float]] = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         tokens = padded([rows[index] for index in chosen])
-        ratios = (token_log_probs(tuned, tokens) - token_log_probs(untuned, tokens)).sum(1)
-        for index, ratio in zip(chosen, ratios.tolist(), strict=True):
-            scores[index] = ratio
-    return scores
+        running = (token_log_probs(tuned, tokens) - token_log_probs(untuned, tokens)).cumsum(1)
+        places = [min(length, running.shape[1]) - 1 for length in (*lengths, running.shape[1])]
+        scores |= zip(chosen, running[:, places].tolist(), strict=True)
+    return [scores[index] for index in range(len(rows))]
 
 
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:

@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from w2s_core.demo.convert import make_portable
 from w2s_core.demo.data import Sentence, splits
 from w2s_core.demo.fetch import say
 from w2s_core.demo.models import WEIGHTS
 from w2s_core.demo.pair_card import PairFigures, write_card
-from w2s_core.demo.pair_scoring import auc, encode, log_ratios
+from w2s_core.demo.pair_scoring import auc, encode, prefix_log_ratios
 from w2s_core.demo.pair_training import BOS_ID, EOS_ID, Documents, Phase, average, fit, new_model, train_tokenizer
 
 VALIDATION = 1_000  # sentences of the pair's own split, on which the recipe was chosen
@@ -54,8 +55,9 @@ def measure(tokenizer: PreTrainedTokenizerFast, pair: Pair, sentences: Sequence[
     """AUC of the log-ratio on whole sentences ("whole") and on their first 5, 10, … tokens ("5", "10", …)."""
     rows = encode(tokenizer, [sentence.text for sentence in sentences])
     positive = [sentence.positive for sentence in sentences]
-    lengths = {"whole": None, **{str(length): length + 1 for length in PREFIXES}}  # + 1: BOS
-    return {name: auc(log_ratios(*pair, [row[:end] for row in rows]), positive) for name, end in lengths.items()}
+    names = [*map(str, PREFIXES), "whole"]
+    by_length = zip(*prefix_log_ratios(*pair, rows, PREFIXES), strict=True)
+    return {name: auc(scores, positive) for name, scores in zip(names, by_length, strict=True)}
 
 
 def save(tokenizer: PreTrainedTokenizerFast, pair: Pair, out: Path) -> None:
@@ -66,6 +68,7 @@ def save(tokenizer: PreTrainedTokenizerFast, pair: Pair, out: Path) -> None:
         )
         model.half().save_pretrained(out / name)  # type: ignore[no-untyped-call]
         tokenizer.save_pretrained(out / name)
+        make_portable(out / name, context=model.config.max_position_embeddings)
         for path in (out / name).iterdir():
             path.chmod(0o644)
 
