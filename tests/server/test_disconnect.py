@@ -79,11 +79,11 @@ async def test_when_the_time_to_drain_is_over_clients_are_told(
     stream: bool, script: Script, status: int, text: str
 ) -> None:
     engine = FakeEngine(script)
-    app = create_app(EngineHost(lambda: engine))
+    ready = asyncio.Event()
+    app = create_app(EngineHost(lambda: engine, on_ready=lambda _: ready.set()))
     async with httpx.AsyncClient(timeout=SOON) as client:
         async with uvicorn_server(app, drain_timeout_s=0) as (url, server):
-            while (await client.get(f"{url}/ready")).status_code != 200:
-                pass
+            await soon(ready)
             asking = asyncio.create_task(client.post(f"{url}/v1/completions", json={**BODY, "stream": stream}))
             await soon(engine.blocked)
             server.should_exit = True
