@@ -210,5 +210,7 @@ async def test_a_stream_says_what_the_whole_says(
                 ended.append(choice["index"])
     answer = json.loads((await whole_answer(played(), shape, envelope)).model_dump_json(exclude_unset=True))
     assert received[: len(texts)] == texts
-    assert sorted(ended) == list(range(len(texts)))
+    assert ended == [each.index for each in events if isinstance(each, ChoiceFinished)], (
+        "at once, in the engine's order"
+    )
     assert [choice.get("text", choice.get("message", {}).get("content")) for choice in answer["choices"]] == texts
