@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from w2s_core.device.jobs import Job, LoadFailed, ModelInfo, Order, Outcome, Rea
 from w2s_core.errors import W2SError
 
 _STOP_TIMEOUT_S = 5.0
+# Threads that spin while they wait starve each other as soon as anything else runs on the machine: a step then takes
+# four times as long and more. An operator's own setting wins.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 _job_ids = itertools.count(1)
 
 
@@ -141,6 +145,7 @@ def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "w2s_core.device.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
+            env=_ENVIRONMENT | os.environ,
             start_new_session=True,  # Ctrl-C is for the parent, which stops its workers in order
         )
     return Connection(ours.detach()), process
