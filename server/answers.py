@@ -147,6 +147,8 @@ class Chunks:
     def _chunks(self, event: Event) -> list[Answer]:
         if isinstance(event, RequestFinished):
             return self._end(event)
+        if isinstance(event, TextCommitted):  # the chunk with the role is sent before the text, and counts none of it
+            self._usage = Usage.of(event.prompt_tokens, self._usage.completion_tokens)
         opening = self._opening(event.index)
         if isinstance(event, TextCommitted):
             self._usage = Usage.of(event.prompt_tokens, event.completion_tokens)

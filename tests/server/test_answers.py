@@ -116,6 +116,9 @@ async def test_continuous_usage_is_in_every_chunk_and_ends_at_the_total(connect:
     stream = await chunks(await connect(), COMPLETIONS, stream_options=options)
     assert [chunk["usage"]["completion_tokens"] for chunk in stream] == [1, 2, 2, 2]
     assert {chunk["usage"]["prompt_tokens"] for chunk in stream} == {3}
+    chat = await chunks(await connect(), CHAT, stream_options=options)
+    assert [chunk["usage"]["completion_tokens"] for chunk in chat] == [0, 1, 2, 2, 2]
+    assert {chunk["usage"]["prompt_tokens"] for chunk in chat} == {3}
 
 
 # Guidance
