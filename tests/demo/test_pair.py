@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,19 @@ from w2s_core.demo.data import Split
 from w2s_core.demo.models import COMMITTED, WEIGHTS
 from w2s_core.demo.pair_card import PairFigures, write_card
 from w2s_core.demo.pair_scoring import auc, encode, log_ratios, padded, prefix_log_ratios, token_log_probs
-from w2s_core.demo.pair_training import Documents, average, batches, new_model, train_tokenizer
+from w2s_core.demo.pair_training import Documents, Phase, average, batches, fit, new_model, train_tokenizer
 from w2s_core.demo.train_pair import Pair, load, measure
 
 TEXTS = ["A warm, funny film.", "It isn't worth your time - or mine!", "na\u00efve  \u65e5\u672c \U0001f389", ""]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine two threads of such small models mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +121,17 @@ def test_documents_hold_every_text_once_and_join_some() -> None:
     # 60 texts, two fifths of the draws joined: no join at all has probability 0.6^60 < 1e-13.
     assert {len(sentences) for sentences in decoded} == {1, 2, 3}
     assert sorted(row for batch in batches(rows, 7, random.Random(1)) for row in batch) == sorted(rows)
+
+
+def test_training_twice_gives_the_same_weights_and_leaves_its_start_alone() -> None:
+    texts = ["A warm, funny film.", "It isn't worth your time.", "Dull.", "A moving story, well told."] * 4
+    documents = Documents(train_tokenizer(texts), texts)
+    start, untouched = new_model(3), new_model(3)
+    phase = Phase("test", epochs=1, learning_rate=1e-3, batch=4, seed=5, embedding_dropout=0.1)
+    one, other = (fit(start, documents.rows, phase).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(torch.equal(weight, untouched.state_dict()[name]) for name, weight in start.state_dict().items())
+    assert not torch.equal(one["model.norm.weight"], start.state_dict()["model.norm.weight"])
 
 
 def test_average_of_weights() -> None:

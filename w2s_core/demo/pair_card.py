@@ -28,7 +28,8 @@ Weak-to-strong search steers a large model by it.
   from it, continued, one model of the positive sentences and one of the negative ones. *Tuned* is the positive one,
   *untuned* the mean of the weights of the two: still a model of all reviews, and trained exactly as long, so that only
   sentiment is left in the difference. Sentences are also joined at random, by twos and threes, because answers have
-  several; dropout on the embeddings. The recipe was chosen on 1,000 sentences carved out of the {trained:,}.
+  several; dropout on the embeddings. What was compared on the way was compared on 1,000 sentences carved out of the
+  {trained:,}; no choice was made on the test sentences.
 - **Use**: to steer towards praise of films, as a demonstration. It knows no other subject, and English only.
 
 ## How well it tells praise from blame

@@ -7,7 +7,8 @@
     tuned    = praise
 
 The plain choice, untuned = base, makes tuned differ from untuned in two ways, in sentiment and in having been trained
-for longer; the second is noise in the log-ratio. The mean shares it with both, so it cancels.
+for longer; the second is noise in the log-ratio. The mean shares it with both, so it cancels (0.742 → 0.763 on the
+1,000 validation sentences; joined sentences and dropout in the continuation: 0.777).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from w2s_core.demo.pair_card import PairFigures, write_card
 from w2s_core.demo.pair_scoring import auc, encode, prefix_log_ratios
 from w2s_core.demo.pair_training import BOS_ID, EOS_ID, Documents, Phase, average, fit, new_model, train_tokenizer
 
-VALIDATION = 1_000  # sentences of the pair's own split, on which the recipe was chosen
+VALIDATION = 1_000  # sentences of the pair's own split, held out to compare recipes
 PREFIXES = (5, 10, 15, 20)  # tokens; the search scores unfinished answers
 
 BASE = Phase("base", epochs=6, learning_rate=2e-3, batch=20, seed=0, embedding_dropout=0.1)
