@@ -12,6 +12,7 @@ import click
 from server.config import load_settings
 from server.environment import CONFIG_FILE
 from w2s_core.errors import ConfigurationError, W2SError
+from w2s_core.evaluation.cli import sentiment
 
 P = ParamSpec("P")
 EXIT_CONFIGURATION = 2
@@ -70,6 +71,9 @@ def flags_of(options: dict[str, Any]) -> dict[str, Any]:
 @main.group(name="eval")
 def evaluation() -> None:
     """Measure what guidance does."""
+
+
+evaluation.add_command(sentiment)
 
 
 @main.group()

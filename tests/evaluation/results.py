@@ -1,0 +1,35 @@
+"""A made-up experiment: figures that are easy to check by head."""
+
+from __future__ import annotations
+
+from w2s_core.evaluation.experiment import Answer
+from w2s_core.evaluation.measuring import Measured
+from w2s_core.evaluation.results import Results, conclude
+from w2s_core.evaluation.settings import BASE, BEST_OF, CBS, WEAK_ALONE, Settings, conditions
+from w2s_core.types import Hypothesis
+
+JUDGED = {BASE: 0.4, WEAK_ALONE: 0.8, BEST_OF: 0.6, CBS: 0.7}
+
+
+def made_up(judged: dict[str, float] = JUDGED, spread: float = 0.01, **settings: int) -> Results:
+    """Four openers × 2 seeds; each method's answers are judged alike but for ± `spread` from opener to opener."""
+    chosen = Settings(prompts=4, **settings)
+    measured = [
+        Measured(
+            Answer(condition, opener, seed, Hypothesis((1, 2), f" {condition.name} text", ended=True), 16, 2.0),
+            {
+                "judge": judged.get(condition.name, 0.5) + (spread if i % 2 else -spread),
+                "vader": 0.1,
+                "implicit": float(seed),
+                "logprob": None if condition.name == WEAK_ALONE else -2.5,
+                "distinct2": 1.0,
+                "words": 2.0,
+                "sampled": 16.0,
+                "seconds": 2.0,
+            },
+        )
+        for condition in conditions(chosen)
+        for i, opener in enumerate(chosen.openers)
+        for seed in range(condition.seeds)
+    ]
+    return conclude(chosen, measured, {"judge": 0.8, "vader": 0.7}, wall_s=120.0)

@@ -1,0 +1,85 @@
+"""The command from end to end on tiny random models, and the instrument against plain transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from server.cli import main
+from server.config import DEMO
+from tests.tiny import BOS, byte_tokenizer, save_tiny, tiny_model
+from w2s_core.demo.data import Sentence
+from w2s_core.evaluation import cli, sentiment
+from w2s_core.evaluation.instrument import open_instrument
+from w2s_core.evaluation.prompts import PREFIX
+from w2s_core.evaluation.settings import DEMO_TEMPLATE, Settings
+from w2s_core.types import Hypothesis
+
+SENTENCES = tuple(Sentence(text, rating) for text, rating in [("good film", 2.0), ("bad film", -2.0)] * 5)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings that name tiny models instead of the demo's."""
+    root = tmp_path_factory.mktemp("models")
+    names = {"large": 0, "tuned": 1, "untuned": 2}
+    return {name: str(save_tiny(root / name, seed=seed, template=None)) for name, seed in names.items()}
+
+
+def test_the_command_from_openers_to_files(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sentiment, "splits", lambda: (SENTENCES, SENTENCES, SENTENCES))
+    monkeypatch.setattr(cli, "Settings", lambda **options: Settings(**options, **tiny))
+    flags = ["--prompts", "2", "--seeds", "1", "--max-tokens", "6", "--dtype", "float32", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, ["eval", "sentiment", *flags], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "CBS 4/4/5" in result.stdout
+    assert "left" in result.stderr, "a progress bar"
+    content = json.loads((tmp_path / "sentiment.json").read_text(encoding="utf-8"))
+    assert len(content["answers"]) == 2 * 8
+    methods = {row["condition"]: row["estimates"] for row in content["methods"]}
+    assert methods["CBS 4/4/5"]["implicit"]["mean"] > methods["Base"]["implicit"]["mean"]
+    assert (tmp_path / "sentiment.png").read_bytes().startswith(b"\x89PNG")
+
+
+async def test_the_instrument_reads_what_transformers_reads(tiny: dict[str, Any]) -> None:
+    opener, text = "This movie is", " fine"
+    tokenizer = byte_tokenizer()
+
+    def logprob(seed: int, prompt: list[int], answer: list[int]) -> float:
+        with torch.inference_mode():
+            logits = tiny_model(seed=seed)(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        return sum(float(logits[len(prompt) + i - 1, token]) for i, token in enumerate(answer))
+
+    answer = tokenizer.encode(text, add_special_tokens=False)
+    before = tokenizer.encode(PREFIX + opener, add_special_tokens=False)
+    async with open_instrument(Settings(prompt_template="", **tiny)) as instrument:
+        likelihood = await instrument.log_likelihood(opener, text)
+        ratio = await instrument.implicit_score(opener, Hypothesis(text=text))
+        assert await instrument.log_likelihood(opener, "") is None
+    assert likelihood == pytest.approx(logprob(0, before, answer) / len(answer), abs=1e-3)
+    assert ratio == pytest.approx(logprob(1, [BOS], answer) - logprob(2, [BOS], answer), abs=1e-3)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "w2s_core.evaluation.sentiment", None)
+    result = CliRunner().invoke(main, ["eval", "sentiment"])
+    assert result.exit_code == 1
+    assert "w2s-server[eval]" in result.stderr
+
+
+def test_the_default_template_is_what_the_server_serves() -> None:
+    assert DEMO["pairs"]["positive"]["prompt_template"] == DEMO_TEMPLATE
+
+
+def test_the_command_is_registered() -> None:
+    group = main.commands["eval"]
+    assert isinstance(group, click.Group)
+    assert set(group.commands) >= {"sentiment"}

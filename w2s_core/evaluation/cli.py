@@ -1,0 +1,71 @@
+"""`w2s eval sentiment`. What is heavy is imported when the command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from w2s_core.errors import W2SError
+from w2s_core.evaluation.settings import Settings
+
+if TYPE_CHECKING:
+    from w2s_core.evaluation.results import Results
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_DEFAULTS = Settings()
+
+
+def _positive(name: str, text: str) -> Callable[[_F], _F]:
+    option = name.lstrip("-").replace("-", "_")
+    default = getattr(_DEFAULTS, option)
+    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+
+
+@click.command()
+@_positive("--prompts", "Openers to answer, at most 60.")
+@_positive("--seeds", "Answers to each opener.")
+@_positive("--ablation-seeds", "The same for the ablation, at most --seeds.")
+@_positive("--max-tokens", "Tokens of an answer.")
+@_positive("--concurrency", "Requests at once.")
+@click.option("--temperature", type=click.FloatRange(min=0), default=_DEFAULTS.temperature, show_default=True)
+@click.option("--top-k", type=click.IntRange(min=0), default=_DEFAULTS.top_k, show_default=True)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default=_DEFAULTS.dtype)
+@click.option("--prompt-template", default=_DEFAULTS.prompt_template, help="What the pair sees; default: the demo's.")
+@click.option("--development", is_flag=True, help="Use the openers that choices are made on.")
+@click.option("--ablation/--no-ablation", default=True, help="Beam width × successors at equal cost.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/sentiment"))
+def sentiment(out: Path, ablation: bool, **options: Any) -> None:
+    """The paper's controlled-sentiment experiment in miniature: a table, a JSON file and a chart in --out."""
+    options["ablation_seeds"] = min(options["ablation_seeds"], options["seeds"]) if ablation else 0
+    try:
+        from w2s_core.evaluation.sentiment import run
+
+        results = asyncio.run(run(Settings(**options)))
+    except ImportError as error:
+        raise click.ClickException(
+            f"{error}. This command needs the extra `eval`: pip install 'w2s-server[eval]'"
+        ) from None
+    except W2SError as error:
+        raise click.ClickException(str(error)) from None
+    publish(results, out)
+
+
+def publish(results: Results, out: Path) -> None:
+    """Prints the table on stdout; writes sentiment.txt, .json and .png into `out`."""
+    from w2s_core.evaluation.chart import draw
+    from w2s_core.evaluation.report import report
+    from w2s_core.evaluation.results import as_json
+
+    out.mkdir(parents=True, exist_ok=True)
+    text = report(results)
+    click.echo(text)
+    (out / "sentiment.txt").write_text(text + "\n", encoding="utf-8")
+    content = json.dumps(as_json(results), ensure_ascii=False, indent=1)
+    (out / "sentiment.json").write_text(content + "\n", encoding="utf-8")
+    draw(results, out / "sentiment.png")
+    click.echo(f"wrote {out}/sentiment.txt, .json and .png", err=True)

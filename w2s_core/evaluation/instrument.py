@@ -1,0 +1,76 @@
+"""Nats of given texts, read in float32 whatever the engine computed in, and alike for every method.
+
+A worker of its own, started when the engine has done its work, holds the large model and the pair.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from w2s_core.demo.models import PREFIX as DEMO
+from w2s_core.demo.models import resolve
+from w2s_core.device.jobs import ModelSpec, WorkerSpec
+from w2s_core.device.pool import WorkerPool
+from w2s_core.evaluation.prompts import PREFIX
+from w2s_core.evaluation.settings import Settings
+from w2s_core.interfaces import Scorer
+from w2s_core.large.local import LocalLargeModel
+from w2s_core.scorers.local import LocalModel, LocalScorer
+from w2s_core.text import TextCodec
+from w2s_core.types import Hypothesis, TextPrompt
+
+Likelihood = Callable[[str, str], Awaitable[float | None]]
+
+
+class Instrument:
+    """`likelihood(prompt, text)`: log p_large(text | prompt) per token in nats, None for an empty text."""
+
+    def __init__(self, scorer: Scorer, likelihood: Likelihood) -> None:
+        self._scorer = scorer
+        self._likelihood = likelihood
+
+    async def implicit_score(self, opener: str, hypothesis: Hypothesis) -> float:
+        """log π_tuned − log π_untuned of the answer in nats, the paper's implicit reward, whoever wrote it."""
+        async with self._scorer.open(TextPrompt(PREFIX + opener)) as scoring:
+            return (await scoring.score([hypothesis]))[0].total
+
+    async def log_likelihood(self, opener: str, text: str) -> float | None:
+        return await self._likelihood(PREFIX + opener, text)
+
+
+@asynccontextmanager
+async def open_instrument(settings: Settings) -> AsyncIterator[Instrument]:
+    """Loads the models; leaving the context stops their worker."""
+    large, tuned, untuned = map(source, (settings.large, settings.tuned, settings.untuned))
+    specs = {name: ModelSpec(name, trust_remote_code=False) for name in (large, tuned, untuned)}
+    pool = WorkerPool([WorkerSpec("cpu", "float32", os.cpu_count() or 1, 0, specs)])
+    # Weak's answers have no token of the large model, so all are scored on their text.
+    pair = [LocalModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
+    scorer = LocalScorer(pool, pair[0], pair[1], settings.prompt_template)
+    await pool.start()
+    try:
+        yield Instrument(scorer, _likelihood(large, pool))
+    finally:
+        await pool.stop()
+
+
+def source(reference: str) -> str:
+    """What transformers takes: demo models become folders, other references stay."""
+    return str(resolve(reference)) if reference.startswith(DEMO) else reference
+
+
+def _likelihood(model: str, pool: WorkerPool) -> Likelihood:
+    codec = TextCodec(model)
+    large = LocalLargeModel(model, codec, pool)
+
+    async def per_token(prompt: str, text: str) -> float | None:
+        tokens = codec.encode(text, special_tokens=False)
+        if not tokens:
+            return None
+        async with pool.session(0) as session:
+            result = await session.score(model, large.encode(TextPrompt(prompt)), [tokens])
+        return result.logprobs[0] / len(tokens)
+
+    return per_token

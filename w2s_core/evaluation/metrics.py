@@ -1,0 +1,81 @@
+"""What is measured of answers, and how sure we are: means with intervals from a bootstrap over prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+_RESAMPLES = 10_000
+_SEED = 2405_19262
+_WORD = re.compile(r"\w+(?:'\w+)*")
+
+Groups = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure of one answer: its key in the JSON, its label in tables, its decimals."""
+
+    key: str
+    label: str
+    digits: int
+
+
+METRICS = (
+    Metric("judge", "judge, P(positive)", 3),
+    Metric("vader", "VADER compound", 3),
+    Metric("implicit", "implicit score (nats)", 2),
+    Metric("logprob", "log p_large per token (nats)", 2),
+    Metric("distinct2", "distinct-2 within an answer", 3),
+    Metric("words", "words per answer", 1),
+    Metric("sampled", "tokens sampled per answer", 0),
+    Metric("seconds", "seconds per answer", 2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and its 95 % interval [low, high], in the metric's unit."""
+
+    mean: float
+    low: float
+    high: float
+
+    def overlaps(self, other: Estimate) -> bool:
+        return self.low <= other.high and other.low <= self.high
+
+
+def bootstrap(groups: Groups, *, resamples: int = _RESAMPLES) -> Estimate:
+    """Mean of all values, with the 2.5 % and 97.5 % quantiles of the mean over resampled groups.
+
+    A group holds one prompt's values: answers to the same prompt resemble each other, so prompts are what is drawn.
+    """
+    sums = np.array([sum(group) for group in groups])
+    sizes = np.array([len(group) for group in groups])
+    drawn = np.random.default_rng(_SEED).integers(len(groups), size=(resamples, len(groups)))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high))
+
+
+def difference(ours: Groups, theirs: Groups) -> Estimate:
+    """Mean of ours − theirs, prompt by prompt: what both owe to the prompt cancels. Both in the prompts' order."""
+    return bootstrap([[float(np.mean(a) - np.mean(b))] for a, b in zip(ours, theirs, strict=True)])
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, punctuation left out."""
+    return _WORD.findall(text.lower())
+
+
+def distinct_2(texts: Sequence[str]) -> float | None:
+    """Different word pairs ÷ word pairs of all the texts together (Li et al. 2016); None where there is no pair.
+
+    Pairs do not reach from one text into the next.
+    """
+    pairs = [pair for tokens in map(words, texts) for pair in pairwise(tokens)]
+    return len(set(pairs)) / len(pairs) if pairs else None

@@ -1,0 +1,97 @@
+"""Results as aligned text, for a terminal and for a README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from w2s_core.evaluation.measuring import Summary
+from w2s_core.evaluation.metrics import METRICS, Estimate
+from w2s_core.evaluation.results import Results
+from w2s_core.evaluation.settings import BASE, BEST_OF, CBS
+
+Rows = Sequence[Sequence[str]]
+
+
+def report(results: Results) -> str:
+    """The tables, and in words what they rest on."""
+    parts = [_heading(results), table(summary_rows(results.main))]
+    if results.ablation:
+        parts += [
+            f"Beam width × successors at equal cost, chunks of 5 tokens, {results.settings.ablation_seeds} seed(s):",
+            table(summary_rows(results.ablation)),
+        ]
+    return "\n\n".join([*parts, _notes(results)])
+
+
+def table(rows: Rows) -> str:
+    """Columns aligned: the first to the left, the others to the right; a line under the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(pairs)).rstrip()
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    return "\n".join([lines[0], "─" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+
+
+def markdown(rows: Rows) -> str:
+    """The same as a table of Markdown."""
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body])
+
+
+def summary_rows(summaries: Sequence[Summary]) -> list[list[str]]:
+    """Metrics down, conditions across: mean [low, high]."""
+    rows = [["", *(s.condition for s in summaries)]]
+    for metric in METRICS:
+        rows.append([metric.label, *(interval(s.estimates[metric.key], metric.digits) for s in summaries)])
+    rows.append(["distinct-2 over all answers", *(_number(s.corpus_distinct2, 3) for s in summaries)])
+    return rows
+
+
+def interval(estimate: Estimate | None, digits: int) -> str:
+    """`0.53 [0.49, 0.57]`, or a dash where nothing could be measured."""
+    if estimate is None:
+        return "–"
+    low, high = _number(estimate.low, digits), _number(estimate.high, digits)
+    return _number(estimate.mean, digits) + (f" [{low}, {high}]" if low != high else "")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _heading(results: Results) -> str:
+    s = results.settings
+    openers = "development openers" if s.development else "openers"
+    return (
+        f"Controlled sentiment: {len(s.openers)} {openers} × {s.seeds} seeds, {s.max_tokens} tokens, "
+        f"temperature {s.temperature:g}, top_k {s.top_k}; pair's prompt_template {s.prompt_template!r}\n"
+        "Mean [95 % interval, bootstrap over prompts]"
+    )
+
+
+def _notes(results: Results) -> str:
+    base, best, cbs = (results.judged(name) for name in (BASE, BEST_OF, CBS))
+    ordered = cbs.mean > best.mean > base.mean
+    apart = not cbs.overlaps(base)
+    aucs = ", ".join(f"{name} {value:.3f}" for name, value in results.aucs.items())
+    lines = [f"{name:28} {_signed(estimate)}" for name, estimate in results.differences.items()]
+    return "\n".join(
+        [
+            "Paired by prompt:",
+            *lines,
+            f"On the judge, {CBS} > {BEST_OF} > {BASE}: {_yes(ordered)}; "
+            f"intervals of {CBS} and {BASE} do not overlap: {_yes(apart)}",
+            f"AUC of the judges on 2,000 test sentences: {aucs}",
+            f"Seconds are those of a request among {results.settings.concurrency} at once; "
+            f"whole run {results.wall_s / 60:.1f} minutes",
+        ]
+    )
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "NO"

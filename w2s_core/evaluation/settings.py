@@ -1,0 +1,97 @@
+"""What an experiment consists of: its settings, and the ways to answer that it compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
+from w2s_core.evaluation.prompts import DEVELOPMENT, OPENERS
+from w2s_core.types import Guidance
+
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+
+LARGE, WEAK, PAIR = "large", "weak", "positive"
+DEMO_TEMPLATE = ""  # the demo's default, chosen on the development openers
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`prompts` openers × `seeds` samples of at most `max_tokens` tokens; `concurrency` requests at once.
+
+    `ablation_seeds` 0 leaves the ablation out; `development` takes the openers that choices are made on.
+    """
+
+    prompts: int = 50
+    seeds: int = 2
+    ablation_seeds: int = 1
+    max_tokens: int = 40
+    temperature: float = 0.7
+    top_k: int = 50
+    concurrency: int = 4
+    dtype: Dtype = "auto"
+    prompt_template: str = DEMO_TEMPLATE
+    development: bool = False
+    large: str = "demo:smollm2-135m-instruct"
+    tuned: str = "demo:reviews-positive"
+    untuned: str = "demo:reviews"
+
+    @property
+    def openers(self) -> tuple[str, ...]:
+        return (DEVELOPMENT if self.development else OPENERS)[: self.prompts]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One way to answer: which large model, guided how, with how many seeds per prompt."""
+
+    name: str
+    model: str
+    guidance: Guidance | None
+    seeds: int
+
+    @property
+    def rows(self) -> int:
+        """Sequences sampled at once for one answer."""
+        if self.guidance is None:
+            return 1
+        return self.guidance.successors if self.guidance.method == "best_of_n" else self.guidance.rows
+
+
+BASE, WEAK_ALONE, BEST_OF, CBS = "Base", "Weak", "best-of-16", "CBS 4/4/5"
+MAIN = (BASE, WEAK_ALONE, BEST_OF, CBS)
+_SHAPES = ((1, 16), (2, 8), (4, 4), (8, 2), (16, 1))  # W × K at the cost of 16 rows
+ABLATION = tuple(f"{w}×{k}" for w, k in _SHAPES)
+_PAIRS = {PAIR: 1.0}
+
+
+def conditions(settings: Settings) -> list[Condition]:
+    """The four methods, then the shapes of the ablation but for 4×4, which is CBS itself."""
+    seeds = settings.seeds
+    main = [
+        Condition(BASE, LARGE, None, seeds),
+        Condition(WEAK_ALONE, WEAK, None, seeds),
+        Condition(BEST_OF, LARGE, Guidance("best_of_n", _PAIRS, successors=16), seeds),
+        Condition(CBS, LARGE, _cbs(4, 4), seeds),
+    ]
+    if not settings.ablation_seeds:
+        return main
+    return main + [
+        Condition(name, LARGE, _cbs(w, k), settings.ablation_seeds)
+        for name, (w, k) in zip(ABLATION, _SHAPES, strict=True)
+        if (w, k) != (4, 4)
+    ]
+
+
+def _cbs(w: int, k: int) -> Guidance:
+    return Guidance("cbs", _PAIRS, beam_width=w, successors=k, chunk_length=5)
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """The demo, and the tuned small model served as a large one of its own."""
+    return EngineConfig(
+        large_models={LARGE: LargeModelConfig(settings.large), WEAK: LargeModelConfig(settings.tuned)},
+        served_models={LARGE: ServedModelConfig(LARGE), WEAK: ServedModelConfig(WEAK)},
+        pairs={PAIR: PairConfig(settings.tuned, settings.untuned, prompt_template=settings.prompt_template)},
+        workers=WorkersConfig(dtype=settings.dtype),
+    )
