@@ -178,6 +178,7 @@ async def test_without_max_tokens_an_answer_may_fill_the_context() -> None:
         ({"model": "nobody"}, UnknownModelError, "model"),
         ({"n": 3}, RequestError, "n"),
         ({"n": 3, "best_of": 2}, RequestError, "best_of"),
+        ({"n": 2, "best_of": 1}, RequestError, "best_of"),
         ({"guidance": Guidance("cbs", {"rude": 1.0})}, RequestError, "guidance.pairs.rude"),
         ({"guidance": Guidance("cbs")}, RequestError, "guidance.pairs"),
         ({"guidance": replace(DEFAULT_GUIDANCE, beam_width=9, successors=8)}, RequestError, "guidance"),

@@ -71,9 +71,9 @@ class Planner:
         guidance = request.guidance or default
         if guidance is not None and guidance.method == "none":
             guidance = None
+        if request.best_of is not None and request.best_of < request.n:
+            raise RequestError(f"best_of ({request.best_of}) must be at least n ({request.n}).", "best_of")
         if request.best_of is not None and request.best_of > 1:
-            if request.best_of < request.n:
-                raise RequestError(f"best_of ({request.best_of}) must be at least n ({request.n}).", "best_of")
             pairs = guidance.pairs if guidance else {}
             trace = guidance.trace if guidance else False
             return self._check(
