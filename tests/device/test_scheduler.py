@@ -165,18 +165,85 @@ def test_stopped_and_cancelled_rows_leave_at_once() -> None:
     assert state(subject).slots_used == {"m": 0}
 
 
-def test_a_full_cache_fails_the_request_and_the_worker_goes_on() -> None:
+def test_a_request_that_does_not_fit_alone_fails_and_the_worker_goes_on() -> None:
     subject = scheduler(cache_bytes=256 * 120)
-    [refused] = subject.take(sample_job(1, [Row((), 1, 5)], tuple(range(200))))
-    assert isinstance(refused, JobFailed)
-    assert refused.cache_full
-    subject.take(sample_job(2, [Row((), i, 60) for i in range(8)]))
-    [failed] = drain(subject)
-    assert isinstance(failed, JobFailed)
-    assert failed.cache_full
-    assert state(subject).slots_used == {"m": 0}
+    jobs = [sample_job(1, [Row((), 1, 5)], tuple(range(200))), sample_job(2, [Row((), i, 60) for i in range(8)])]
+    for job in jobs:
+        subject.take(job)
+        [failed] = drain(subject)
+        assert isinstance(failed, JobFailed)
+        assert failed.cache_full
+        assert state(subject).slots_used == {"m": 0}
     subject.take(sample_job(3, [Row((), 1, 5)]))
     assert len(drawn(drain(subject), 3, 1)[0]) == 5
+
+
+def test_requests_that_fit_only_one_by_one_all_finish_with_the_answers_they_give_alone() -> None:
+    """Each needs up to 3 + 4·40 of 220 slots: KV is taken from the younger, who run their tokens again later."""
+    jobs = [sample_job(number, [Row((), number * 10 + i, 40) for i in range(4)]) for number in range(1, 5)]
+    alone = []
+    for job in jobs:
+        subject = scheduler()
+        subject.take(job)
+        alone.append(drawn(drain(subject), job.id, 4))
+    subject = scheduler(cache_bytes=256 * 220)
+    for job in jobs:
+        subject.take(job)
+    subject.take(ScoreJob(9, 9, "m", (8, 9), (tuple(range(60)),)))
+    outcomes: list[Outcome] = []
+    while not subject.idle:
+        outcomes += subject.turn()
+        state(subject)  # integrity, in every turn
+    assert not [o for o in outcomes if isinstance(o, JobFailed)]
+    assert [drawn(outcomes, job.id, 4) for job in jobs] == alone
+    [score] = [o for o in outcomes if isinstance(o, ScoreResult)]
+    assert score.logprobs[0] == pytest.approx(logprob_from_scratch((8, 9), tuple(range(60))), rel=1e-5)
+
+
+def test_an_idle_session_gives_way_and_comes_back() -> None:
+    subject = scheduler(cache_bytes=256 * 150)
+    first = sample_job(1, [Row((), 1, 60)])
+    subject.take(first)
+    [tokens] = drawn(drain(subject), 1, 1)
+    subject.take(sample_job(2, [Row((), 2, 60), Row((), 3, 60)]))
+    assert len(drawn(drain(subject), 2, 2)[0]) == 60
+    assert subject._queues["m"].trees[1].region is None, "the idle session should have given way"
+    again = SampleJob(3, 1, "m", (1, 2, 3), (Row(tokens[:30], 1, 30),), 1.0, 1.0, 0, 100)
+    subject.take(again)
+    assert drawn(drain(subject), 3, 1) == [tokens[30:]]
+
+
+def test_a_prompt_that_comes_again_is_not_run_again() -> None:
+    subject = scheduler()
+    system, prompt = tuple(range(100)), (*range(100), 7, 8, 9)
+    subject.take(sample_job(1, [Row((), 1, 5)], prompt))
+    expected = drawn(drain(subject), 1, 1)
+    queue = subject._queues["m"]
+    for number, same, known in ((2, prompt, 102), (3, (*system, 50, 51), 100), (4, (1, *prompt), 0)):
+        subject.take(sample_job(number, [Row((), 1, 5)], same))
+        assert queue.trees[number].prompt_fed == known
+        answer = drawn(drain(subject), number, 1)
+        assert (answer == expected) == (same == prompt)
+        reference = scheduler()
+        reference.take(sample_job(number, [Row((), 1, 5)], same))
+        assert drawn(drain(reference), number, 1) == answer
+    for number in (1, 2, 3, 4):
+        subject.take(CloseSession(number))
+    assert state(subject).slots_used == {"m": 0}
+    subject.take(sample_job(5, [Row((), 1, 5)], prompt))
+    assert queue.trees[5].prompt_fed == 102, "a closed session's prompt is remembered"
+
+
+def test_remembered_prompts_are_bounded_and_the_oldest_go_first() -> None:
+    subject = scheduler(cache_bytes=256 * 1000)
+    for number in range(1, 6):
+        subject.take(sample_job(number, [Row((), 1, 2)], tuple(range(number, number + 100))))
+        drain(subject)
+        subject.take(CloseSession(number))
+    queue = subject._queues["m"]
+    assert 99 <= queue.prefixes.slots <= 250
+    assert [prompt[0] for prompt in queue.prefixes._prompts] == [4, 5]
+    state(subject)
 
 
 def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,13 +121,19 @@ def test_slots_are_never_lost_nor_shared(data: st.DataObject) -> None:
                 node = leaf
                 for token in data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=4)):
                     node = node.child(token)
-                for missing in tree.missing(node)[: None if data.draw(st.booleans()) else -1]:
+                placed = tree.missing(node)[: None if data.draw(st.booleans()) else -1]
+                tree.hold(len(placed))
+                for missing in placed:
                     tree.place(missing)
                     assert missing.slot == tree.path(missing)[-1] if missing.parent else True
                 grown.append(node)
         leaves = data.draw(st.lists(st.sampled_from(grown), min_size=1, max_size=4))
         tree.keep(leaves)
         tree.check_integrity()
+        if data.draw(st.integers(0, 5)) == 0:
+            tree.evict()
+            assert cache.slots_used == 0
+            tree.check_integrity()
         for leaf in leaves:
             walked, node = [], leaf
             while node.parent is not None:

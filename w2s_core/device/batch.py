@@ -18,6 +18,7 @@ class _Share:
 
     prompt_slice: int = 0
     nodes: dict[Node, None] = field(default_factory=dict)
+    unplaced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,14 @@ class Inputs:
 
 
 class Batch:
-    """Grows by `request`; `inputs` places the tokens in the cache and is called once.
+    """Grows by `request` to about `limit` tokens; `inputs` places them in the cache and is called once.
 
     After the forward, `wanted[node]` is the row of that node's logits.
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
         self._room = limit
+        self.size = 0  # tokens so far
         self._shares: dict[TokenTree, _Share] = {}
         self.wanted: dict[Node, int] = {}
 
@@ -46,43 +47,47 @@ class Batch:
     def trees(self) -> list[TokenTree]:
         return list(self._shares)
 
-    @property
-    def size(self) -> int:
-        """Tokens so far."""
-        return self._limit - self._room
+    def request(self, tree: TokenTree, node: Node, *, urgent: bool = False) -> bool:
+        """Asks for the logits behind `node`. What does not fit is cut; False when the node has to wait for its turn.
 
-    def request(self, tree: TokenTree, node: Node) -> bool:
-        """Asks for the logits behind `node`. What does not fit is cut; False when the node has to wait for its turn."""
-        share = self._shares.get(tree)
+        A node that is `urgent` does not count against the limit, only what must be run before it does.
+        Raises CacheFullError, having changed nothing.
+        """
         if node in self.wanted:
             return True
-        if self._room <= 0:
+        share = self._shares.get(tree)
+        prompt_slice = share.prompt_slice if share else min(self._room, len(tree.prompt) - 1 - tree.prompt_fed)
+        nodes: list[Node] = []
+        if tree.prompt_fed + prompt_slice == len(tree.prompt) - 1:
+            missing = [n for n in tree.missing(node) if share is None or n not in share.nodes]
+            nodes = missing[: max(0, self._room - (0 if share else prompt_slice)) + urgent]
+        if not nodes and (share or not prompt_slice):
             return False
+        unplaced = sum(not n.fed and n is not tree.root for n in nodes)
+        tree.hold((share.unplaced if share else 0) + unplaced)
         if share is None:
-            share = self._shares[tree] = _Share(min(self._room, len(tree.prompt) - 1 - tree.prompt_fed))
-            self._room -= share.prompt_slice
-        if tree.prompt_fed + share.prompt_slice < len(tree.prompt) - 1:
-            return False
-        new = [n for n in tree.missing(node) if n not in share.nodes][: max(0, self._room)]
-        self._room -= len(new)
-        share.nodes.update(dict.fromkeys(new))
+            share = self._shares[tree] = _Share(prompt_slice)
+            self._take(prompt_slice)
+        share.nodes.update(dict.fromkeys(nodes))
+        share.unplaced += unplaced
+        self._take(len(nodes), free=urgent and node in share.nodes)
         if node in share.nodes:
             self.wanted[node] = len(self.wanted)
-            return True
-        return False
+        return node in share.nodes
+
+    def _take(self, tokens: int, *, free: bool = False) -> None:
+        self.size += tokens
+        self._room -= tokens - free
 
     def inputs(self, cache: KVCache, device: torch.device) -> Inputs:
-        """Gives every token its slot. Raises CacheFullError, after which the trees of this batch are unusable."""
-        for tree, share in self._shares.items():  # first all slots: growing moves regions
-            for node in share.nodes:
-                tree.place(node)
+        """Gives every token its slot, for which there is room."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         parts: list[Part] = []
         row_of: dict[Node, int] = {}
         for tree, share in self._shares.items():
-            first, start, fed = len(tokens), tree.region.start, tree.prompt_fed
+            first, start, fed = len(tokens), tree.start, tree.prompt_fed
             tokens += tree.prompt[fed : fed + share.prompt_slice]
             positions += range(fed, fed + share.prompt_slice)
             slots += range(start + fed, start + fed + share.prompt_slice)
@@ -90,7 +95,7 @@ class Batch:
                 row_of[node] = len(tokens)
                 tokens.append(node.token)
                 positions.append(node.depth)
-                slots.append(start + node.slot)
+                slots.append(start + tree.place(node))
             if len(tokens) > first:
                 parts.append(_part(tree, share, first, np.array(positions[first:]), device))
             tree.prompt_fed += share.prompt_slice
@@ -114,7 +119,7 @@ def _part(tree: TokenTree, share: _Share, first: int, positions: np.ndarray, dev
     return Part(
         first=first,
         count=len(positions),
-        start=tree.region.start,
+        start=tree.start,
         keys=keys,
         visible=torch.from_numpy(visible).to(device),
         distances=torch.from_numpy(distances).to(device),

@@ -54,6 +54,7 @@ class KVCache:
             )
         return self._layers[index]
 
+    @torch.inference_mode()  # as the forwards that write the pool
     def allocate(self, size: int) -> Region:
         """A region of `size` slots. Raises CacheFullError."""
         start = self._find(size)
@@ -67,6 +68,7 @@ class KVCache:
         self._regions.sort(key=lambda r: r.start)
         return region
 
+    @torch.inference_mode()
     def grow(self, region: Region, size: int) -> None:
         """Makes `region` at least `size` slots, in place or elsewhere; its content stays. Raises CacheFullError."""
         index = self._regions.index(region)
@@ -85,6 +87,15 @@ class KVCache:
             pool[new.start : new.start + len(kept)] = kept
         self._regions[self._regions.index(new)] = region
         region.start, region.size = new.start, new.size
+
+    def shrink(self, region: Region, size: int) -> None:
+        """Gives back all but the first `size` slots."""
+        region.size = min(region.size, size)
+
+    @torch.inference_mode()
+    def copy(self, source: Region, target: Region, size: int) -> None:
+        """The first `size` tokens of `source` also become those of `target`."""
+        self._copy(source.start, target.start, size)
 
     def free(self, region: Region) -> None:
         self._regions.remove(region)

@@ -16,7 +16,7 @@ from heapq import heapify, heappop
 import numpy as np
 import numpy.typing as npt
 
-from w2s_core.device.kv_cache import KVCache
+from w2s_core.device.kv_cache import CacheFullError, KVCache, Region
 from w2s_core.types import Tokens
 
 _UNFED = -1
@@ -51,20 +51,68 @@ class Node:
 
 
 class TokenTree:
-    """Owns a region of the cache until `close`. Only the scheduler changes it."""
+    """Owns a region of the cache from the first `hold` until `evict` or `close`. Only the scheduler changes it.
+
+    Without its region a tree is only tokens: whatever is wanted then is run anew.
+    """
 
     def __init__(self, cache: KVCache, prompt: Tokens) -> None:
         assert prompt, "a session needs at least one token to start from"
         self.prompt = prompt
-        self.prompt_fed = 0  # the prompt's first tokens whose KV is there; its last one is the root's business
-        self.region = cache.allocate(len(prompt) + _HEADROOM)
         self.root = Node(prompt[-1], None, len(prompt) - 1)
         self.root.logprob = 0.0
         self.root.path = np.empty(0, np.int64)
+        self.region: Region | None = None
         self._cache = cache
+        self._reset()
+
+    def _reset(self) -> None:
+        self.prompt_fed = 0  # the prompt's first tokens whose KV is there; its last one is the root's business
+        self.top = len(self.prompt)  # slots [0, top) have been given out
         self._free: list[int] = []
-        self.top = len(prompt)  # slots [0, top) have been given out
-        self._depths = np.arange(self.region.size)  # position of the token in each slot
+        self._depths = np.empty(0, np.int64)  # position of the token in each slot
+
+    @property
+    def start(self) -> int:
+        """Where the region begins in the pool."""
+        assert self.region is not None, "a tree without a region is not in a batch"
+        return self.region.start
+
+    def hold(self, new: int) -> None:
+        """Makes sure that `new` more nodes can be placed. Raises CacheFullError, having changed nothing."""
+        wanted = self.top + new - len(self._free)
+        if self.region is None:
+            try:
+                self.region = self._cache.allocate(wanted + _HEADROOM)
+            except CacheFullError:
+                self.region = self._cache.allocate(wanted)
+        elif wanted > self.region.size:
+            self._cache.grow(self.region, wanted)
+        if len(self._depths) < self.region.size:
+            known = self._depths
+            self._depths = np.arange(self.region.size)
+            self._depths[: len(known)] = known
+
+    def inherit(self, region: Region, size: int) -> None:
+        """Takes the KV of the prompt's first `size` tokens from another region. Raises CacheFullError."""
+        self.hold(0)
+        assert self.region is not None
+        self.prompt_fed = min(size, len(self.prompt) - 1)
+        self._cache.copy(region, self.region, self.prompt_fed)
+
+    def evict(self) -> None:
+        """Gives the region back; the tokens stay."""
+        if self.region is not None:
+            self._cache.free(self.region)
+            self.region = None
+        self._reset()
+        stack = [self.root]
+        while stack:
+            node = stack.pop()
+            stack.extend(node.children.values())
+            node.slot = _UNFED
+            if node is not self.root:
+                node.path = None
 
     def descend(self, answer: Tokens) -> Node:
         """The node of the answer's last token; nodes that are missing are made."""
@@ -81,15 +129,12 @@ class TokenTree:
         return chain[::-1]
 
     def place(self, node: Node) -> int:
-        """Gives the node a slot if it has none; returns the slot (local to the region). Raises CacheFullError."""
+        """Gives the node a slot, for which `hold` has made room; returns it (local to the region)."""
         if node.fed:
             return node.slot
         if node.parent is None:
             node.slot = len(self.prompt) - 1
             return node.slot
-        if not self._free and self.top == self.region.size:
-            self._cache.grow(self.region, self.top + 1)
-            self._depths = np.resize(self._depths, self.region.size)
         node.slot = heappop(self._free) if self._free else self.top
         self.top = max(self.top, node.slot + 1)
         self._depths[node.slot] = node.depth
@@ -133,7 +178,10 @@ class TokenTree:
         heapify(self._free)
 
     def close(self) -> None:
-        self._cache.free(self.region)
+        """The region is free again."""
+        if self.region is not None:
+            self._cache.free(self.region)
+            self.region = None
 
     def check_integrity(self) -> None:
         """Every slot given out is either reachable from the root, once, or free."""
@@ -148,4 +196,5 @@ class TokenTree:
                 seen.append(node.slot)
         given = sorted(seen + self._free)
         assert given == list(range(len(self.prompt), self.top)), "slots lost or used twice"
-        assert self.top <= self.region.size, "a slot outside the region"
+        assert self.region is None or self.top <= self.region.size, "a slot outside the region"
+        assert self.region is not None or not (seen or self.prompt_fed or self.root.fed), "fed without a region"

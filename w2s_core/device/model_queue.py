@@ -1,0 +1,172 @@
+"""Decide, run, account: one forward of one model per turn, over every job that it has.
+
+Continuous batching: rows join at any turn and leave when they are done. A decoding row always gets its token; prompts
+and scoring come in slices beside it, so that no newcomer stalls the others.
+
+Memory: sessions take KV as they grow. When there is no more, remembered prompts go first, then the KV of sessions that
+have nothing to do, then that of younger ones: those lose KV, never tokens, and run again what they need when there is
+room. So the oldest session always gets on, and only one that does not fit alone fails.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from w2s_core.device.batch import Batch
+from w2s_core.device.jobs import JobFailed, ModelInfo, Outcome, SampleJob, ScoreJob
+from w2s_core.device.kv_cache import CacheFullError
+from w2s_core.device.prefix_cache import PrefixCache
+from w2s_core.device.runner import ModelRunner
+from w2s_core.device.sampling import draw_tokens
+from w2s_core.device.tasks import RowState, SampleTask, ScoreTask
+from w2s_core.device.token_tree import Node, TokenTree
+
+_SLICE = 256  # tokens of prompts and scoring a turn: bounds its time and its logits' memory (tokens × vocabulary)
+
+
+class ModelQueue:
+    """One model's sessions and jobs."""
+
+    def __init__(self, runner: ModelRunner, info: ModelInfo) -> None:
+        self.runner = runner
+        self.trees: dict[int, TokenTree] = {}
+        self.sampling: list[SampleTask] = []
+        self.scoring: list[ScoreTask] = []
+        self.prefixes = PrefixCache(runner.cache)
+        self._eos = info.eos
+
+    @property
+    def tasks(self) -> list[SampleTask | ScoreTask]:
+        return [*self.sampling, *self.scoring]
+
+    def add(self, job: SampleJob | ScoreJob) -> None:
+        """Starts a job. What no job of its session needs any more is dropped."""
+        tree = self.trees.get(job.session) or self._new_tree(job)
+        task = SampleTask(job, tree, self._eos) if isinstance(job, SampleJob) else ScoreTask(job, tree)
+        (self.sampling if isinstance(task, SampleTask) else self.scoring).append(task)  # type: ignore[arg-type]
+        tree.keep(leaf for other in self.tasks if other.tree is tree for leaf in other.leaves)
+
+    def _new_tree(self, job: SampleJob | ScoreJob) -> TokenTree:
+        tree = TokenTree(self.runner.cache, job.prompt)
+        try:
+            self.prefixes.serve(tree, self.trees.values())
+        except CacheFullError:
+            tree.evict()  # it will run its prompt when there is room
+        self.trees[job.session] = tree
+        return tree
+
+    def turn(self) -> list[Outcome]:
+        """One forward and what came of it."""
+        batch, sampling, scoring, stuck = self._decide()
+        if not batch.size and not any(task.done for task in scoring):
+            # Everybody waits, and the oldest could not be given room: it does not fit even alone.
+            return self._fail(stuck[:1], CacheFullError(f"{self.runner.cache.slots} tokens of KV are not enough."))
+        try:
+            logits = self.runner.forward(batch) if batch.size else torch.empty(0, 0)  # all was known already
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            return self._fail(batch.trees, error)
+        return self._account(batch, logits, sampling, scoring)
+
+    def _decide(self) -> tuple[Batch, list[tuple[SampleTask, RowState]], list[ScoreTask], list[TokenTree]]:
+        batch = Batch(_SLICE)
+        stuck: list[TokenTree] = []
+        ages = {tree: age for age, tree in enumerate(self.trees.values())}
+        for task in sorted(self.tasks, key=lambda task: ages[task.tree]):
+            before = batch.size
+            served = [self._request(batch, task, node) for node in task.wanted()]
+            if not all(served):
+                stuck.append(task.tree)
+            if isinstance(task, ScoreTask):
+                task.tokens_run += batch.size - before
+        rows = [(task, row) for task in self.sampling for row in task.live if row.leaf in batch.wanted]
+        return batch, rows, list(self.scoring), stuck
+
+    def _request(self, batch: Batch, task: SampleTask | ScoreTask, node: Node) -> bool:
+        """False when there is no memory for the node now."""
+        while True:
+            try:
+                batch.request(task.tree, node, urgent=isinstance(task, SampleTask))
+            except CacheFullError:
+                if not self._make_room(task.tree, batch):
+                    return False
+            else:
+                return True
+
+    def _make_room(self, tree: TokenTree, batch: Batch) -> bool:
+        """Takes KV from somebody who can better do without it; False when there is nobody."""
+        if self.prefixes.forget_one():
+            return True
+        others = [other for other in self.trees.values() if other.region is not None and other not in batch.trees]
+        busy = {task.tree for task in self.tasks}
+        idle = [other for other in others if other not in busy and other is not tree]
+        order = list(self.trees.values())
+        younger = order[order.index(tree) + 1 :]
+        victims = idle or [other for other in younger if other in others]
+        if victims:
+            victims[-1].evict()
+        return bool(victims)
+
+    def _account(
+        self,
+        batch: Batch,
+        logits: torch.Tensor,
+        sampling: list[tuple[SampleTask, RowState]],
+        scoring: list[ScoreTask],
+    ) -> list[Outcome]:
+        if sampling:
+            places = torch.tensor([batch.wanted[row.leaf] for _, row in sampling], device=logits.device)
+            tokens, logprobs = draw_tokens(logits[places], [task.draw(row) for task, row in sampling])
+            for (task, row), token, logprob in zip(sampling, tokens, logprobs, strict=True):
+                task.append(row, token, logprob)
+        if scoring:
+            self._score(batch, logits, scoring)
+        news = [task.news() for task in self.sampling]
+        results = [task.result() for task in self.scoring if task.done]
+        self.sampling = [task for task in self.sampling if task.live]
+        self.scoring = [task for task in self.scoring if not task.done]
+        return [*(n for n in news if n is not None), *results]
+
+    @staticmethod
+    def _score(batch: Batch, logits: torch.Tensor, tasks: list[ScoreTask]) -> None:
+        pending = [pair for task in tasks for pair in task.pending(batch.wanted)]
+        if pending:
+            rows = torch.tensor([row for _, row in pending], device=logits.device)
+            tokens = torch.tensor([node.token for node, _ in pending], device=logits.device)
+            values = (logits[rows, tokens] - logits.logsumexp(1)[rows]).tolist()
+            for (node, _), nats in sorted(zip(pending, values, strict=True), key=lambda item: item[0][0].depth):
+                assert node.parent is not None
+                assert node.parent.logprob is not None
+                node.logprob = node.parent.logprob + nats
+        for task in tasks:
+            task.settle()
+
+    def _fail(self, broken: list[TokenTree], error: Exception) -> list[Outcome]:
+        """Fails these sessions' jobs and forgets their KV, which may be half written; the rest goes on."""
+        failed = [task for task in self.tasks if task.tree in broken]
+        for session in [session for session, tree in self.trees.items() if tree in broken]:
+            self.trees[session].evict()
+            self.close_session(session)
+        full = isinstance(error, CacheFullError)
+        return [JobFailed(task.job.id, str(error), cache_full=full) for task in failed]
+
+    def cancel(self, job: int) -> None:
+        self.sampling = [task for task in self.sampling if task.job.id != job]
+        self.scoring = [task for task in self.scoring if task.job.id != job]
+
+    def close_session(self, session: int) -> None:
+        tree = self.trees.pop(session, None)
+        if tree is not None:
+            self.sampling = [task for task in self.sampling if task.tree is not tree]
+            self.scoring = [task for task in self.scoring if task.tree is not tree]
+            self.prefixes.remember(tree)
+
+    @property
+    def slots_held(self) -> int:
+        """KV slots of living sessions."""
+        return self.runner.cache.slots_used - self.prefixes.slots
+
+    def check_integrity(self) -> None:
+        self.runner.cache.check_integrity()
+        for tree in self.trees.values():
+            tree.check_integrity()
+        assert self.slots_held == sum(t.region.size for t in self.trees.values() if t.region), "a lost region"
