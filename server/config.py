@@ -101,7 +101,7 @@ class Settings(BaseSettings):
             yield f"{key}: takes {rows} rows, more than server.max_rows_per_request ({most})"
 
     def _worker_problems(self) -> Iterator[str]:
-        for field in ("threads", "max_rows", "kv_cache_gb"):
+        for field in ("threads", "max_rows", "kv_cache_gb", "heartbeat_timeout_s"):
             value = getattr(self.workers, field)
             if value != "auto" and value <= 0:
                 yield f"workers.{field}: must be above 0"

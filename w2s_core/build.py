@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from w2s_core.config import EngineConfig, PairConfig, WorkersConfig
+from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, WorkersConfig
 from w2s_core.demo.models import resolve
 from w2s_core.device.jobs import ModelSpec, WorkerSpec
 from w2s_core.device.pool import WorkerPool
@@ -27,9 +27,10 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises ConfigurationError, naming the key.
     """
     _check_names(config)
-    models = _models(config)
+    devices = _devices() if config.workers.devices == "auto" else list(config.workers.devices)
+    models = _models(config, devices)
     codecs = {source: TextCodec(source) for source in models}
-    pool = WorkerPool(_worker_specs(config.workers, models))
+    pool = WorkerPool(_worker_specs(config.workers, devices, models), config.workers.heartbeat_timeout_s)
     sources = {name: _source(large.model) for name, large in config.large_models.items()}
     large_models = {name: LocalLargeModel(source, codecs[source], pool) for name, source in sources.items()}
     return Engine(
@@ -55,12 +56,22 @@ def _source(reference: str) -> str:
     return str(resolve(reference)) if reference.startswith(_DEMO) else reference
 
 
-def _models(config: EngineConfig) -> dict[str, ModelSpec]:
-    """Every model once, by its source, whoever uses it."""
-    wanted = [(large.model, large.trust_remote_code) for large in config.large_models.values()]
-    for pair in config.pairs.values():
-        wanted += [(pair.tuned, pair.trust_remote_code), (pair.untuned, pair.trust_remote_code)]
-    return {(source := _source(reference)): ModelSpec(source, trust) for reference, trust in wanted}
+def _models(config: EngineConfig, devices: Sequence[str]) -> dict[str, tuple[ModelSpec, set[str]]]:
+    """Every model once, by its source, whoever uses it, and the devices that hold it."""
+    models: dict[str, tuple[ModelSpec, set[str]]] = {}
+    used: list[tuple[str, LargeModelConfig | PairConfig, list[str]]] = [
+        (f"large_models.{name}", large, [large.model]) for name, large in config.large_models.items()
+    ]
+    used += [(f"pairs.{name}", pair, [pair.tuned, pair.untuned]) for name, pair in config.pairs.items()]
+    for key, user, references in used:
+        homes = set(devices if user.devices is None else user.devices)
+        if not homes or not homes <= set(devices):
+            raise ConfigurationError(f"{key}.devices: must be some of workers.devices ({', '.join(devices)}).")
+        for reference in references:
+            source = _source(reference)
+            spec, known = models.get(source, (ModelSpec(source, user.trust_remote_code), set()))
+            models[source] = (spec, known | homes)
+    return models
 
 
 def _scorer(
@@ -76,11 +87,21 @@ def _scorer(
     return LocalScorer(pool, model(pair.tuned), model(pair.untuned), pair.prompt_template)
 
 
-def _worker_specs(workers: WorkersConfig, models: Mapping[str, ModelSpec]) -> list[WorkerSpec]:
-    devices = _devices() if workers.devices == "auto" else list(workers.devices)
+def _worker_specs(
+    workers: WorkersConfig, devices: Sequence[str], models: Mapping[str, tuple[ModelSpec, set[str]]]
+) -> list[WorkerSpec]:
     threads = max(1, (os.cpu_count() or 1) // len(devices)) if workers.threads == "auto" else workers.threads
     cache_bytes = 0 if workers.kv_cache_gb == "auto" else int(workers.kv_cache_gb * 10**9)
-    return [WorkerSpec(device, workers.dtype, threads, cache_bytes, dict(models)) for device in devices]
+    return [
+        WorkerSpec(
+            device=device,
+            dtype=workers.dtype,
+            threads=threads,
+            kv_cache_bytes=cache_bytes,
+            models={source: spec for source, (spec, homes) in models.items() if device in homes},
+        )
+        for device in devices
+    ]
 
 
 def _devices() -> list[str]:

@@ -16,12 +16,14 @@ _FORBID: dict[str, str] = {"extra": "forbid"}
 
 @dataclass(frozen=True, slots=True)
 class LargeModelConfig:
-    """`model`: a folder, a hub id, or "demo:NAME". `trust_remote_code` runs Python code from the model's folder."""
+    """`model`: a folder, a hub id, or "demo:NAME". `trust_remote_code` runs Python code from the model's folder.
+    `devices`: those of `workers.devices` that hold it; None = all."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     model: str
     backend: Literal["local"] = "local"
     trust_remote_code: bool = False
+    devices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class PairConfig:
     backend: Literal["local"] = "local"
     prompt_template: str | None = None
     trust_remote_code: bool = False
+    devices: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class ServedModelConfig:
 class WorkersConfig:
     """`threads`: CPU threads of the worker, "auto" = all cores. `dtype` "auto" = bfloat16 where the processor has
     instructions for it, else float32. `kv_cache_gb`: memory for the KV of each model, in 10⁹ bytes.
-    `max_rows`: sequences decoded at once."""
+    `max_rows`: sequences decoded at once. `heartbeat_timeout_s`: a worker silent for so long is replaced."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     devices: Literal["auto"] | tuple[str, ...] = "auto"
@@ -58,6 +61,7 @@ class WorkersConfig:
     threads: Literal["auto"] | int = "auto"
     max_rows: int = 256
     kv_cache_gb: Literal["auto"] | float = "auto"
+    heartbeat_timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

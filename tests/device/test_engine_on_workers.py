@@ -169,6 +169,54 @@ async def test_a_search_survives_its_workers_death(config: EngineConfig) -> None
         await kill_in_the_middle(engine)
 
 
+async def test_a_worker_that_hangs_is_replaced_and_its_searches_go_on(config: EngineConfig) -> None:
+    workers = replace(config.workers, heartbeat_timeout_s=1.0)
+    async with build_engine(replace(config, workers=workers)) as engine:
+        expected = await answer(engine, ASK)
+        first = pool_of(engine).workers[0]
+        os.kill(first.pid, signal.SIGSTOP)
+        assert [y.text for y in await answer(engine, ASK)] == [y.text for y in expected]
+        assert pool_of(engine).workers[0] is not first
+
+
+async def test_large_model_and_pair_may_live_on_different_devices(config: EngineConfig) -> None:
+    """Two processes, and each loads what is its own; the answer is that of one process."""
+    far = replace(
+        config,
+        workers=replace(config.workers, devices=("cpu:0", "cpu:1")),
+        large_models={"large": replace(config.large_models["large"], devices=("cpu:0",))},
+        pairs={name: replace(pair, devices=("cpu:1",)) for name, pair in config.pairs.items()},
+    )
+    async with build_engine(config) as engine:
+        expected = await answer(engine, ASK)
+    async with build_engine(far) as engine:
+        assert [len(worker.models) for worker in pool_of(engine).workers] == [1, 4]
+        assert [y.text for y in await answer(engine, ASK)] == [y.text for y in expected]
+
+
+async def test_several_workers_share_the_requests(config: EngineConfig) -> None:
+    async with build_engine(replace(config, workers=replace(config.workers, devices=("cpu", "cpu")))) as engine:
+        seen: set[int] = set()
+
+        async def watched(request: GenerationRequest) -> list[str]:
+            result = await answer(engine, request)
+            seen.update(worker.rows for worker in pool_of(engine).workers)
+            return [y.text for y in result]
+
+        requests = [replace(ASK, sampling=SamplingParams(max_tokens=30, seed=seed)) for seed in range(6)]
+        together = await asyncio.gather(*(watched(request) for request in requests))
+        assert together == [[y.text for y in await answer(engine, request)] for request in requests]
+        assert all(worker.rows == 0 for worker in pool_of(engine).workers)
+        assert len(seen) > 1
+        await assert_nothing_is_held(engine)
+
+
+async def test_a_device_that_is_no_workers_is_refused_by_name(config: EngineConfig) -> None:
+    large = {"large": replace(config.large_models["large"], devices=("cuda:7",))}
+    with pytest.raises(ConfigurationError, match=r"large_models\.large\.devices"):
+        build_engine(replace(config, large_models=large))
+
+
 async def kill_in_the_middle(engine: Engine) -> None:
     request = replace(ASK, sampling=SamplingParams(max_tokens=120, seed=5))
     requests = [request, replace(request, model="plain", n=2), replace(request, guidance=FOREIGN)]

@@ -107,8 +107,18 @@ class InspectJob:
     id: int
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answered with a Pong between two turns: the worker is alive, however long its job is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Any report would do; this one comes when there is nothing else to report."""
+
+
 Job: TypeAlias = SampleJob | ScoreJob | InspectJob
-Order: TypeAlias = Job | StopRows | CancelJob | CloseSession
+Order: TypeAlias = Job | StopRows | CancelJob | CloseSession | Ping
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,4 +184,4 @@ class JobFailed:
 
 
 Outcome: TypeAlias = SampleNews | ScoreResult | WorkerState | JobFailed
-Report: TypeAlias = Ready | LoadFailed | Outcome
+Report: TypeAlias = Ready | LoadFailed | Pong | Outcome

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from w2s_core.device.jobs import InspectJob, JobFailed, ModelInfo, WorkerSpec, WorkerState
 from w2s_core.device.process import WorkerLostError, WorkerProcess, next_job_id
@@ -17,13 +18,19 @@ _log = logging.getLogger(__name__)
 _FIRST_RESTART_S, _LAST_RESTART_S = 0.5, 30.0
 _WAIT_FOR_WORKER_S = 60.0  # how long a search whose worker died waits for another one
 _RETRY_AFTER_S = 5
+_LOOKS = 4  # at a worker's heartbeat within the time that it may be silent
 
 
 class WorkerPool:
-    """One process per spec. Sessions go to the worker with the fewest rows; a dead worker is started again."""
+    """One process per spec. Sessions go to the worker with the fewest rows; a dead worker is started again.
 
-    def __init__(self, specs: Sequence[WorkerSpec]) -> None:
+    A worker that gives no sign of life for `silence_s` seconds is killed, and its sessions go on elsewhere.
+    """
+
+    def __init__(self, specs: Sequence[WorkerSpec], silence_s: float = 60.0) -> None:
         self._specs = specs
+        self._silence_s = silence_s
+        self._watch: asyncio.Task[None] | None = None
         self._workers: list[WorkerProcess] = []
         self._sessions = itertools.count(1)
         self._restarts: set[asyncio.Task[None]] = set()
@@ -35,7 +42,7 @@ class WorkerPool:
 
     @property
     def ready(self) -> bool:
-        return any(worker.alive for worker in self._workers)
+        return bool(self._workers) and all(self._alive_with(spec.models) for spec in self._specs)
 
     def info(self, model: str) -> ModelInfo:
         """What loading this model told. Only after `start`."""
@@ -53,32 +60,46 @@ class WorkerPool:
         except asyncio.CancelledError:
             await self.stop()
             raise
+        self._watch = asyncio.create_task(self._keep_watch())
 
     async def stop(self) -> None:
-        for task in self._restarts:
+        tasks = [*self._restarts, *([self._watch] if self._watch else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._restarts, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for worker in self._workers:
             await worker.stop()
         self._workers = []
 
     @asynccontextmanager
-    async def session(self, rows: int) -> AsyncIterator[Session]:
-        """A place for one prompt's jobs on one worker; `rows` weigh in the choice of the worker."""
-        session = Session(next(self._sessions), rows, self.acquire)
+    async def session(self, rows: int, models: Collection[str]) -> AsyncIterator[Session]:
+        """A place for one prompt's jobs on a worker that has these models; `rows` weigh in its choice."""
+        session = Session(next(self._sessions), rows, partial(self.acquire, models))
         try:
             yield session
         finally:
             session.close()
 
-    async def acquire(self) -> WorkerProcess:
-        """The least loaded living worker; waits for one to come back. Raises UnavailableError when none does."""
+    async def acquire(self, models: Collection[str]) -> WorkerProcess:
+        """The least loaded living worker that has these models; waits for one to come back.
+
+        Raises UnavailableError when none does.
+        """
         try:
             async with asyncio.timeout(_WAIT_FOR_WORKER_S), self._changed:
-                await self._changed.wait_for(lambda: self.ready)
+                await self._changed.wait_for(lambda: self._alive_with(models))
         except TimeoutError:
             raise UnavailableError("No worker is alive.", _RETRY_AFTER_S) from None
-        return min((w for w in self._workers if w.alive), key=lambda w: w.rows)
+        return min(self._alive_with(models), key=lambda worker: worker.rows)
+
+    def _alive_with(self, models: Collection[str]) -> list[WorkerProcess]:
+        return [worker for worker in self._workers if worker.alive and worker.models.keys() >= set(models)]
+
+    async def _keep_watch(self) -> None:
+        while True:
+            for worker in self._workers:
+                worker.check(self._silence_s)
+            await asyncio.sleep(self._silence_s / _LOOKS)
 
     async def inspect(self) -> list[WorkerState]:
         """Each worker's state, after its caches' integrity was checked. Raises WorkerError where it does not hold."""

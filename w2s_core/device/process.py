@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
 import os
 import socket
 import subprocess
@@ -14,9 +15,21 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
-from w2s_core.device.jobs import Job, LoadFailed, ModelInfo, Order, Outcome, Ready, Report, WorkerSpec
+from w2s_core.device.jobs import (
+    Job,
+    LoadFailed,
+    ModelInfo,
+    Order,
+    Outcome,
+    Ping,
+    Pong,
+    Ready,
+    Report,
+    WorkerSpec,
+)
 from w2s_core.errors import W2SError
 
+_log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 5.0
 # How long an OpenMP thread spins before it sleeps. For ever (the default), and threads starve each other as soon as
 # anything else runs on the machine: a decode step of 16 rows then took 990 ms instead of 70. Not at all costs 1.4 times
@@ -48,6 +61,7 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[Mapping[str, ModelInfo]] = self._loop.create_future()
         self._stopping = False
+        self._heard = self._loop.time()
         self._connection, self._process = _spawn()
         self._outbox.put(spec)
         for target in (self._receive, self._send):
@@ -60,6 +74,7 @@ class WorkerProcess:
     async def started(self) -> None:
         """Returns when the models are loaded. Raises WorkerLostError with the worker's reason when they cannot be."""
         self.models = await asyncio.shield(self._started)
+        self._heard = self._loop.time()
         self.alive = True
 
     def submit(self, job: Job) -> asyncio.Queue[Outcome | WorkerLostError]:
@@ -76,6 +91,13 @@ class WorkerProcess:
 
     def send(self, order: Order) -> None:
         self._outbox.put(order)
+
+    def check(self, silence_s: float) -> None:
+        """Asks for a sign of life; kills a worker that has given none for `silence_s` seconds."""
+        if self.alive and self._loop.time() - self._heard > silence_s:
+            _log.error("worker %d has been silent for %.0f s and is killed", self.pid, silence_s)
+            self._process.kill()
+        self.send(Ping())
 
     async def stop(self) -> None:
         """Ends the process: politely, then not."""
@@ -115,11 +137,14 @@ class WorkerProcess:
     # In the event loop.
 
     def _deliver(self, report: Report) -> None:
+        self._heard = self._loop.time()
         match report:
             case Ready():
                 self._started.set_result(report.models)
             case LoadFailed():
                 self._started.set_exception(WorkerLostError(report.message))
+            case Pong():
+                pass  # being heard is all that it is for
             case _:
                 mailbox = self._mailboxes.get(report.id)
                 if mailbox is not None:

@@ -9,6 +9,8 @@ from w2s_core.device.jobs import (
     ModelInfo,
     Order,
     Outcome,
+    Ping,
+    Pong,
     SampleJob,
     ScoreJob,
     StopRows,
@@ -28,7 +30,7 @@ class Scheduler:
     def idle(self) -> bool:
         return not any(queue.tasks for queue in self._queues.values())
 
-    def take(self, order: Order) -> list[Outcome]:
+    def take(self, order: Order) -> list[Outcome | Pong]:
         """Acts on an order; what it answers at once."""
         match order:
             case SampleJob() | ScoreJob():
@@ -42,6 +44,8 @@ class Scheduler:
             case CloseSession():
                 for queue in self._queues.values():
                     queue.close_session(order.session)
+            case Ping():
+                return [Pong()]
             case InspectJob():
                 return [self._inspect(order)]
         return []

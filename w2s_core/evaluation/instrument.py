@@ -69,7 +69,7 @@ def _likelihood(model: str, pool: WorkerPool) -> Likelihood:
         tokens = codec.encode(text, special_tokens=False)
         if not tokens:
             return None
-        async with pool.session(0) as session:
+        async with pool.session(0, {model}) as session:
             result = await session.score(model, large.encode(TextPrompt(prompt)), [tokens])
         return result.logprobs[0] / len(tokens)
 

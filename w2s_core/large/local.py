@@ -50,7 +50,7 @@ class LocalLargeModel:
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
-        async with self._pool.session(rows) as session:
+        async with self._pool.session(rows, {self._model}) as session:
             yield LocalProposals(self._model, self.codec, session, prompt, sampling)
 
 

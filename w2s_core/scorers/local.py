@@ -69,7 +69,7 @@ class LocalScorer:
 
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[LocalScoring]:
-        async with self._pool.session(0) as session:
+        async with self._pool.session(0, {model.name for model in self._models}) as session:
             limits = [self._pool.info(model.name).context_length for model in self._models]
             prompts = [self._prompt(model, prompt) for model in self._models]
             yield LocalScoring(session, self._models, prompts, limits)
