@@ -44,6 +44,14 @@ format: install ## mends what `check` finds in layout
 eval: install ## the paper's controlled-sentiment experiment in miniature
 	$(BIN)/w2s eval sentiment $(ARGS)
 
+.PHONY: bench
+bench: install ## every speed and ratio that we promise, measured (about 25 minutes; ARGS=--quick: a few)
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+.PHONY: load
+load: install ## 1 to 32 streams at once through HTTP: throughput, latency, memory, charts
+	$(BIN)/python -m benchmarks.load $(ARGS)
+
 .PHONY: pair
 pair: install ## trains the demo pair anew (about ten minutes)
 	$(BIN)/python -m w2s_core.demo.train_pair $(ARGS)

@@ -1,0 +1,88 @@
+"""`make bench`: the targets of SPEC section 6, all sides in one run, in turns, with equal threads and precision."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.cases import Case, Run, cases
+from benchmarks.figures import Figure, Trial
+from benchmarks.machine import machine
+from benchmarks.report import as_json, phases, table, write
+from benchmarks.settings import EQUAL, Settings, prepare
+from benchmarks.sides import Sides, open_sides
+
+_WARM_UP_TOKENS = 10
+_NOT_AT_HAND = "not at hand"
+Trials = dict[Run, list[Trial]]
+
+
+async def measure(settings: Settings, wanted: Sequence[Case]) -> Trials:
+    """Every run of the wanted cases, group by group; within a group in turns, `repeats` times."""
+    trials: Trials = {run: [] for case in wanted for run in case.runs}
+    equal = any(run.load.pair == EQUAL for run in trials)
+    with tempfile.TemporaryDirectory(prefix="w2s-bench-") as folder:
+        models = prepare(settings, Path(folder), equal=equal)
+        async with open_sides(settings, models, {run.side for run in trials}) as sides:
+            for group in dict.fromkeys(case.group for case in wanted):
+                runs = list(dict.fromkeys(run for case in wanted if case.group == group for run in case.runs))
+                await _in_turns(sides, group, runs, trials, settings.repeats)
+    return trials
+
+
+async def _in_turns(sides: Sides, group: str, runs: Sequence[Run], trials: Trials, repeats: int) -> None:
+    for run in runs:
+        await sides.measure(run.side, run.load.at_most(_WARM_UP_TOKENS), seed=0)
+    for repeat in range(1, repeats + 1):
+        for run in runs:
+            start = time.perf_counter()
+            trial = await sides.measure(run.side, run.load, seed=repeat)
+            trials[run].append(trial)
+            took = time.perf_counter() - start
+            click.echo(f"{group} {repeat}/{repeats}: {run.side}: {trial.speed:.2f} tokens/s ({took:.0f} s)", err=True)
+
+
+def figures_of(wanted: Sequence[Case], measured: Sequence[Case], trials: Trials) -> list[Figure]:
+    return [case.figure(trials) if case in measured else case.missing(_NOT_AT_HAND) for case in wanted]
+
+
+def run(settings: Settings, only: Sequence[str], out: Path) -> list[Figure]:
+    """Measures, prints the table on stdout, writes bench.json and bench.md into `out`."""
+    wanted = [case for case in cases(settings) if not only or case.name in only]
+    measured = [case for case in wanted if settings.vllm_url or "vllm" not in {run.side for run in case.runs}]
+    before, start = machine(), time.perf_counter()
+    trials = asyncio.run(measure(settings, measured))
+    figures = figures_of(wanted, measured, trials)
+    about = {"machine": before, "settings": asdict(settings), "seconds": round(time.perf_counter() - start)}
+    text = table(figures)
+    click.echo(text)
+    click.echo("\nWhere the naive side's time goes:\n" + phases(trials))
+    write(out / "bench.json", as_json(about, figures, trials))
+    write(out / "bench.md", text + "\n")
+    click.echo(f"wrote {out}/bench.json and bench.md", err=True)
+    return figures
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/bench"), show_default=True)
+@click.option("--only", multiple=True, type=click.Choice([case.name for case in cases(Settings())]), help="Repeatable.")
+@click.option("--quick", is_flag=True, help="One repeat of half as many tokens: minutes, and rough.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of every side.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--vllm-url", envvar="W2S_BENCH_VLLM_URL", help="A running vLLM server of the same model.")
+def main(out: Path, only: tuple[str, ...], *, quick: bool, **options: Any) -> None:
+    """Measure this engine against the search as published, transformers, itself and vLLM."""
+    settings = Settings(**options)
+    run(replace(settings, repeats=1, shrink=2) if quick else settings, only, out)
+
+
+if __name__ == "__main__":
+    main()

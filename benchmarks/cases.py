@@ -1,0 +1,111 @@
+"""What is measured: every target of SPEC section 6, as a speed or as a ratio of two sides' speeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.figures import Figure, Trial, ratios, speeds
+from benchmarks.settings import DEMO, EQUAL, Settings, Workload
+from benchmarks.sides import Side
+
+_SHORT = "demo pair, prompt 20"  # the group of most cases
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One side doing one thing."""
+
+    side: Side
+    load: Workload
+
+    def __str__(self) -> str:
+        what = f"{self.load.rows} plain rows" if self.load.pair is None else f"guided {self.load.pair}"
+        return f"{self.side}, {what}, T={self.load.tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`top` alone is a speed; with `bottom` a ratio of speeds. Cases of one `group` are measured in turns, so a run
+    belongs to one group."""
+
+    name: str
+    group: str
+    title: str
+    target: float
+    top: Run
+    bottom: Run | None = None
+    at_most: bool = False
+
+    @property
+    def runs(self) -> list[Run]:
+        return [self.top] if self.bottom is None else [self.top, self.bottom]
+
+    def figure(self, trials: Mapping[Run, Sequence[Trial]]) -> Figure:
+        sides = {str(run): speeds(trials[run]) for run in self.runs}
+        top, bottom = trials[self.top], None if self.bottom is None else trials[self.bottom]
+        value = speeds(top) if bottom is None else ratios(top, bottom)
+        ended = sum(trial.ended for run in self.runs for trial in trials[run])
+        note = f"{ended} answers ended early" if ended else ""
+        return Figure(self.name, self.title, self.target, self.at_most, value, sides, note)
+
+    def missing(self, note: str) -> Figure:
+        return Figure(self.name, self.title, self.target, self.at_most, note=note)
+
+
+def cases(settings: Settings) -> list[Case]:
+    """In the order of the table."""
+    return [*_speeds(settings), *_against_naive(settings), *_against_others(settings)]
+
+
+def _speeds(settings: Settings) -> list[Case]:
+    """SPEC's first table: committed tokens per second, scoring included."""
+    t65, t120 = settings.tokens(65), settings.tokens(120)
+
+    def case(name: str, title: str, target: float, load: Workload) -> Case:
+        return Case(name, _SHORT, f"guided, demo pair, {title}, tokens/s", target, Run("engine", load))
+
+    return [
+        case("speed-445", f"4/4/5, T={t65}", 12, Workload(20, t65, DEMO)),
+        case("speed-2230", f"2/2/30, T={t120}", 16, Workload(20, t120, DEMO, w=2, k=2, length=30)),
+        case("speed-four", f"4/4/5, T={t65}, 4 requests at once", 25, Workload(20, t65, DEMO, streams=4)),
+    ]
+
+
+def _against_naive(settings: Settings) -> list[Case]:
+    t64, t128 = settings.tokens(64), settings.tokens(128)
+    demo, long = Workload(20, t64, DEMO), Workload(512, t64, DEMO)
+    equal, equal_long = Workload(20, t64, EQUAL), Workload(20, t128, EQUAL)
+
+    def case(name: str, title: str, target: float, load: Workload, streams: int = 1) -> Case:
+        top = Workload(load.prompt, load.tokens, load.pair, streams=streams)
+        group = _SHORT if load == demo else name
+        return Case(name, group, title, target, Run("engine", top), Run("naive", load))
+
+    return [
+        case("naive-demo-20", f"guided ÷ naive, demo pair, T={t64}, prompt 20", 2, demo),
+        case("naive-demo-512", f"guided ÷ naive, demo pair, T={t64}, prompt 512", 5, long),
+        case("naive-equal-64", f"guided ÷ naive, pair as large as the large model, T={t64}", 5, equal),
+        case("naive-equal-128", f"guided ÷ naive, pair as large as the large model, T={t128}", 10, equal_long),
+        case("naive-four", f"4 guided at once ÷ naive, demo pair, T={t64}", 4, demo, streams=4),
+    ]
+
+
+def _against_others(settings: Settings) -> list[Case]:
+    t64 = settings.tokens(64)
+    guided, plain = Workload(20, t64, DEMO), Workload(20, t64, None)
+    eight = Workload(20, t64, None, w=1, k=1, streams=8)
+    short, long = Workload(0, 64, DEMO), Workload(0, 512, DEMO)
+    engine = Run("engine", guided)
+    generate = "guided ÷ transformers.generate of W·K rows, no scoring"
+    own = "guided ÷ this engine's plain sampling of W·K rows"
+    http = "plain through HTTP ÷ engine in-process, 8 streams"
+    vllm = "this engine's plain sampling of 16 rows ÷ vLLM's"
+    flat = "cost of scoring per token, T=512 ÷ T=64"
+    return [
+        Case("generate", _SHORT, generate, 1.3, engine, Run("generate", plain)),
+        Case("own-plain", _SHORT, own, 0.9, engine, Run("engine", plain)),
+        Case("http", "http", http, 0.95, Run("http", eight), Run("engine", eight)),
+        Case("vllm", _SHORT, vllm, 1.0, Run("engine", plain), Run("vllm", plain)),
+        Case("scoring-flat", "scoring", flat, 1.2, Run("scoring", short), Run("scoring", long), at_most=True),
+    ]

@@ -1,0 +1,184 @@
+"""`make load`: what many clients at once get from a real server, and what a request costs by its size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import client
+from benchmarks.figures import percentile
+from benchmarks.load_chart import draw
+from benchmarks.machine import machine
+from benchmarks.memory import peak_bytes
+from benchmarks.prompts import excerpt
+from benchmarks.report import write
+from benchmarks.server_process import Server, server_process
+from benchmarks.settings import DEMO, LARGE, Settings, Workload, prepare
+from w2s_core.text import TextCodec
+
+_LIMIT_S = 300.0  # of one level: a server that is stuck must not hold the sweep
+_WARM_UP = Workload(20, 10, DEMO)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What `streams` clients at once got: speeds in committed tokens per second, times in seconds.
+
+    `first_*`: from the request to the first text; `gap_*`: between pieces of text. `peak_bytes`: of the server and its
+    worker since they started.
+    """
+
+    load: Workload
+    tokens: int
+    seconds: float
+    speed: float
+    first_p50: float
+    first_p99: float
+    gap_p50: float
+    gap_p99: float
+    ended: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeps:
+    """Levels by what is varied. `concurrency` has guided and plain ones; the others are single guided requests."""
+
+    concurrency: Sequence[Level]
+    length: Sequence[Level]
+    rows: Sequence[Level]
+    chunks: Sequence[Level]
+
+
+def concurrency(tokens: int, most: int) -> list[Workload]:
+    counts = [2**i for i in range(most.bit_length()) if 2**i <= most]
+    guided = [Workload(20, tokens, DEMO, streams=count) for count in counts]
+    return guided + [Workload(20, tokens, None, w=1, k=1, streams=count) for count in counts]
+
+
+def by_length(tokens: int) -> list[Workload]:
+    return [Workload(20, tokens * factor, DEMO) for factor in (1, 2, 4, 8)]
+
+
+def by_rows(tokens: int) -> list[Workload]:
+    return [Workload(20, tokens, DEMO, w=w, k=k) for w, k in ((1, 1), (2, 2), (4, 4), (4, 8), (8, 8))]
+
+
+def by_chunks(tokens: int) -> list[Workload]:
+    return [Workload(20, tokens, DEMO, length=max(1, tokens // count)) for count in (32, 16, 8, 4, 2, 1)]
+
+
+async def measure(server: Server, codec: TextCodec, load: Workload, seed: int) -> Level:
+    """All streams start at once."""
+    bodies = [
+        client.body(load.pair or LARGE, excerpt(codec, load.prompt, seed + i), load.tokens, seed + i, **_guidance(load))
+        for i in range(load.streams)
+    ]
+    start = time.perf_counter()
+    streams = await client.streams(server.url, bodies, _LIMIT_S)
+    seconds = time.perf_counter() - start
+    tokens = sum(stream.tokens for stream in streams)
+    first = [stream.arrivals[0] for stream in streams if stream.arrivals]
+    gaps = [gap for stream in streams for gap in stream.gaps]
+    return Level(
+        load=load,
+        tokens=tokens,
+        seconds=seconds,
+        speed=tokens / seconds,
+        first_p50=percentile(first, 50),
+        first_p99=percentile(first, 99),
+        gap_p50=percentile(gaps, 50),
+        gap_p99=percentile(gaps, 99),
+        ended=sum(stream.ended for stream in streams),
+        peak_bytes=peak_bytes(server.pid),
+    )
+
+
+def _guidance(load: Workload) -> dict[str, Any]:
+    if load.pair is None:
+        return {}
+    return {"guidance": {"beam_width": load.w, "successors": load.k, "chunk_length": load.length}}
+
+
+async def sweep(settings: Settings, tokens: int, most: int) -> Sweeps:
+    """One server for all; every level after the one before."""
+    with tempfile.TemporaryDirectory(prefix="w2s-load-") as folder:
+        models = prepare(settings, Path(folder), equal=False)
+        codec = TextCodec(models.large)
+        async with server_process(models.engine_config(settings)) as server:
+            await measure(server, codec, _WARM_UP, 0)
+
+            async def levels(name: str, loads: Sequence[Workload]) -> list[Level]:
+                found = []
+                for load in loads:
+                    found.append(await measure(server, codec, load, 1))
+                    click.echo(f"{name}: {_line(found[-1])}", err=True)
+                return found
+
+            return Sweeps(
+                concurrency=await levels("concurrency", concurrency(tokens, most)),
+                length=await levels("length", by_length(max(2, tokens // 2))),
+                rows=await levels("rows", by_rows(tokens)),
+                chunks=await levels("chunks", by_chunks(tokens)),
+            )
+
+
+def _line(level: Level) -> str:
+    load = level.load
+    what = f"{load.w}/{load.k}/{load.length}" if load.pair else "plain"
+    return (
+        f"{load.streams} × {what}, T={load.tokens}: {level.speed:.1f} tokens/s, first {level.first_p50:.2f} s "
+        f"(p99 {level.first_p99:.2f}), gap {level.gap_p50:.2f} s (p99 {level.gap_p99:.2f}), "
+        f"peak {level.peak_bytes / 1e9:.2f} GB"
+    )
+
+
+def table(levels: Sequence[Level]) -> str:
+    """The sweep over concurrency, in Markdown."""
+    lines = [
+        "| streams | kind | tokens/s | first text p50 / p99, s | between pieces p50 / p99, s | peak memory, GB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for level in levels:
+        kind = "plain" if level.load.pair is None else f"{level.load.w}/{level.load.k}/{level.load.length}"
+        first, gap = f"{level.first_p50:.2f} / {level.first_p99:.2f}", f"{level.gap_p50:.2f} / {level.gap_p99:.2f}"
+        memory = f"{level.peak_bytes / 1e9:.2f}"
+        lines.append(f"| {level.load.streams} | {kind} | {level.speed:.1f} | {first} | {gap} | {memory} |")
+    return "\n".join(lines)
+
+
+def run(settings: Settings, out: Path, *, tokens: int, most: int) -> Sweeps:
+    """Measures, prints the table on stdout, writes load.json, load.md, load.png and cost.png into `out`."""
+    about = {"machine": machine(), "settings": asdict(settings)}
+    sweeps = asyncio.run(sweep(settings, tokens, most))
+    text = table(sweeps.concurrency)
+    click.echo(text)
+    write(out / "load.json", json.dumps(about | asdict(sweeps), indent=1) + "\n")
+    write(out / "load.md", text + "\n")
+    draw(sweeps, out)
+    click.echo(f"wrote {out}/load.json, load.md, load.png and cost.png", err=True)
+    return sweeps
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/load"), show_default=True)
+@click.option("--quick", is_flag=True, help="A third of the tokens.")
+@click.option("--most", type=click.IntRange(min=1, max=32), default=32, show_default=True, help="Streams at once.")
+@click.option("--tokens", type=click.IntRange(min=2), default=48, show_default=True, help="Of an answer.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of the worker.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+def main(out: Path, most: int, tokens: int, *, quick: bool, **options: Any) -> None:
+    """Sweep concurrent streams and sizes of requests through HTTP against a server of its own."""
+    run(replace(Settings(), **options), out, tokens=max(2, tokens // 3) if quick else tokens, most=most)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Two charts: what clients get by their number, and what a request costs beside what the arithmetic predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from benchmarks.load import Level, Sweeps
+
+_GUIDED, _PLAIN, _PREDICTED = "#2f6fb0", "#9aa5b1", "#c0392b"
+_PANEL_INCHES, _DPI = (4.2, 3.4), 110
+Value = Callable[["Level"], float]
+
+
+def draw(sweeps: Sweeps, out: Path) -> None:
+    """Writes load.png and cost.png into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    _load(sweeps.concurrency).savefig(out / "load.png", dpi=_DPI)
+    _cost(sweeps).savefig(out / "cost.png", dpi=_DPI)
+
+
+def _panels(count: int) -> tuple[Figure, list[Any]]:
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    axes = list(figure.subplots(1, count))
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xscale("log", base=2)
+    return figure, axes
+
+
+def _load(levels: Sequence[Level]) -> Figure:
+    figure, (speed, first, gap) = _panels(3)
+    guided = [level for level in levels if level.load.pair is not None]
+    plain = [level for level in levels if level.load.pair is None]
+    for color, name, kind in ((_GUIDED, "guided", guided), (_PLAIN, "plain", plain)):
+        x = [level.load.streams for level in kind]
+        speed.plot(x, [level.speed for level in kind], "o-", color=color, label=name)
+        for axes, low, high in ((first, "first_p50", "first_p99"), (gap, "gap_p50", "gap_p99")):
+            axes.plot(x, [getattr(level, low) for level in kind], "o-", color=color, label=f"{name}, p50")
+            axes.plot(x, [getattr(level, high) for level in kind], "o--", color=color, label=f"{name}, p99")
+    for axes, title in (
+        (speed, "committed tokens/s"),
+        (first, "seconds to the first text"),
+        (gap, "seconds between pieces of text"),
+    ):
+        _finish(axes, title, "streams at once")
+    return figure
+
+
+def _cost(sweeps: Sweeps) -> Figure:
+    """Predictions go through the largest request: flat in T and in chunks, linear in rows."""
+    figure, (length, rows, chunks, streams) = _panels(4)
+    guided = [level for level in sweeps.concurrency if level.load.pair is not None]
+    _panel(length, sweeps.length, lambda level: level.load.tokens, per_token, lambda _: 1.0)
+    _panel(rows, sweeps.rows, lambda level: level.load.rows, per_token, lambda x: x)
+    _panel(chunks, sweeps.chunks, lambda level: level.load.tokens / level.load.length, per_token, lambda _: 1.0)
+    _panel(streams, guided, lambda level: level.load.rows * level.load.streams, per_step, lambda x: x)
+    for axes, title, label in (
+        (length, "ms per committed token, by T", "tokens T"),
+        (rows, "ms per committed token, by rows", "rows W·K"),
+        (chunks, "ms per committed token, by chunks", "chunks of one answer"),
+        (streams, "ms per token of every stream, by all rows", "rows of all streams"),
+    ):
+        _finish(axes, title, label)
+    return figure
+
+
+def per_token(level: Level) -> float:
+    """Milliseconds per committed token."""
+    return 1000 / level.speed
+
+
+def per_step(level: Level) -> float:
+    """Milliseconds in which every stream gets one token."""
+    return 1000 / level.speed * level.load.streams
+
+
+def _panel(axes: Any, levels: Sequence[Level], x: Value, y: Value, shape: Callable[[float], float]) -> None:
+    xs, ys = [x(level) for level in levels], [y(level) for level in levels]
+    largest = max(range(len(xs)), key=xs.__getitem__)
+    scale = ys[largest] / shape(xs[largest])
+    axes.plot(sorted(xs), [scale * shape(value) for value in sorted(xs)], "--", color=_PREDICTED, label="predicted")
+    axes.plot(xs, ys, "o-", color=_GUIDED, label="measured")
+
+
+def _finish(axes: Any, title: str, label: str) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(label, fontsize=9)
+    axes.set_ylim(bottom=0)
+    ticks = sorted({float(value) for line in axes.get_lines() for value in line.get_xdata()})
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks], fontsize=8)
+    axes.minorticks_off()
+    axes.legend(fontsize=8)

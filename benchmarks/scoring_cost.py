@@ -1,0 +1,65 @@
+"""What scoring alone costs: the engine's scorer and its worker, fed with a search's candidates, no large model."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from benchmarks.figures import Trial
+from benchmarks.prompts import story
+from benchmarks.settings import DEMO, Models, Settings, Workload
+from w2s_core.device.jobs import ModelSpec, WorkerSpec
+from w2s_core.device.pool import WorkerPool
+from w2s_core.scorers.local import LocalModel, LocalScorer
+from w2s_core.text import TextCodec
+from w2s_core.types import Hypothesis, TextPrompt, Tokens
+
+
+class ScoringCost:
+    """`measure` plays the large model with random pieces of a story."""
+
+    def __init__(self, scorer: LocalScorer, codec: TextCodec) -> None:
+        self._scorer = scorer
+        self._codec = codec
+        self._story = codec.encode(story(), special_tokens=False)
+
+    async def measure(self, load: Workload, seed: int) -> Trial:
+        """Scores W·K candidates a chunk and keeps the best W, `load.tokens` long; only scoring is timed."""
+        random_numbers = random.Random(seed)
+        beam = [Hypothesis()] * load.w
+        seconds = 0.0
+        async with self._scorer.open(TextPrompt("")) as scoring:
+            for _ in range(0, load.tokens, load.length):
+                candidates = [
+                    self._successor(y, self._piece(random_numbers, load.length)) for y in beam for _ in range(load.k)
+                ]
+                start = time.perf_counter()
+                scores = await scoring.score(candidates)
+                seconds += time.perf_counter() - start
+                order = sorted(range(len(candidates)), key=lambda i: -scores[i].total)
+                beam = [candidates[i] for i in order[: load.w]]
+        return Trial(len(beam[0].tokens), seconds)
+
+    def _piece(self, random_numbers: random.Random, length: int) -> Tokens:
+        first = random_numbers.randrange(len(self._story) - length)
+        return self._story[first : first + length]
+
+    def _successor(self, parent: Hypothesis, piece: Tokens) -> Hypothesis:
+        tokens = parent.tokens + piece
+        return Hypothesis(tokens=tokens, text=self._codec.decode(tokens))
+
+
+@asynccontextmanager
+async def scoring_cost(models: Models, settings: Settings) -> AsyncIterator[ScoringCost]:
+    """Starts a worker with the demo pair alone."""
+    tuned, untuned, template = models.pairs[DEMO]
+    specs = {name: ModelSpec(name, trust_remote_code=False) for name in (tuned, untuned)}
+    pool = WorkerPool([WorkerSpec("cpu", settings.dtype, settings.threads, 0, specs)])
+    pair = [LocalModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
+    await pool.start()
+    try:
+        yield ScoringCost(LocalScorer(pool, pair[0], pair[1], template), TextCodec(models.large))
+    finally:
+        await pool.stop()

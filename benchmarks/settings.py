@@ -1,0 +1,110 @@
+"""What is measured and with which models; read once from the command line, then passed down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
+from w2s_core.demo.models import PREFIX, SMOLLM2, resolve
+from w2s_core.types import Guidance
+
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
+LARGE, DEMO, EQUAL = "large", "demo", "equal"
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one side is asked to do: `streams` requests at once of `tokens` tokens behind a prompt of `prompt` tokens.
+
+    Guided by `pair` with W = `w`, K = `k`, L = `length`; where `pair` is None, W·K plain samples of each prompt.
+    """
+
+    prompt: int
+    tokens: int
+    pair: str | None
+    w: int = 4
+    k: int = 4
+    length: int = 5
+    streams: int = 1
+
+    @property
+    def rows(self) -> int:
+        return self.w * self.k
+
+    def at_most(self, tokens: int) -> Workload:
+        """The same, but shorter: to warm up."""
+        return replace(self, tokens=min(self.tokens, tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`shrink` divides every budget of tokens (quick runs); `vllm_url` is that of a running server, if any."""
+
+    dtype: Dtype = "float32"
+    threads: int = 2
+    repeats: int = 3
+    shrink: int = 1
+    vllm_url: str | None = None
+    large: str = PREFIX + SMOLLM2
+    tuned: str = PREFIX + "reviews-positive"
+    untuned: str = PREFIX + "reviews"
+
+    def tokens(self, wanted: int) -> int:
+        return max(2, wanted // self.shrink)
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Folders that every side loads: the large model and, by name, pairs (tuned, untuned, prompt template)."""
+
+    large: str
+    pairs: Mapping[str, tuple[str, str, str | None]]
+
+    def engine_config(self, settings: Settings) -> EngineConfig:
+        """Served: `large` is plain, each pair's name is guided by it."""
+        served = {LARGE: ServedModelConfig(LARGE)}
+        served |= {name: ServedModelConfig(LARGE, Guidance("cbs", {name: 1.0})) for name in self.pairs}
+        return EngineConfig(
+            large_models={LARGE: LargeModelConfig(self.large)},
+            served_models=served,
+            pairs={name: PairConfig(t, u, prompt_template=template) for name, (t, u, template) in self.pairs.items()},
+            workers=WorkersConfig(devices=("cpu",), dtype=settings.dtype, threads=settings.threads),
+        )
+
+
+def prepare(settings: Settings, folder: Path, *, equal: bool) -> Models:
+    """Puts the models into `folder`.
+
+    The large model gets a configuration without EOS, so that no answer ends before its budget and every side commits
+    the same number of tokens. With `equal`, its weights are copied twice as a pair of its own size: copies in truth,
+    because a worker loads each folder once, and one model in two roles would do half the work.
+    """
+    source = _folder(settings.large)
+    large = _without_eos(source, folder / LARGE)
+    pairs: dict[str, tuple[str, str, str | None]] = {
+        DEMO: (str(_folder(settings.tuned)), str(_folder(settings.untuned)), "")
+    }
+    if equal:
+        copies = [str(shutil.copytree(source, folder / name)) for name in ("tuned", "untuned")]
+        pairs[EQUAL] = (copies[0], copies[1], "{prompt}")
+    return Models(str(large), pairs)
+
+
+def _folder(reference: str) -> Path:
+    return resolve(reference) if reference.startswith(PREFIX) else Path(reference)
+
+
+def _without_eos(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in source.resolve().iterdir():
+        if path.name not in ("config.json", "generation_config.json"):
+            (target / path.name).symlink_to(path)
+            continue
+        content = json.loads(path.read_text(encoding="utf-8")) | {"eos_token_id": None}
+        (target / path.name).write_text(json.dumps(content), encoding="utf-8")
+    return target

@@ -1,0 +1,135 @@
+"""The sides of the comparison, each in worker processes of its own. Who is not measured waits and costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import httpx
+
+from benchmarks import client
+from benchmarks.figures import Trial
+from benchmarks.naive_process import NaiveProcess, naive_process
+from benchmarks.prompts import excerpt
+from benchmarks.scoring_cost import ScoringCost, scoring_cost
+from benchmarks.server_process import Server, server_process
+from benchmarks.settings import LARGE, Models, Settings, Workload
+from w2s_core.build import build_engine
+from w2s_core.engine import Engine
+from w2s_core.text import TextCodec
+from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TokenPrompt, Tokens
+
+Side: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm"]
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Whoever is needed is there."""
+
+    codec: TextCodec
+    engine: Engine | None
+    naive: NaiveProcess | None
+    server: Server | None
+    scoring: ScoringCost | None
+    vllm_url: str | None
+
+    async def measure(self, side: Side, load: Workload, seed: int) -> Trial:
+        """One trial. Prompts and seeds depend on `seed` alone, so that all sides get the same."""
+        prompts = [excerpt(self.codec, load.prompt, seed + i) for i in range(load.streams)]
+        match side:
+            case "engine":
+                assert self.engine is not None
+                return await through_engine(self.engine, load, prompts, seed)
+            case "http":
+                assert self.server is not None
+                return await through_http(self.server.url, LARGE, load, prompts, seed)
+            case "vllm":
+                assert self.vllm_url is not None
+                return await through_vllm(self.vllm_url, load, prompts, seed)
+            case "scoring":
+                assert self.scoring is not None
+                return await self.scoring.measure(load, seed)
+            case "naive":
+                assert self.naive is not None
+                return await self.naive.search(load, prompts, seed)
+            case "generate":
+                assert self.naive is not None
+                return await self.naive.generate(load, prompts, seed)
+
+
+@asynccontextmanager
+async def open_sides(settings: Settings, models: Models, needed: Collection[Side]) -> AsyncIterator[Sides]:
+    """Loads what the needed sides need; leaving the context ends their processes."""
+    config, plain = (m.engine_config(settings) for m in (models, replace(models, pairs={})))
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        yield Sides(
+            codec=TextCodec(models.large),
+            engine=await enter(build_engine(config)) if "engine" in needed else None,
+            naive=await enter(naive_process(models, settings)) if {"naive", "generate"} & set(needed) else None,
+            server=await enter(server_process(plain)) if "http" in needed else None,
+            scoring=await enter(scoring_cost(models, settings)) if "scoring" in needed else None,
+            vllm_url=settings.vllm_url,
+        )
+
+
+def requests_of(load: Workload, prompts: Sequence[Tokens], seed: int) -> list[GenerationRequest]:
+    """Guided requests of one answer each, or W·K plain samples of each prompt."""
+    guided = load.pair is not None
+    guidance = Guidance("cbs", {load.pair: 1.0}, load.w, load.k, load.length) if load.pair is not None else None
+    return [
+        GenerationRequest(
+            load.pair or LARGE,
+            (TokenPrompt(prompt),),
+            SamplingParams(max_tokens=load.tokens, seed=seed + i),
+            guidance,
+            n=1 if guided else load.rows,
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+async def through_engine(engine: Engine, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
+    """In this process, as a library."""
+
+    async def one(request: GenerationRequest) -> int:
+        async for event in engine.generate(request):
+            if isinstance(event, RequestFinished):
+                return event.completion_tokens
+        raise AssertionError("a request always ends with RequestFinished")
+
+    start = time.perf_counter()
+    counts = await asyncio.gather(*(one(request) for request in requests_of(load, prompts, seed)))
+    return _trial(load, sum(counts), time.perf_counter() - start)
+
+
+async def through_http(url: str, model: str, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
+    """Streamed, every request on a connection of its own."""
+    n = {} if load.pair is not None else {"n": load.rows}
+    bodies = [client.body(model, prompt, load.tokens, seed + i, **n) for i, prompt in enumerate(prompts)]
+    start = time.perf_counter()
+    streams = await client.streams(url, bodies, _TIMEOUT_S)
+    return _trial(load, sum(stream.tokens for stream in streams), time.perf_counter() - start)
+
+
+async def through_vllm(url: str, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
+    """Plain samples of the first model that a vLLM server at `url` serves."""
+    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S) as vllm:
+        model = (await vllm.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+    fields = {"n": load.rows, "ignore_eos": True, "temperature": 1.0}
+    bodies = [client.body(model, prompt, load.tokens, seed + i, **fields) for i, prompt in enumerate(prompts)]
+    start = time.perf_counter()
+    streams = await client.streams(url, bodies, _TIMEOUT_S)
+    return _trial(load, sum(stream.tokens for stream in streams), time.perf_counter() - start)
+
+
+def _trial(load: Workload, tokens: int, seconds: float) -> Trial:
+    """Of plain samples one row's share counts: what a guided request of as many rows would have committed."""
+    share = 1 if load.pair is not None else load.rows
+    budget = load.tokens * load.streams * share
+    return Trial(tokens / share, seconds, ended=int(tokens < budget))

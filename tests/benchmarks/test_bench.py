@@ -1,0 +1,68 @@
+"""The whole benchmark on tiny models: every side starts, answers and ends. Nothing here judges a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench
+from benchmarks.cases import cases
+from benchmarks.prompts import excerpt
+from benchmarks.settings import LARGE, Settings, prepare
+from tests.tiny import save_tiny
+from w2s_core.text import TextCodec
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Tiny models, few tokens."""
+    root = tmp_path_factory.mktemp("bench")
+    large, tuned, untuned = (
+        str(save_tiny(root / name, seed=seed, pairs=name != "large", context_length=2048))
+        for seed, name in enumerate(("large", "tuned", "untuned"))
+    )
+    return Settings(threads=1, repeats=2, shrink=16, large=large, tuned=tuned, untuned=untuned)
+
+
+def test_every_side_is_measured_and_written(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = bench.run(settings, [], tmp_path)
+    assert [figure.name for figure in figures] == [case.name for case in cases(settings)]
+    unmeasured = [figure for figure in figures if figure.value is None]
+    assert [(figure.name, figure.note) for figure in unmeasured] == [("vllm", "not at hand")]
+    assert not [figure.note for figure in figures if figure not in unmeasured and figure.note], "answers ended early"
+    content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    for side in content["trials"]:
+        load = side["load"]
+        tokens = load["tokens"] * load["streams"]
+        assert [trial["tokens"] for trial in side["trials"]] == [pytest.approx(tokens, abs=load["length"])] * 2
+    assert content["machine"]["cores"]
+    printed = capsys.readouterr().out
+    assert (tmp_path / "bench.md").read_text(encoding="utf-8").strip() in printed
+    assert "gathering the cache" in printed
+
+
+def test_only_what_is_wanted_is_measured(settings: Settings, tmp_path: Path) -> None:
+    [figure] = bench.run(settings, ["scoring-flat"], tmp_path)
+    assert figure.value is not None
+
+
+def test_the_large_model_has_no_end_and_the_equal_pair_is_copied(settings: Settings, tmp_path: Path) -> None:
+    models = prepare(settings, tmp_path, equal=True)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / LARGE / name).read_text())["eos_token_id"] is None
+    tuned, untuned, _ = models.pairs["equal"]
+    weights = [Path(folder) / "model.safetensors" for folder in (tuned, untuned)]
+    assert not any(path.is_symlink() for path in weights)
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_excerpts_differ_from_the_first_token_on(settings: Settings) -> None:
+    codec = TextCodec(settings.large)
+    for size in (20, 512):
+        prompts = [excerpt(codec, size, number) for number in range(8)]
+        assert {len(prompt) for prompt in prompts} == {size}
+        assert len({prompt[:16] for prompt in prompts}) == 8

@@ -1,0 +1,67 @@
+"""The load sweep against a real server with tiny models; memory and latencies are looked at, never judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import load
+from benchmarks.client import Stream
+from benchmarks.memory import peak_bytes
+from benchmarks.settings import Settings
+from tests.tiny import save_tiny
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    root = tmp_path_factory.mktemp("load")
+    large, tuned, untuned = (
+        str(save_tiny(root / name, seed=seed, pairs=name != "large"))
+        for seed, name in enumerate(("large", "tuned", "untuned"))
+    )
+    return Settings(threads=1, large=large, tuned=tuned, untuned=untuned)
+
+
+def test_the_sweep_from_server_to_charts(settings: Settings, tmp_path: Path) -> None:
+    sweeps = load.run(settings, tmp_path, tokens=6, most=2)
+    assert [(level.load.streams, level.load.pair) for level in sweeps.concurrency] == [
+        (1, "demo"),
+        (2, "demo"),
+        (1, None),
+        (2, None),
+    ]
+    for levels in (sweeps.concurrency, sweeps.length, sweeps.rows, sweeps.chunks):
+        for level in levels:
+            assert level.tokens == level.load.tokens * level.load.streams, "every answer is whole"
+            assert level.peak_bytes > 10**8, "a worker with torch in it"
+    content = json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))
+    assert len(content["rows"]) == len(sweeps.rows)
+    for name in ("load.png", "cost.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "load.md").read_text(encoding="utf-8").count("\n") == 2 + len(sweeps.concurrency)
+
+
+def test_the_sweep_doubles_up_to_the_most() -> None:
+    assert [x.streams for x in load.concurrency(8, 32)] == [1, 2, 4, 8, 16, 32] * 2
+    assert [x.rows for x in load.by_rows(8)] == [1, 4, 16, 32, 64]
+    assert [x.tokens // x.length for x in load.by_chunks(32)] == [32, 16, 8, 4, 2, 1]
+
+
+def test_gaps_lie_between_arrivals() -> None:
+    assert Stream(3, 2.0, [0.5, 0.75, 1.75]).gaps == [0.25, 1.0]
+    assert Stream(1, 2.0, [0.5]).gaps == []
+
+
+def test_memory_counts_children() -> None:
+    code = "import sys; block = bytearray(50_000_000); print(flush=True); sys.stdin.read()"
+    before = peak_bytes(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert peak_bytes(os.getpid()) - before > 45_000_000
+        child.kill()
