@@ -80,9 +80,11 @@ def test_the_chart_is_a_png_fit_for_a_readme(tmp_path: Path, ablation_seeds: int
     assert path.stat().st_size < 150_000
 
 
-def test_publishing_prints_the_table_and_writes_three_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_publishing_prints_the_table_and_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish(made_up(), tmp_path / "out")
     printed = capsys.readouterr().out
     assert "judge, P(positive)" in printed
     assert (tmp_path / "out" / "sentiment.txt").read_text(encoding="utf-8") == printed
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"sentiment.txt", "sentiment.json", "sentiment.png"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"sentiment.{suffix}" for suffix in ("txt", "md", "json", "png")}
+    assert (tmp_path / "out" / "sentiment.md").read_text(encoding="utf-8").count("judge, P(positive)") == 2

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from w2s_core.errors import W2SError
+from w2s_core.evaluation.prompts import OPENERS
 from w2s_core.evaluation.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,27 +21,33 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _DEFAULTS = Settings()
 
 
-def _positive(name: str, text: str) -> Callable[[_F], _F]:
+def _positive(name: str, text: str, most: int | None = None) -> Callable[[_F], _F]:
     option = name.lstrip("-").replace("-", "_")
     default = getattr(_DEFAULTS, option)
-    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True, help=text)
+    return click.option(name, type=click.IntRange(1, most), default=default, show_default=True, help=text)
 
 
 @click.command()
-@_positive("--prompts", "Openers to answer, at most 60.")
+@_positive("--prompts", "Openers to answer.", most=len(OPENERS))
 @_positive("--seeds", "Answers to each opener.")
 @_positive("--ablation-seeds", "The same for the ablation, at most --seeds.")
 @_positive("--max-tokens", "Tokens of an answer.")
 @_positive("--concurrency", "Requests at once.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=_DEFAULTS.temperature, show_default=True)
 @click.option("--top-k", type=click.IntRange(min=0), default=_DEFAULTS.top_k, show_default=True)
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default=_DEFAULTS.dtype)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+)
 @click.option("--prompt-template", default=_DEFAULTS.prompt_template, help="What the pair sees; default: the demo's.")
 @click.option("--development", is_flag=True, help="Use the openers that choices are made on.")
-@click.option("--ablation/--no-ablation", default=True, help="Beam width × successors at equal cost.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/sentiment"))
+@click.option(
+    "--ablation/--no-ablation", default=True, show_default=True, help="Beam width × successors at equal cost."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/sentiment"), show_default=True
+)
 def sentiment(out: Path, ablation: bool, **options: Any) -> None:
-    """The paper's controlled-sentiment experiment in miniature: a table, a JSON file and a chart in --out."""
+    """The paper's controlled-sentiment experiment in miniature: tables, a JSON file and a chart in --out."""
     options["ablation_seeds"] = min(options["ablation_seeds"], options["seeds"]) if ablation else 0
     try:
         from w2s_core.evaluation.sentiment import run
@@ -56,16 +63,17 @@ def sentiment(out: Path, ablation: bool, **options: Any) -> None:
 
 
 def publish(results: Results, out: Path) -> None:
-    """Prints the table on stdout; writes sentiment.txt, .json and .png into `out`."""
+    """Prints the table on stdout; writes sentiment.txt, .md (for a README), .json and .png into `out`."""
     from w2s_core.evaluation.chart import draw
-    from w2s_core.evaluation.report import report
+    from w2s_core.evaluation.report import markdown_tables, report
     from w2s_core.evaluation.results import as_json
 
     out.mkdir(parents=True, exist_ok=True)
     text = report(results)
     click.echo(text)
     (out / "sentiment.txt").write_text(text + "\n", encoding="utf-8")
+    (out / "sentiment.md").write_text(markdown_tables(results) + "\n", encoding="utf-8")
     content = json.dumps(as_json(results), ensure_ascii=False, indent=1)
     (out / "sentiment.json").write_text(content + "\n", encoding="utf-8")
     draw(results, out / "sentiment.png")
-    click.echo(f"wrote {out}/sentiment.txt, .json and .png", err=True)
+    click.echo(f"wrote {out}/sentiment.txt, .md, .json and .png", err=True)

@@ -23,6 +23,11 @@ def report(results: Results) -> str:
     return "\n\n".join([*parts, _notes(results)])
 
 
+def markdown_tables(results: Results) -> str:
+    """The same tables for a README."""
+    return "\n\n".join(markdown(summary_rows(rows)) for rows in (results.main, results.ablation) if rows)
+
+
 def table(rows: Rows) -> str:
     """Columns aligned: the first to the left, the others to the right; a line under the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -34,7 +39,7 @@ def table(rows: Rows) -> str:
 
 
 def markdown(rows: Rows) -> str:
-    """The same as a table of Markdown."""
+    """A table of Markdown, its first column to the left, the others to the right."""
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body])
 
@@ -65,7 +70,7 @@ def _heading(results: Results) -> str:
     openers = "development openers" if s.development else "openers"
     return (
         f"Controlled sentiment: {len(s.openers)} {openers} × {s.seeds} seeds, {s.max_tokens} tokens, "
-        f"temperature {s.temperature:g}, top_k {s.top_k}; pair's prompt_template {s.prompt_template!r}\n"
+        f"temperature {s.temperature:g}, top_k {s.top_k}, the pair's prompt_template {s.prompt_template!r}\n"
         "Mean [95 % interval, bootstrap over prompts]"
     )
 
@@ -75,7 +80,8 @@ def _notes(results: Results) -> str:
     ordered = cbs.mean > best.mean > base.mean
     apart = not cbs.overlaps(base)
     aucs = ", ".join(f"{name} {value:.3f}" for name, value in results.aucs.items())
-    lines = [f"{name:28} {_signed(estimate)}" for name, estimate in results.differences.items()]
+    width = max(map(len, results.differences))
+    lines = [f"{name:{width}}  {_signed(estimate)}" for name, estimate in results.differences.items()]
     return "\n".join(
         [
             "Paired by prompt:",
