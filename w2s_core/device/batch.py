@@ -56,11 +56,12 @@ class Batch:
         if node in self.wanted:
             return True
         share = self._shares.get(tree)
-        prompt_slice = share.prompt_slice if share else min(self._room, len(tree.prompt) - 1 - tree.prompt_fed)
+        room = max(0, self._room)
+        prompt_slice = share.prompt_slice if share else min(room, len(tree.prompt) - 1 - tree.prompt_fed)
         nodes: list[Node] = []
         if tree.prompt_fed + prompt_slice == len(tree.prompt) - 1:
             missing = [n for n in tree.missing(node) if share is None or n not in share.nodes]
-            nodes = missing[: max(0, self._room - (0 if share else prompt_slice)) + urgent]
+            nodes = missing[: room - (0 if share else prompt_slice) + urgent]
         if not nodes and (share or not prompt_slice):
             return False
         unplaced = sum(not n.fed and n is not tree.root for n in nodes)

@@ -58,7 +58,7 @@ class ModelQueue:
     def turn(self) -> list[Outcome]:
         """One forward and what came of it."""
         batch, sampling, scoring, stuck = self._decide()
-        if not batch.size and not any(task.done for task in scoring):
+        if stuck and not batch.size:
             # Everybody waits, and the oldest could not be given room: it does not fit even alone.
             return self._fail(stuck[:1], CacheFullError(f"{self.runner.cache.slots} tokens of KV are not enough."))
         try:

@@ -67,9 +67,11 @@ class WorkerPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for worker in self._workers:
+        stopping, self._workers = self._workers, []
+        async with self._changed:
+            self._changed.notify_all()  # nobody needs to wait any longer
+        for worker in stopping:
             await worker.stop()
-        self._workers = []
 
     @asynccontextmanager
     async def session(self, rows: int, models: Collection[str]) -> AsyncIterator[Session]:
@@ -87,9 +89,11 @@ class WorkerPool:
         """
         try:
             async with asyncio.timeout(_WAIT_FOR_WORKER_S), self._changed:
-                await self._changed.wait_for(lambda: self._alive_with(models))
+                await self._changed.wait_for(lambda: self._alive_with(models) or not self._workers)
         except TimeoutError:
             raise UnavailableError("No worker is alive.", _RETRY_AFTER_S) from None
+        if not self._workers:
+            raise UnavailableError("The workers are stopped.", _RETRY_AFTER_S)
         return min(self._alive_with(models), key=lambda worker: worker.rows)
 
     def _alive_with(self, models: Collection[str]) -> list[WorkerProcess]:

@@ -54,18 +54,24 @@ class WorkerProcess:
         self.spec = spec
         self.models: Mapping[str, ModelInfo] = {}
         self.rows = 0  # of the jobs it has, for placement
-        self.alive = False
         self._on_lost = on_lost
         self._mailboxes: dict[int, asyncio.Queue[Outcome | WorkerLostError]] = {}
         self._outbox: SimpleQueue[Order | WorkerSpec | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[Mapping[str, ModelInfo]] = self._loop.create_future()
+        self._loaded = False
         self._stopping = False
         self._heard = self._loop.time()
         self._connection, self._process = _spawn()
         self._outbox.put(spec)
-        for target in (self._receive, self._send):
-            threading.Thread(target=target, daemon=True, name=f"w2s-{target.__name__}").start()
+        self._sender = threading.Thread(target=self._send, daemon=True, name="w2s-send")
+        self._sender.start()
+        threading.Thread(target=self._receive, daemon=True, name="w2s-receive").start()
+
+    @property
+    def alive(self) -> bool:
+        """Its models are loaded and it runs. Asks the process itself: news of a death may still be on its way."""
+        return self._loaded and not self._stopping and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -75,13 +81,13 @@ class WorkerProcess:
         """Returns when the models are loaded. Raises WorkerLostError with the worker's reason when they cannot be."""
         self.models = await asyncio.shield(self._started)
         self._heard = self._loop.time()
-        self.alive = True
+        self._loaded = True
 
     def submit(self, job: Job) -> asyncio.Queue[Outcome | WorkerLostError]:
         """Sends the job; its outcomes arrive in the queue that is returned, until `forget`."""
         mailbox = self._mailboxes[job.id] = asyncio.Queue()
         self.send(job)
-        if self._stopping or self._process.poll() is not None:
+        if not self.alive:
             mailbox.put_nowait(WorkerLostError("The worker process has ended."))
         return mailbox
 
@@ -102,8 +108,6 @@ class WorkerProcess:
     async def stop(self) -> None:
         """Ends the process: politely, then not."""
         self._stopping = True
-        self.alive = False
-        self._outbox.put(None)
         self._process.terminate()
         await asyncio.to_thread(self._reap)
         self._lose(WorkerLostError("The worker was stopped."))
@@ -127,6 +131,8 @@ class WorkerProcess:
             while True:
                 self._to_loop(self._deliver, self._connection.recv())
         self._outbox.put(None)
+        self._sender.join()
+        self._connection.close()  # not before both threads are done with it: another socket may get its number
         code = self._process.wait()
         self._to_loop(self._ended, code)
 
@@ -151,15 +157,15 @@ class WorkerProcess:
                     mailbox.put_nowait(report)
 
     def _ended(self, code: int) -> None:
-        was_alive, self.alive = self.alive, False
-        self._connection.close()
+        was_starting = not self._started.done()
         self._lose(WorkerLostError(f"The worker process ended with status {code}."))
-        if was_alive and not self._stopping:
+        if not was_starting and not self._stopping:  # whoever waits for its start knows already
             self._on_lost(self)
 
     def _lose(self, error: WorkerLostError) -> None:
         if not self._started.done():
             self._started.set_exception(error)
+            self._started.exception()  # seen: somebody may have stopped waiting for the start
         for mailbox in self._mailboxes.values():
             mailbox.put_nowait(error)
         self._mailboxes.clear()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 from w2s_core.device.jobs import (
@@ -37,6 +38,7 @@ class Session:
         self._acquire = acquire
         self._worker: WorkerProcess | None = None
         self._moves = 0
+        self._placing = asyncio.Lock()
 
     def close(self) -> None:
         """Frees what the session holds in its worker."""
@@ -49,13 +51,11 @@ class Session:
         """log p(answer | prompt) of each whole answer, in nats."""
         while True:
             job = ScoreJob(next_job_id(), self.number, model, prompt, tuple(answers))
-            try:
+            with suppress(WorkerLostError):
                 async with aclosing(self.outcomes(job)) as outcomes:
                     outcome = await anext(outcomes)
                 assert isinstance(outcome, ScoreResult)
                 return outcome
-            except WorkerLostError as error:
-                self.leave(error)
 
     def sample(
         self, model: str, prompt: Tokens, rows: Sequence[Row], sampling: SamplingParams, *, report_every: int
@@ -78,7 +78,10 @@ class Session:
         return Drawing(self, make_job, rows)
 
     async def outcomes(self, job: SampleJob | ScoreJob) -> AsyncGenerator[Outcome]:
-        """What comes of the job; leaving early cancels it. Raises WorkerLostError, WorkerError, OverloadedError."""
+        """What comes of the job; leaving early cancels it. Raises WorkerError and OverloadedError.
+
+        Raises WorkerLostError when its worker died; the session is without one then, and may be tried again.
+        """
         worker = await self._placed()
         mailbox = worker.submit(job)
         done = False
@@ -87,6 +90,7 @@ class Session:
                 outcome = await mailbox.get()
                 if isinstance(outcome, WorkerLostError):
                     done = True
+                    self._leave(worker, outcome)
                     raise outcome
                 done = not isinstance(outcome, SampleNews) or outcome.finished
                 if isinstance(outcome, JobFailed):
@@ -102,20 +106,22 @@ class Session:
         if self._worker is not None:
             self._worker.send(order)
 
-    def leave(self, error: WorkerLostError) -> None:
-        """Gives up the worker, which is dead. Raises WorkerError when that has happened too often."""
-        if self._worker is not None:
-            self._worker.rows -= self._rows
-            self._worker = None
+    def _leave(self, worker: WorkerProcess, error: WorkerLostError) -> None:
+        """Gives up this worker, which is dead. Raises WorkerError when that has happened too often."""
+        if self._worker is not worker:
+            return  # another job of the session has noticed before
+        worker.rows -= self._rows
+        self._worker = None
         self._moves += 1
         if self._moves > _MOST_MOVES:
             raise WorkerError(f"This request lost {self._moves} workers: {error}")
 
     async def _placed(self) -> WorkerProcess:
-        if self._worker is None:
-            self._worker = await self._acquire()
-            self._worker.rows += self._rows
-        return self._worker
+        async with self._placing:  # jobs of one session that start together must not part
+            if self._worker is None:
+                self._worker = await self._acquire()
+                self._worker.rows += self._rows
+            return self._worker
 
 
 class Drawing:
@@ -139,14 +145,12 @@ class Drawing:
             self._numbers = list(self._living)
             job = self._make_job(tuple(self._living.values()))
             self._job = job.id
-            try:
+            with suppress(WorkerLostError):
                 async with aclosing(self._session.outcomes(job)) as outcomes:
                     async for outcome in outcomes:
                         assert isinstance(outcome, SampleNews)
                         for news in self._accept(outcome):
                             yield news
-            except WorkerLostError as error:
-                self._session.leave(error)
 
     def _accept(self, outcome: SampleNews) -> Iterator[RowNews]:
         for news in outcome.rows:
