@@ -9,6 +9,7 @@ from benchmarks.figures import Figure, Trial, ratios, speeds
 from benchmarks.settings import DEMO, EQUAL, Settings, Workload
 from benchmarks.sides import Side
 
+QUIET = 0.05  # a trial counts as undisturbed when others took no more of the machine than this
 _SHORT = "demo pair, prompt 20"  # the group of most cases
 
 
@@ -45,12 +46,19 @@ class Case:
         sides = {str(run): speeds(trials[run]) for run in self.runs}
         top, bottom = trials[self.top], None if self.bottom is None else trials[self.bottom]
         value = speeds(top) if bottom is None else ratios(top, bottom)
-        ended = sum(trial.ended for run in self.runs for trial in trials[run])
-        note = f"{ended} answers ended early" if ended else ""
-        return Figure(self.name, self.title, self.target, self.at_most, value, sides, note)
+        used = [trial for run in self.runs for trial in trials[run]]
+        return Figure(self.name, self.title, self.target, self.at_most, value, sides, _note(used))
 
     def missing(self, note: str) -> Figure:
         return Figure(self.name, self.title, self.target, self.at_most, note=note)
+
+
+def _note(trials: Sequence[Trial]) -> str:
+    """What keeps the figure from meaning what it says."""
+    ended = sum(trial.ended for trial in trials)
+    foreign = max(trial.foreign for trial in trials)
+    notes = [f"{ended} answers ended early"] if ended else []
+    return ", ".join(notes + [f"others took up to {foreign:.0%} of the machine"] * (foreign > QUIET))
 
 
 def cases(settings: Settings) -> list[Case]:

@@ -11,12 +11,14 @@ from statistics import median
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One measurement of one side. `tokens` are committed ones (a row's share where rows are plain samples);
-    `ended` tells how many answers stopped before their budget; `phases` are seconds, where the side knows them."""
+    `ended` tells how many answers stopped before their budget; `phases` are seconds, where the side knows them;
+    `foreign` is the share of the machine that processes of others took meanwhile."""
 
     tokens: float
     seconds: float
     ended: int = 0
     phases: Mapping[str, float] = field(default_factory=dict)
+    foreign: float = 0.0
 
     @property
     def speed(self) -> float:

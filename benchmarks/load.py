@@ -17,7 +17,7 @@ from benchmarks import client
 from benchmarks.figures import percentile
 from benchmarks.load_chart import draw
 from benchmarks.machine import machine
-from benchmarks.memory import peak_bytes
+from benchmarks.processes import peak_bytes
 from benchmarks.prompts import excerpt
 from benchmarks.report import write
 from benchmarks.server_process import Server, server_process

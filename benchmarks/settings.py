@@ -43,11 +43,13 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`shrink` divides every budget of tokens (quick runs); `vllm_url` is that of a running server, if any."""
+    """`attempts` bounds how often a trial is made again because others used the machine; `shrink` divides every budget
+    of tokens (quick runs); `vllm_url` is that of a running server, if any."""
 
     dtype: Dtype = "float32"
     threads: int = 2
     repeats: int = 3
+    attempts: int = 1
     shrink: int = 1
     vllm_url: str | None = None
     large: str = PREFIX + SMOLLM2

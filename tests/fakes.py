@@ -15,11 +15,15 @@ from w2s_core.noise import successor_key, uniform
 from w2s_core.successors import Successors
 from w2s_core.types import (
     ChatPrompt,
+    ChoiceFinished,
+    GenerationRequest,
     Guidance,
     Hypothesis,
     Prompt,
+    RequestFinished,
     SamplingParams,
     Score,
+    TextCommitted,
     TextPrompt,
     TokenPrompt,
     Tokens,
@@ -189,3 +193,19 @@ def fake_engine(
     scorers = scorers or {"positive": FakeScorer(), "polite": FakeScorer(lambda text, ended: -float(len(text)))}
     served = {"plain": ("large", None), "guided": ("large", guidance)}
     return Engine({"large": large or FakeLargeModel()}, scorers, served, limits=limits)
+
+
+async def answer(engine: Engine, request: GenerationRequest) -> list[Hypothesis]:
+    """The choices in order, after checking that what was streamed is the answer and that usage counts it."""
+    texts: dict[int, str] = {}
+    found: dict[int, Hypothesis] = {}
+    async for event in engine.generate(request):
+        match event:
+            case TextCommitted():
+                texts[event.index] = texts.get(event.index, "") + event.text
+            case ChoiceFinished():
+                found[event.index] = event.hypothesis
+                assert texts.get(event.index, "") == event.hypothesis.text
+            case RequestFinished():
+                assert event.completion_tokens == sum(y.length for y in found.values())
+    return [found[i] for i in sorted(found)]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import EOS, FakeLargeModel, FakeScorer, fake_engine, letters
+from tests.fakes import EOS, FakeLargeModel, FakeScorer, answer, fake_engine, letters
 from w2s_core.noise import copy_key, root_key, successor_key, uniform
 from w2s_core.search import distinct, search
 from w2s_core.types import (
@@ -18,9 +18,7 @@ from w2s_core.types import (
     GenerationRequest,
     Guidance,
     Hypothesis,
-    RequestFinished,
     SamplingParams,
-    TextCommitted,
     TextPrompt,
 )
 
@@ -119,23 +117,8 @@ def test_one_beam_with_a_whole_answer_a_chunk_is_best_of_n(seed: int, n: int, bu
 
 
 def answers(request: GenerationRequest) -> list[Hypothesis]:
-    """The choices of a request to the fake engine, in order, after checking that the stream says the same."""
-
-    async def run() -> list[Hypothesis]:
-        texts: dict[int, str] = {}
-        found: dict[int, Hypothesis] = {}
-        async for event in fake_engine(FakeLargeModel(letters("ab ", 0.1))).generate(request):
-            match event:
-                case TextCommitted():
-                    texts[event.index] = texts.get(event.index, "") + event.text
-                case ChoiceFinished():
-                    found[event.index] = event.hypothesis
-                    assert texts.get(event.index, "") == event.hypothesis.text
-                case RequestFinished():
-                    assert event.completion_tokens == sum(y.length for y in found.values())
-        return [found[i] for i in sorted(found)]
-
-    return asyncio.run(run())
+    """The choices of a request to the fake engine."""
+    return asyncio.run(answer(fake_engine(FakeLargeModel(letters("ab ", 0.1))), request))
 
 
 def test_a_finished_answer_competes_once_and_is_never_grown() -> None:

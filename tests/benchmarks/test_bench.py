@@ -33,7 +33,7 @@ def test_every_side_is_measured_and_written(
     assert [figure.name for figure in figures] == [case.name for case in cases(settings)]
     unmeasured = [figure for figure in figures if figure.value is None]
     assert [(figure.name, figure.note) for figure in unmeasured] == [("vllm", "not at hand")]
-    assert not [figure.note for figure in figures if figure not in unmeasured and figure.note], "answers ended early"
+    assert not [figure.note for figure in figures if "ended" in figure.note]
     content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     for side in content["trials"]:
         load = side["load"]

@@ -74,3 +74,10 @@ def test_cases_have_names_of_their_own_and_runs_have_one_group(shrink: int) -> N
             groups.setdefault(run, set()).add(case.group)
     assert all(len(found) == 1 for found in groups.values())
     assert all(len(set(map(str, case.runs))) == len(case.runs) for case in wanted), "sides need labels of their own"
+
+
+def test_a_figure_tells_what_disturbed_it() -> None:
+    case = next(case for case in cases(Settings()) if case.name == "speed-445")
+    assert case.figure({case.top: [Trial(60, 10, foreign=0.01)]}).note == ""
+    note = case.figure({case.top: [Trial(60, 10, ended=2), Trial(60, 10, foreign=0.4)]}).note
+    assert note == "2 answers ended early, others took up to 40% of the machine"

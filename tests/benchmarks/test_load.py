@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import load
 from benchmarks.client import Stream
-from benchmarks.memory import peak_bytes
+from benchmarks.processes import Usage, peak_bytes
 from benchmarks.settings import Settings
 from tests.tiny import save_tiny
 
@@ -65,3 +65,12 @@ def test_memory_counts_children() -> None:
         child.stdout.readline()
         assert peak_bytes(os.getpid()) - before > 45_000_000
         child.kill()
+
+
+def test_what_others_take_is_what_we_do_not() -> None:
+    cores = os.cpu_count() or 1
+    before = Usage(time=10.0, all=100.0, own=5.0)
+    assert Usage(14.0, 100.0 + 3 * cores, 5.0 + cores).foreign_since(before) == pytest.approx(0.5)
+    assert Usage(14.0, 101.0, 6.1).foreign_since(before) == 0, "clocks of different grain"
+    now = Usage.now()
+    assert 0 < now.own < now.all

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.fakes import answer
 from tests.tiny import save_tiny
 from w2s_core.build import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig
@@ -22,11 +23,8 @@ from w2s_core.errors import ConfigurationError, RequestError, UnavailableError
 from w2s_core.text import TextCodec
 from w2s_core.types import (
     ChatPrompt,
-    ChoiceFinished,
     GenerationRequest,
     Guidance,
-    Hypothesis,
-    RequestFinished,
     SamplingParams,
     TextCommitted,
     TextPrompt,
@@ -42,22 +40,6 @@ FOREIGN = Guidance("cbs", {"foreign": 1.0}, beam_width=3, successors=3, chunk_le
 def pool_of(engine: Engine) -> WorkerPool:
     assert isinstance(engine._devices, WorkerPool)
     return engine._devices
-
-
-async def answer(engine: Engine, request: GenerationRequest) -> list[Hypothesis]:
-    """The choices, after checking that what was streamed is the answer."""
-    texts: dict[int, str] = {}
-    found: dict[int, Hypothesis] = {}
-    async for event in engine.generate(request):
-        match event:
-            case TextCommitted():
-                texts[event.index] = texts.get(event.index, "") + event.text
-            case ChoiceFinished():
-                found[event.index] = event.hypothesis
-                assert texts.get(event.index, "") == event.hypothesis.text
-            case RequestFinished():
-                assert event.completion_tokens == sum(y.length for y in found.values())
-    return [found[i] for i in sorted(found)]
 
 
 async def assert_nothing_is_held(engine: Engine) -> None:

@@ -13,7 +13,8 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tests.device.test_engine_on_workers import ASK, FOREIGN, answer, assert_nothing_is_held, pool_of
+from tests.device.test_engine_on_workers import ASK, FOREIGN, assert_nothing_is_held, pool_of
+from tests.fakes import answer
 from w2s_core.build import build_engine
 from w2s_core.config import EngineConfig
 from w2s_core.engine import Engine
