@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import click
 from benchmarks.cases import QUIET, Case, Run, cases
 from benchmarks.figures import Figure, Trial
 from benchmarks.machine import machine
-from benchmarks.processes import Usage
+from benchmarks.processes import Usage, quiet
 from benchmarks.report import as_json, phases, table, write
 from benchmarks.settings import EQUAL, Settings, prepare
 from benchmarks.sides import Sides, open_sides
 
 _WARM_UP_TOKENS = 10
+_OTHER_SEEDS = 100  # between attempts: the engine must not profit from a prompt that it has seen
 _NOT_AT_HAND = "not at hand"
 Trials = dict[Run, list[Trial]]
 
@@ -28,33 +30,41 @@ Trials = dict[Run, list[Trial]]
 async def measure(settings: Settings, wanted: Sequence[Case]) -> Trials:
     """Every run of the wanted cases, group by group; within a group in turns, `repeats` times."""
     trials: Trials = {run: [] for case in wanted for run in case.runs}
+    deadline = time.perf_counter() + 60 * settings.minutes
     equal = any(run.load.pair == EQUAL for run in trials)
     with tempfile.TemporaryDirectory(prefix="w2s-bench-") as folder:
         models = prepare(settings, Path(folder), equal=equal)
         async with open_sides(settings, models, {run.side for run in trials}) as sides:
             for group in dict.fromkeys(case.group for case in wanted):
                 runs = list(dict.fromkeys(run for case in wanted if case.group == group for run in case.runs))
-                await _in_turns(sides, group, runs, trials, settings)
+                async for run, trial in _in_turns(sides, group, runs, settings, deadline):
+                    trials[run].append(trial)
     return trials
 
 
-async def _in_turns(sides: Sides, group: str, runs: Sequence[Run], trials: Trials, settings: Settings) -> None:
+async def _in_turns(
+    sides: Sides, group: str, runs: Sequence[Run], settings: Settings, deadline: float
+) -> AsyncIterator[tuple[Run, Trial]]:
     for run in runs:
         await sides.measure(run.side, run.load.at_most(_WARM_UP_TOKENS), seed=0)
     for repeat in range(1, settings.repeats + 1):
+        if repeat > 1 and time.perf_counter() > deadline:
+            return
         for run in runs:
             trial = await _undisturbed(sides, run, repeat, settings.attempts)
-            trials[run].append(trial)
             took = f"{trial.seconds:.1f} s, others {trial.foreign:.0%}"
             click.echo(f"{group} {repeat}/{settings.repeats}: {run}: {trial.speed:.2f} tokens/s ({took})", err=True)
+            yield run, trial
 
 
 async def _undisturbed(sides: Sides, run: Run, seed: int, attempts: int) -> Trial:
     """The first trial while which others left the machine alone, or of all attempts the least disturbed one."""
     found: list[Trial] = []
-    for _ in range(attempts):
+    for attempt in range(attempts):
+        if attempts > 1:
+            await quiet(QUIET)
         before = Usage.now()
-        trial = await sides.measure(run.side, run.load, seed)
+        trial = await sides.measure(run.side, run.load, seed + attempt * _OTHER_SEEDS)
         found.append(replace(trial, foreign=Usage.now().foreign_since(before)))
         if found[-1].foreign <= QUIET:
             break
@@ -88,12 +98,14 @@ def run(settings: Settings, only: Sequence[str], out: Path) -> list[Figure]:
 @click.option("--quick", is_flag=True, help="One repeat of half as many tokens: minutes, and rough.")
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--attempts", type=click.IntRange(min=1), default=3, show_default=True, help="When others disturb.")
+@click.option("--minutes", type=float, default=20.0, show_default=True, help="No more repeats after that.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of every side.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--vllm-url", envvar="W2S_BENCH_VLLM_URL", help="A running vLLM server of the same model.")
 def main(out: Path, only: tuple[str, ...], *, quick: bool, **options: Any) -> None:
     """Measure this engine against the search as published, transformers, itself and vLLM."""
     settings = Settings(**options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whoever ends us ends the sides, too
     run(replace(settings, repeats=1, shrink=2) if quick else settings, only, out)
 
 

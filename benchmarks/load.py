@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -177,6 +178,7 @@ def run(settings: Settings, out: Path, *, tokens: int, most: int) -> Sweeps:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 def main(out: Path, most: int, tokens: int, *, quick: bool, **options: Any) -> None:
     """Sweep concurrent streams and sizes of requests through HTTP against a server of its own."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whoever ends us ends the server, too
     run(replace(Settings(), **options), out, tokens=max(2, tokens // 3) if quick else tokens, most=most)
 
 

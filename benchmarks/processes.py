@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import dataclass
@@ -29,6 +30,18 @@ class Usage:
         """Share of the machine that others took since `before`, between 0 and 1."""
         capacity = (self.time - before.time) * (os.cpu_count() or 1)
         return min(1.0, max(0.0, (self.all - before.all - self.own + before.own) / capacity))
+
+
+async def quiet(share: float, *, look_s: float = 1.0, most_s: float = 20.0) -> None:
+    """Waits until others take no more than `share` of the machine while one looks, but not for ever."""
+    start = Usage.now()
+    before = start
+    while before.time - start.time < most_s:
+        await asyncio.sleep(look_s)
+        now = Usage.now()
+        if now.foreign_since(before) <= share:
+            return
+        before = now
 
 
 def peak_bytes(pid: int) -> int:

@@ -43,13 +43,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`attempts` bounds how often a trial is made again because others used the machine; `shrink` divides every budget
-    of tokens (quick runs); `vllm_url` is that of a running server, if any."""
+    """`attempts` bounds how often a trial is made because others used the machine; after `minutes` no repeat but the
+    first begins; `shrink` divides every budget of tokens (quick runs); `vllm_url`: a running server's, if any."""
 
     dtype: Dtype = "float32"
     threads: int = 2
     repeats: int = 3
     attempts: int = 1
+    minutes: float = 20.0
     shrink: int = 1
     vllm_url: str | None = None
     large: str = PREFIX + SMOLLM2

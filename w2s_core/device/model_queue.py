@@ -114,8 +114,10 @@ class ModelQueue:
         scoring: list[ScoreTask],
     ) -> list[Outcome]:
         if sampling:
-            places = torch.tensor([batch.wanted[row.leaf] for _, row in sampling], device=logits.device)
-            tokens, logprobs = draw_tokens(logits[places], [task.draw(row) for task, row in sampling])
+            places = [batch.wanted[row.leaf] for _, row in sampling]
+            in_order = places == list(range(len(logits)))  # then there is no need to copy what is large
+            rows = logits if in_order else logits[torch.tensor(places, device=logits.device)]
+            tokens, logprobs = draw_tokens(rows, [task.draw(row) for task, row in sampling])
             for (task, row), token, logprob in zip(sampling, tokens, logprobs, strict=True):
                 task.append(row, token, logprob)
         if scoring:

@@ -5,7 +5,7 @@ A row's token depends on its own logits, parameters and number, and on no other 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,27 +30,48 @@ class Draw:
 def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
     """`logits` (rows, vocab) in float32. Returns each row's token and its log-probability before temperature, nats."""
     tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
-    kinds = [(d.temperature == 0, d.truncated) for d in draws]
-    for kind, pick in (((True, False), _greedy), ((False, False), _from_all), ((False, True), _from_best)):
-        rows = [i for i, k in enumerate(kinds) if k == kind]
+    logprobs = torch.empty(len(draws), device=logits.device)
+    kinds = [_kind(draw) for draw in draws]
+    for kind in dict.fromkeys(kinds):
+        rows = [i for i, k in enumerate(kinds) if k is kind]
         if len(rows) == len(draws):
-            tokens = pick(logits, draws)
-        elif rows:
-            tokens[rows] = pick(logits[rows], [draws[i] for i in rows])
-    logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+            tokens, logprobs = kind(logits, draws)
+        else:
+            tokens[rows], logprobs[rows] = kind(logits[rows], [draws[i] for i in rows])
     return tokens.tolist(), logprobs.tolist()
 
 
-def _greedy(logits: torch.Tensor, _draws: Sequence[Draw]) -> torch.Tensor:
-    return logits.argmax(1)
+def _kind(draw: Draw) -> Callable[[torch.Tensor, Sequence[Draw]], tuple[torch.Tensor, torch.Tensor]]:
+    if draw.temperature == 0:
+        return _greedy
+    if draw.truncated:
+        return _from_best
+    return _plain if draw.temperature == 1 else _from_all
 
 
-def _from_all(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+def _greedy(logits: torch.Tensor, _draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = logits.argmax(1)
+    return tokens, _logprobs(logits, tokens)
+
+
+def _plain(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Temperature 1: one pass gives both the draw and its log-probability."""
+    probabilities = logits.softmax(1)
+    tokens = _inverse_transform(probabilities, draws)
+    return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
+
+
+def _from_all(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
     probabilities = (logits / _column([d.temperature for d in draws], logits)).softmax(1)
-    return _inverse_transform(probabilities, draws)
+    tokens = _inverse_transform(probabilities, draws)
+    return tokens, _logprobs(logits, tokens)
 
 
-def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+def _logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+
+
+def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
     """top_k, then top_p of what is left, as OpenAI, vLLM and transformers order them."""
     scaled = logits / _column([d.temperature for d in draws], logits)
     vocabulary = logits.shape[1]
@@ -71,17 +92,18 @@ def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     before = probabilities.cumsum(1) - probabilities
     outside = (before >= top_p) & (ranks > 0)
     probabilities = probabilities.masked_fill(outside, 0.0)
-    return index.gather(1, _inverse_transform(probabilities, draws)[:, None])[:, 0]
+    tokens = index.gather(1, _inverse_transform(probabilities, draws)[:, None])[:, 0]
+    return tokens, _logprobs(logits, tokens)
 
 
 def _inverse_transform(probabilities: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     """The first token at which the cumulated probability exceeds the row's number times the row's total."""
     cumulated = probabilities.cumsum(1)
-    target = _column([d.number for d in draws], probabilities) * cumulated[:, -1:]
-    token = torch.searchsorted(cumulated, target, right=True)[:, 0]
-    # Rounding may lead one past the end, or onto a token of probability 0 there: take the last possible one.
-    last = (cumulated < cumulated[:, -1:]).sum(1)
-    return torch.minimum(token, last)
+    total = cumulated[:, -1:]
+    target = _column([d.number for d in draws], probabilities) * total
+    # Strictly below the total, whatever the rounding: then the token found has a probability above 0.
+    target = target.minimum(total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, target, right=True)[:, 0]
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
