@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ class TextCodec:
             raise ConfigurationError(
                 f"{folder_or_id}: cannot load a fast tokenizer (tokenizer.json): {error}"
             ) from None
+
+        #: What decides about tokens, as one string: equal for equal tokenizers.
+        self.tokenization: str = self._tokenizer.backend_tokenizer.to_str()
+        self.splits_at_words = _splits_at_words(json.loads(self.tokenization))
 
     @property
     def has_chat_template(self) -> bool:
@@ -75,6 +80,20 @@ class TextCodec:
         """Text of the tokens, special tokens left out; bytes that are no character become U+FFFD."""
         text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
+
+
+def _splits_at_words(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether this is a byte-level BPE that ends a word wherever a letter, a space and a letter meet (GPT-2's rule,
+    also behind a splitting of digits), so that the two sides of that space are encoded apart."""
+    before = tokenizer["pre_tokenizer"] or {}
+    parts = before.get("pretokenizers", [before])
+    return (
+        tokenizer["model"]["type"] == "BPE"
+        and not tokenizer["normalizer"]
+        and all(part.get("type") in ("Digits", "ByteLevel") for part in parts)
+        and any(part.get("use_regex") and not part.get("add_prefix_space") for part in parts)
+        and not any(" " in token["content"] for token in tokenizer["added_tokens"])
+    )
 
 
 @dataclass(frozen=True, slots=True)

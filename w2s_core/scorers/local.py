@@ -11,6 +11,7 @@ from w2s_core.device.jobs import ScoreResult
 from w2s_core.device.pool import WorkerPool
 from w2s_core.device.session import Session
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError
+from w2s_core.growing_text import GrowingText
 from w2s_core.text import TextCodec
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, Score, TokenPrompt, Tokens
 
@@ -25,18 +26,6 @@ class LocalModel:
     name: str
     codec: TextCodec
     shares_tokens: bool
-
-    def encode_answers(self, candidates: Sequence[Hypothesis]) -> list[Tokens]:
-        """Each answer in this model's tokens, its EOS behind those that the large model ended."""
-        if self.shares_tokens:
-            # A stop string may have cut a token in two: then only the text tells what the answer is.
-            cut = [y for y in candidates if y.finished and not y.ended]
-            texts = iter(self.codec.encode_many([y.text for y in cut]))
-            answers = [next(texts) if y.finished and not y.ended else y.tokens for y in candidates]
-        else:
-            answers = self.codec.encode_many([y.text for y in candidates])
-        eos = () if self.codec.eos is None else (self.codec.eos,)
-        return [answer + eos if y.ended else answer for answer, y in zip(answers, candidates, strict=True)]
 
 
 class LocalScorer:
@@ -98,15 +87,31 @@ class LocalScoring:
         self._models = models
         self._prompts = prompts
         self._limits = limits
+        # One reading serves both models where they have one tokenizer.
+        self._texts = {model.codec.tokenization: GrowingText(model.codec) for model in models}
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
-        tuned, untuned = await all_of([self._logprobs(i, candidates) for i in range(2)])
+        texts = {name: text.encode(candidates) for name, text in self._texts.items()}
+        answers = [self._answers(model, candidates, texts[model.codec.tokenization]) for model in self._models]
+        tuned, untuned = await all_of([self._logprobs(i, answers[i]) for i in range(2)])
         self.scored_tokens += tuned.tokens_run + untuned.tokens_run
         return [Score(t - u) for t, u in zip(tuned.logprobs, untuned.logprobs, strict=True)]
 
-    async def _logprobs(self, which: int, candidates: Sequence[Hypothesis]) -> ScoreResult:
+    @staticmethod
+    def _answers(model: LocalModel, candidates: Sequence[Hypothesis], texts: Sequence[Tokens]) -> list[Tokens]:
+        """Each answer in this model's tokens, its EOS behind those that the large model ended.
+
+        The large model's own tokens serve where it has the same; but a stop string may have cut one of them in two, and
+        then only the text tells what the answer is.
+        """
+        eos = () if model.codec.eos is None else (model.codec.eos,)
+        return [
+            (y.tokens if model.shares_tokens and (y.ended or not y.finished) else text) + (eos if y.ended else ())
+            for y, text in zip(candidates, texts, strict=True)
+        ]
+
+    async def _logprobs(self, which: int, answers: Sequence[Tokens]) -> ScoreResult:
         model, prompt, limit = self._models[which], self._prompts[which], self._limits[which]
-        answers = model.encode_answers(candidates)
         longest = max(map(len, answers), default=0)
         if len(prompt) + longest > limit:
             raise RequestError(
