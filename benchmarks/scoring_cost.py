@@ -48,7 +48,7 @@ class ScoringCost:
 
     def _successor(self, parent: Hypothesis, piece: Tokens) -> Hypothesis:
         tokens = parent.tokens + piece
-        return Hypothesis(tokens=tokens, text=self._codec.decode(tokens))
+        return Hypothesis(tokens=tokens, text=self._codec.decode(tokens), parent=parent)
 
 
 @asynccontextmanager
