@@ -261,3 +261,15 @@ def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch)
 
 def broken_model(**_: object) -> None:
     raise torch.OutOfMemoryError("out of memory")
+
+
+def test_a_request_that_trips_over_a_bug_fails_alone() -> None:
+    """A token that no embedding has: the worker must live on, or one request could kill every worker in turn."""
+    subject = scheduler()
+    subject.take(sample_job(1, [Row((), 1, 5)], (1, 2, 99_999)))
+    [failed] = drain(subject)
+    assert isinstance(failed, JobFailed)
+    assert not failed.cache_full
+    subject.take(sample_job(2, [Row((), 1, 5)]))
+    assert len(drawn(drain(subject), 2, 1)[0]) == 5
+    assert state(subject).sessions == {"m": 1}

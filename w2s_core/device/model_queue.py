@@ -10,6 +10,8 @@ room. So the oldest session always gets on, and only one that does not fit alone
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from w2s_core.device.batch import Batch
@@ -21,6 +23,7 @@ from w2s_core.device.sampling import draw_tokens
 from w2s_core.device.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.device.token_tree import Node, TokenTree
 
+_log = logging.getLogger(__name__)
 _SLICE = 256  # tokens of prompts and scoring a turn: bounds its time and its logits' memory (tokens × vocabulary)
 
 
@@ -63,7 +66,8 @@ class ModelQueue:
             return self._fail(stuck[:1], CacheFullError(f"{self.runner.cache.slots} tokens of KV are not enough."))
         try:
             logits = self.runner.forward(batch) if batch.size else torch.empty(0, 0)  # all was known already
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except Exception as error:  # out of memory, or a bug: it must not take the other requests with it
+            _log.exception("a batch of %d tokens failed", batch.size)
             return self._fail(batch.trees, error)
         return self._account(batch, logits, sampling, scoring)
 
