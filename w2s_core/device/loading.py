@@ -62,7 +62,7 @@ def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrain
 
 
 def _suit_cpu(model: PreTrainedModel) -> None:
-    """Stores weight matrices transposed: the BLAS here multiplies few rows about twice as fast that way."""
+    """Stores weight matrices transposed: 16 to 56 rows are multiplied a quarter faster that way, others as fast."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and id(module.weight) not in embeddings:

@@ -34,7 +34,7 @@ _STOP_TIMEOUT_S = 5.0
 # How long an OpenMP thread spins before it sleeps. For ever (the default), and threads starve each other as soon as
 # anything else runs on the machine: a decode step of 16 rows then took 990 ms instead of 70. Not at all costs 1.4 times
 # on an idle one. This many rounds cost nothing idle, and 330 ms crowded. An operator's own setting wins.
-_ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}
+WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}
 _job_ids = itertools.count(1)
 
 
@@ -177,7 +177,7 @@ def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "w2s_core.device.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=_ENVIRONMENT | os.environ,
+            env=WORKER_ENVIRONMENT | os.environ,
             start_new_session=True,  # Ctrl-C is for the parent, which stops its workers in order
         )
     return Connection(ours.detach()), process
