@@ -86,6 +86,18 @@ def test_a_stop_string_ends_the_answer_at_the_same_place_whatever_the_chunks(
     assert len(answer.tokens) == len(answer.logprobs) == len(expected.encode())
 
 
+def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, longest = "a film, é and € " * 20, []
+    real = CODEC.decode
+    monkeypatch.setattr(CODEC, "decode", lambda tokens: longest.append(len(tokens)) or real(tokens), raising=True)
+    successors, start, tokens = Successors(CODEC, ()), Hypothesis(), tuple(text.encode())  # type: ignore[arg-type]
+    for size in range(1, len(tokens) + 1):
+        grown = successors.make(start, 0, tokens[:size], (-1.0,) * size, ended=False, seen=size - 1)
+    assert grown.text == text
+    assert max(longest) < 10
+    assert len(successors._decoded) < 3
+
+
 def test_finding_and_withholding() -> None:
     assert find_stop("hello END", 0, ["END", "x"]) == 6
     assert find_stop("hello EN", 0, ["END"]) is None

@@ -22,11 +22,17 @@ class Successors:
         self._decoded = {y.tokens: self._decoding(y.tokens) for y in beam}
 
     def make(
-        self, parent: Hypothesis, index: int, tokens: Tokens, logprobs: tuple[float, ...], *, ended: bool
+        self, parent: Hypothesis, index: int, tokens: Tokens, logprobs: tuple[float, ...], *, ended: bool, seen: int = 0
     ) -> Hypothesis:
-        """The `index`-th successor of `parent`, with these new tokens; `logprobs` has one more if `ended`."""
+        """The `index`-th successor of `parent`, with these new tokens; `logprobs` has one more if `ended`.
+
+        `seen` of the new tokens were there when this successor was last made: only what follows them is decoded.
+        """
         whole = parent.tokens + tokens
-        decoded = decode_more(self._codec, self._decoding(parent.tokens), whole)
+        before = whole[: len(parent.tokens) + seen]
+        decoded = decode_more(self._codec, self._decoding(before), whole)
+        if seen:
+            self._decoded.pop(before, None)  # a step on the way; keeping them all would cost the square of the length
         self._decoded[whole] = decoded
         text, finish = decoded.text, _finish(ended)
         stop = find_stop(text, len(parent.text), self._stops)

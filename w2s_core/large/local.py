@@ -93,10 +93,13 @@ class LocalProposals:
             async for news in all_news:
                 number = news.row
                 self.sampled_tokens += len(news.tokens) + news.ended
+                seen = len(tokens[number])
                 tokens[number] += news.tokens
                 logprobs[number] += news.logprobs
                 parent, index = parents[number]
-                successor = self._successors.make(parent, index, tokens[number], logprobs[number], ended=news.ended)
+                successor = self._successors.make(
+                    parent, index, tokens[number], logprobs[number], ended=news.ended, seen=seen
+                )
                 if successor.finished:
                     drawing.stop(number)
                 yield number, successor
