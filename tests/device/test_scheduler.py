@@ -18,6 +18,7 @@ from w2s_core.device.jobs import (
     Row,
     SampleJob,
     SampleNews,
+    Sampling,
     ScoreJob,
     ScoreResult,
     StopRows,
@@ -48,7 +49,7 @@ def state(subject: Scheduler) -> WorkerState:
 
 
 def sample_job(number: int, rows: Sequence[Row], prompt: tuple[int, ...] = (1, 2, 3), **changes: object) -> SampleJob:
-    settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "report_every": 100} | changes
+    settings = {"sampling": Sampling(), "report_every": 100} | changes
     return SampleJob(number, number, "m", prompt, tuple(rows), **settings)  # type: ignore[arg-type]
 
 
@@ -112,7 +113,7 @@ def test_a_request_draws_the_same_alone_and_in_any_company() -> None:
     expected = drawn(drain(alone), 1, 6)
     company = scheduler()
     chance = random.Random(1)
-    company.take(sample_job(7, [Row((), 99, 40)], tuple(range(80)), temperature=0.5, top_k=9))
+    company.take(sample_job(7, [Row((), 99, 40)], tuple(range(80)), sampling=Sampling(0.5, top_k=9)))
     outcomes = company.turn() + company.turn()
     company.take(sample_job(1, rows))
     for number in range(2, 7):
@@ -127,11 +128,11 @@ def test_a_request_draws_the_same_alone_and_in_any_company() -> None:
 def test_a_search_continued_elsewhere_draws_the_same() -> None:
     """The tokens so far and the key are all there is: another worker, with nothing in its cache, goes on the same."""
     whole = scheduler()
-    whole.take(sample_job(1, [Row((), 7, 30)], temperature=0.9))
+    whole.take(sample_job(1, [Row((), 7, 30)], sampling=Sampling(0.9)))
     [tokens] = drawn(drain(whole), 1, 1)
     assert len(tokens) == 30, "choose a key whose answer does not end"
     other = scheduler()
-    other.take(sample_job(2, [Row(tokens[:13], 7, 17)], temperature=0.9))
+    other.take(sample_job(2, [Row(tokens[:13], 7, 17)], sampling=Sampling(0.9)))
     assert drawn(drain(other), 2, 1) == [tokens[13:]]
 
 
@@ -208,7 +209,7 @@ def test_an_idle_session_gives_way_and_comes_back() -> None:
     subject.take(sample_job(2, [Row((), 2, 60), Row((), 3, 60)]))
     assert len(drawn(drain(subject), 2, 2)[0]) == 60
     assert subject._queues["m"].trees[1].region is None, "the idle session should have given way"
-    again = SampleJob(3, 1, "m", (1, 2, 3), (Row(tokens[:30], 1, 30),), 1.0, 1.0, 0, 100)
+    again = SampleJob(3, 1, "m", (1, 2, 3), (Row(tokens[:30], 1, 30),), Sampling(), 100)
     subject.take(again)
     assert drawn(drain(subject), 3, 1) == [tokens[30:]]
 

@@ -53,6 +53,15 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: `SamplingParams` in the model's own token ids."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SampleJob:
     """Draw more tokens for each row. News of a row is sent every `report_every` tokens and when it is done."""
 
@@ -61,9 +70,7 @@ class SampleJob:
     model: str
     prompt: Tokens
     rows: tuple[Row, ...]
-    temperature: float
-    top_p: float
-    top_k: int
+    sampling: Sampling
     report_every: int
 
 

@@ -10,21 +10,17 @@ from dataclasses import dataclass
 
 import torch
 
+from w2s_core.device.jobs import Sampling
+
 _FIRST_TRY = 1024  # top_p rarely needs more tokens than these; sorting the whole vocabulary is slow
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How one row is drawn. `temperature` 0 is greedy; `top_k` 0 keeps all; `number` is uniform in [0, 1)."""
+    """How one row is drawn; `number` is uniform in [0, 1)."""
 
-    temperature: float
-    top_p: float
-    top_k: int
+    sampling: Sampling
     number: float
-
-    @property
-    def truncated(self) -> bool:
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
 
 def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
@@ -42,11 +38,12 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int],
 
 
 def _kind(draw: Draw) -> Callable[[torch.Tensor, Sequence[Draw]], tuple[torch.Tensor, torch.Tensor]]:
-    if draw.temperature == 0:
+    sampling = draw.sampling
+    if sampling.temperature == 0:
         return _greedy
-    if draw.truncated:
+    if sampling.top_k > 0 or sampling.top_p < 1:
         return _from_best
-    return _plain if draw.temperature == 1 else _from_all
+    return _plain if sampling.temperature == 1 else _from_all
 
 
 def _greedy(logits: torch.Tensor, _draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,7 +59,7 @@ def _plain(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, t
 
 
 def _from_all(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
-    probabilities = (logits / _column([d.temperature for d in draws], logits)).softmax(1)
+    probabilities = (logits / _column([d.sampling.temperature for d in draws], logits)).softmax(1)
     tokens = _inverse_transform(probabilities, draws)
     return tokens, _logprobs(logits, tokens)
 
@@ -73,11 +70,11 @@ def _logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
     """top_k, then top_p of what is left, as OpenAI, vLLM and transformers order them."""
-    scaled = logits / _column([d.temperature for d in draws], logits)
+    scaled = logits / _column([d.sampling.temperature for d in draws], logits)
     vocabulary = logits.shape[1]
-    limits = [min(d.top_k, vocabulary) or vocabulary for d in draws]
+    limits = [min(d.sampling.top_k, vocabulary) or vocabulary for d in draws]
     top_k = torch.tensor(limits, device=logits.device)[:, None]
-    top_p = _column([d.top_p for d in draws], logits)
+    top_p = _column([d.sampling.top_p for d in draws], logits)
     size = min(vocabulary, max(_FIRST_TRY if limit == vocabulary else limit for limit in limits))
     best, index = scaled.topk(size, dim=1)
     if size < vocabulary:  # a nucleus larger than the best few needs the rest

@@ -17,13 +17,14 @@ from w2s_core.device.jobs import (
     RowNews,
     SampleJob,
     SampleNews,
+    Sampling,
     ScoreJob,
     ScoreResult,
     StopRows,
 )
 from w2s_core.device.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.errors import OverloadedError, WorkerError
-from w2s_core.types import SamplingParams, Tokens
+from w2s_core.types import Tokens
 
 _MOST_MOVES = 5  # a job that kills every worker it meets must not go on for ever
 _RETRY_AFTER_S = 5
@@ -58,22 +59,12 @@ class Session:
                 return outcome
 
     def sample(
-        self, model: str, prompt: Tokens, rows: Sequence[Row], sampling: SamplingParams, *, report_every: int
+        self, model: str, prompt: Tokens, rows: Sequence[Row], sampling: Sampling, *, report_every: int
     ) -> Drawing:
         """Draws these rows' tokens; iterate over the result for news of them."""
 
         def make_job(rows: tuple[Row, ...]) -> SampleJob:
-            return SampleJob(
-                next_job_id(),
-                self.number,
-                model,
-                prompt,
-                rows,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                report_every=report_every,
-            )
+            return SampleJob(next_job_id(), self.number, model, prompt, rows, sampling, report_every)
 
         return Drawing(self, make_job, rows)
 

@@ -49,8 +49,7 @@ class SampleTask:
 
     def draw(self, row: RowState) -> Draw:
         """How this row's next token is drawn."""
-        job = self.job
-        return Draw(job.temperature, job.top_p, job.top_k, uniform(row.key, row.position))
+        return Draw(self.job.sampling, uniform(row.key, row.position))
 
     def append(self, row: RowState, token: int, logprob: float) -> None:
         """The row's next token, drawn."""

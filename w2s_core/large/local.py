@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
-from w2s_core.device.jobs import Row
+from w2s_core.device.jobs import Row, Sampling
 from w2s_core.device.pool import WorkerPool
 from w2s_core.device.session import Session
 from w2s_core.errors import RequestError
@@ -64,14 +64,15 @@ class LocalProposals:
         self._model = model
         self._session = session
         self._prompt = prompt
-        self._sampling = sampling
+        self._stops = sampling.stop
+        self._sampling = Sampling(sampling.temperature, sampling.top_p, sampling.top_k)
         self._successors = Successors(codec, sampling.stop)
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         parents = [(y, index) for y in beam for index in range(k)]
         self._successors.forget_all_but(beam)
         latest: dict[int, Hypothesis] = {}
-        async with aclosing(self._draw(parents, length, _CHUNK_NEWS if self._sampling.stop else length)) as drawn:
+        async with aclosing(self._draw(parents, length, _CHUNK_NEWS if self._stops else length)) as drawn:
             async for number, successor in drawn:
                 latest[number] = successor
         return [latest[number] for number in range(len(parents))]
