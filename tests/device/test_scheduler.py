@@ -118,7 +118,7 @@ def test_a_request_draws_the_same_alone_and_in_any_company() -> None:
     company.take(sample_job(1, rows))
     for number in range(2, 7):
         prompt = tuple(chance.randrange(256) for _ in range(chance.randrange(1, 60)))
-        company.take(sample_job(number, [Row((), number, 30)] * 3, prompt, top_p=0.8))
+        company.take(sample_job(number, [Row((), number, 30)] * 3, prompt, sampling=Sampling(top_p=0.8)))
         company.take(ScoreJob(number + 50, number + 50, "m", prompt, ((1, 2, 3),)))
         outcomes += company.turn()
     outcomes += drain(company)
