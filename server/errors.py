@@ -22,6 +22,8 @@ from w2s_core.errors import (
     RequestError,
     UnavailableError,
     UnknownModelError,
+    UpstreamError,
+    UpstreamTimeoutError,
     W2SError,
 )
 
@@ -53,6 +55,8 @@ KINDS: Mapping[type[Exception], Kind] = {
     UnknownModelError: Kind(404, INVALID, "model_not_found"),
     OverloadedError: Kind(429, "rate_limit_exceeded", "rate_limit_exceeded"),
     UnavailableError: Kind(503, "service_unavailable", "service_unavailable"),
+    UpstreamError: Kind(502, "upstream_error", "upstream_error"),
+    UpstreamTimeoutError: Kind(504, "upstream_error", "upstream_error"),
     DeadlineError: Kind(504, "timeout", "timeout"),
     Exception: Kind(500, "internal_error", "internal_error"),
 }
@@ -84,7 +88,9 @@ def describe(error: Exception, request_id: str) -> Failure:
     kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
     if isinstance(error, RequestValidationError):
         return _of_validation(error, kind)
-    if kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, UnavailableError | DeadlineError):
+    if isinstance(error, UpstreamError):  # not our bug: no trace
+        logger.warning("request %s failed upstream: %s", request_id, error)
+    elif kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, UnavailableError | DeadlineError):
         logger.error("request %s failed", request_id, exc_info=error)
         reason = str(error) if isinstance(error, W2SError) else "The server had an error while processing your request."
         return Failure(kind, f"{reason} (request id {request_id})")

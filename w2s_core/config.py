@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
 from w2s_core.types import Guidance
 
@@ -38,6 +39,64 @@ class PairConfig:
     prompt_template: str | None = None
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderConfig:
+    """Who answers for a model that runs elsewhere; times in seconds.
+
+    `base_url`: one or several, each with its path (`http://host:8000/v1`); several serve the same model.
+    `model`: what the provider calls it. `api_key_env`: the environment variable that holds the key.
+    `call_timeout_s` bounds one attempt, its whole answer included. `max_concurrency`: calls under way at once.
+    `max_retries`: attempts after the first, those at another base_url included.
+    After `breaker_failures` failed calls in a row a base_url is left alone for `breaker_cooldown_s`, then probed.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    base_url: str | tuple[str, ...]
+    model: str
+    api_key_env: str | None = None
+    connect_timeout_s: float = 5.0
+    call_timeout_s: float = 120.0
+    max_concurrency: int = 64
+    max_retries: int = 3
+    breaker_failures: int = 5
+    breaker_cooldown_s: float = 5.0
+
+    @property
+    def base_urls(self) -> tuple[str, ...]:
+        """Each once, without a slash at the end."""
+        urls = (self.base_url,) if isinstance(self.base_url, str) else self.base_url
+        return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be served, one `key: reason` each; never a value, which may hold a secret."""
+        if not self.base_urls:
+            yield "base_url: names no address"
+        for url in self.base_urls:
+            if (reason := _problem_of_url(url)) is not None:
+                yield f"base_url: {reason}"
+        for key in ("connect_timeout_s", "call_timeout_s", "breaker_cooldown_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                yield f"{key}: must be above 0"
+        for key, least in (("max_concurrency", 1), ("max_retries", 0), ("breaker_failures", 1)):
+            if getattr(self, key) < least:
+                yield f"{key}: must be at least {least}"
+
+
+def _problem_of_url(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in ("http", "https") or not host:
+        return "must begin with http:// or https:// and name a host"
+    if "@" in parts.netloc:
+        return "must hold no credentials: name the key's environment variable in api_key_env"
+    if parts.query or parts.fragment:
+        return "must end with its path, such as /v1"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

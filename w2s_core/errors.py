@@ -4,10 +4,13 @@
     ├── ConfigurationError       the operator's mistake; the server refuses to start
     ├── RequestError             the caller's mistake (400); `param` names the field
     │   ├── ContextLengthError   prompt and answer do not fit the model (400, context_length_exceeded)
+    │   │   └── UpstreamContextLengthError   so says a provider
     │   └── UnknownModelError    no such served model (404)
     ├── OverloadedError          the queue is full (429); `retry_after_s`
     ├── UnavailableError         draining, or no worker alive (503); `retry_after_s`
     ├── DeadlineError            the request's time is spent (504)
+    ├── UpstreamError            a remote model's provider failed this request (502)
+    │   └── UpstreamTimeoutError   it did not answer in time (504)
     └── WorkerError              a device failed this request (500)
 
 `server/errors.py` translates each of them once.
@@ -44,6 +47,13 @@ class ContextLengthError(RequestError):
         )
 
 
+class UpstreamContextLengthError(ContextLengthError):
+    """A provider's own word that the request does not fit; its numbers are in the message, where it told them."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        RequestError.__init__(self, message, param)
+
+
 class UnknownModelError(RequestError):
     """No served model has this name."""
 
@@ -69,6 +79,14 @@ class UnavailableError(W2SError):
 
 class DeadlineError(W2SError):
     """The request did not finish within its time."""
+
+
+class UpstreamError(W2SError):
+    """A remote model's provider failed this request, retries included. The text holds no credentials."""
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """The provider did not answer in time, retries included."""
 
 
 class WorkerError(W2SError):

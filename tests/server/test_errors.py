@@ -19,6 +19,9 @@ from w2s_core.errors import (
     RequestError,
     UnavailableError,
     UnknownModelError,
+    UpstreamContextLengthError,
+    UpstreamError,
+    UpstreamTimeoutError,
     WorkerError,
 )
 
@@ -50,6 +53,9 @@ FROM_THE_ENGINE = [
     (OverloadedError("full", 3), 429, "rate_limit_exceeded", "rate_limit_exceeded", None),
     (UnavailableError("no worker", 7), 503, "service_unavailable", "service_unavailable", None),
     (DeadlineError("too long"), 504, "timeout", "timeout", None),
+    (UpstreamError("they failed"), 502, "upstream_error", "upstream_error", None),
+    (UpstreamTimeoutError("they hang"), 504, "upstream_error", "upstream_error", None),
+    (UpstreamContextLengthError("they say no"), 400, INVALID, "context_length_exceeded", None),
     (WorkerError("device lost"), 500, "internal_error", "internal_error", None),
     (ConfigurationError("late"), 500, "internal_error", "internal_error", None),
     (ValueError("secret detail"), 500, "internal_error", "internal_error", None),
