@@ -19,7 +19,7 @@ from w2s_core.build import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig
 from w2s_core.device.pool import WorkerPool
 from w2s_core.engine import Engine
-from w2s_core.errors import ConfigurationError, RequestError, UnavailableError
+from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError
 from w2s_core.text import TextCodec
 from w2s_core.types import (
     ChatPrompt,
@@ -226,6 +226,29 @@ async def test_an_answer_that_outgrows_the_pair_is_refused_by_name(folders: dict
         with pytest.raises(RequestError, match="outgrown the pair") as caught:
             await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=200, seed=1)))
         assert caught.value.param == "max_tokens"
+        await assert_nothing_is_held(engine)
+
+
+async def test_what_the_kv_cache_could_never_hold_is_refused_at_once(config: EngineConfig) -> None:
+    """100 tokens of KV (256 bytes each), a context of 512: the prompt takes 16, so 84 are left for an answer."""
+    small = replace(config, workers=replace(config.workers, kv_cache_gb=256 * 100 / 1e9))
+    async with build_engine(small) as engine:
+        assert {model.context_length for model in engine.served_models.values()} == {100}
+        for model in ("plain", "guided"):
+            with pytest.raises(ContextLengthError, match=r"100 tokens.*101") as caught:
+                await answer(engine, replace(ASK, model=model, sampling=SamplingParams(max_tokens=85)))
+            assert caught.value.param == "prompt"
+        assert len(PROMPT.text) == 16
+        greedy = SamplingParams(temperature=0)
+        for guidance in (None, Guidance("cbs", {"same": 1.0}, 1, 1, 9)):
+            [longest] = await answer(engine, replace(ASK, model="plain", sampling=greedy, guidance=guidance))
+            assert longest.length == 84, "choose a prompt whose greedy answer does not end"
+        tight = replace(FOREIGN, beam_width=1, successors=1)
+        # With its own prompt of 100 tokens the pair has no room for any answer.
+        ask = replace(ASK, sampling=SamplingParams(max_tokens=1), guidance=tight)
+        unscorable = replace(ask, prompts=(TextPrompt("x" * 97),))
+        with pytest.raises(ContextLengthError, match=r"100 tokens.*101"):
+            await answer(engine, unscorable)
         await assert_nothing_is_held(engine)
 
 

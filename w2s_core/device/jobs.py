@@ -42,6 +42,11 @@ class ModelInfo:
     kv_bytes_per_token: int
     dtype: str
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt and one answer together that the model can read and the cache can hold."""
+        return min(self.context_length, self.kv_slots)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

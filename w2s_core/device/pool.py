@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
+from w2s_core.device.backoff import Backoff
 from w2s_core.device.jobs import InspectJob, JobFailed, ModelInfo, WorkerSpec, WorkerState
 from w2s_core.device.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.device.session import Session
 from w2s_core.errors import ConfigurationError, UnavailableError, WorkerError
 
 _log = logging.getLogger(__name__)
-_FIRST_RESTART_S, _LAST_RESTART_S = 0.5, 30.0
 _WAIT_FOR_WORKER_S = 60.0  # how long a search whose worker died waits for another one
 _RETRY_AFTER_S = 5
 _LOOKS = 4  # at a worker's heartbeat within the time that it may be silent
@@ -24,12 +24,16 @@ _LOOKS = 4  # at a worker's heartbeat within the time that it may be silent
 class WorkerPool:
     """One process per spec. Sessions go to the worker with the fewest rows; a dead worker is started again.
 
-    A worker that gives no sign of life for `silence_s` seconds is killed, and its sessions go on elsewhere.
+    A worker that gives no sign of life for `silence_s` seconds is killed, and its sessions go on elsewhere. Every place
+    has a `backoff` of its own, so that one that keeps dying does not keep the machine busy with loading.
     """
 
-    def __init__(self, specs: Sequence[WorkerSpec], silence_s: float = 60.0) -> None:
+    def __init__(
+        self, specs: Sequence[WorkerSpec], silence_s: float = 60.0, backoff: Callable[[], Backoff] = Backoff
+    ) -> None:
         self._specs = specs
         self._silence_s = silence_s
+        self._backoffs = [backoff() for _ in specs]
         self._watch: asyncio.Task[None] | None = None
         self._workers: list[WorkerProcess] = []
         self._sessions = itertools.count(1)
@@ -45,15 +49,17 @@ class WorkerPool:
         return bool(self._workers) and all(self._alive_with(spec.models) for spec in self._specs)
 
     def info(self, model: str) -> ModelInfo:
-        """What loading this model told. Only after `start`."""
-        return next(worker.models[model] for worker in self._workers if model in worker.models)
+        """What loading this model told, on the worker with the least room for it. Only after `start`."""
+        known = [worker.models[model] for worker in self._workers if model in worker.models]
+        return min(known, key=lambda info: info.kv_slots)
 
     async def start(self) -> None:
         """Loads every model on every worker. Raises ConfigurationError when one cannot be loaded."""
-        self._workers = [WorkerProcess(spec, self._lost) for spec in self._specs]
+        self._workers = [WorkerProcess(spec, partial(self._lost, place)) for place, spec in enumerate(self._specs)]
         try:
-            for worker in self._workers:
+            for worker, backoff in zip(self._workers, self._backoffs, strict=True):
                 await worker.started()
+                backoff.started()
         except WorkerLostError as error:
             await self.stop()
             raise ConfigurationError(f"The models cannot be loaded: {error}") from None
@@ -61,6 +67,11 @@ class WorkerPool:
             await self.stop()
             raise
         self._watch = asyncio.create_task(self._keep_watch())
+        for worker in self._workers:
+            for name, info in worker.models.items():
+                if info.kv_slots < info.context_length:
+                    room = f"{info.kv_slots} tokens of its context of {info.context_length}"
+                    _log.warning("%s: the KV cache on %s holds only %s", name, worker.spec.device, room)
 
     async def stop(self) -> None:
         tasks = [*self._restarts, *([self._watch] if self._watch else [])]
@@ -118,27 +129,27 @@ class WorkerPool:
             states.append(outcome)
         return states
 
-    def _lost(self, worker: WorkerProcess) -> None:
-        _log.error("worker %d on %s was lost; starting another", worker.pid, worker.spec.device)
-        task = asyncio.get_running_loop().create_task(self._restart(worker))
+    def _lost(self, place: int, worker: WorkerProcess) -> None:
+        _log.error("worker %d on %s was lost; another is to be started", worker.pid, worker.spec.device)
+        task = asyncio.get_running_loop().create_task(self._restart(place))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
 
-    async def _restart(self, lost: WorkerProcess) -> None:
-        delay = _FIRST_RESTART_S
+    async def _restart(self, place: int) -> None:
+        backoff = self._backoffs[place]
         while True:
-            worker = WorkerProcess(lost.spec, self._lost)
+            await backoff.wait()
+            worker = WorkerProcess(self._specs[place], partial(self._lost, place))
             try:
                 await worker.started()
             except WorkerLostError as error:
-                _log.error("a worker could not be restarted, next try in %.1f s: %s", delay, error)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, _LAST_RESTART_S)
+                _log.error("a worker could not be restarted: %s", error)
                 continue
             except asyncio.CancelledError:
                 await worker.stop()
                 raise
-            self._workers[self._workers.index(lost)] = worker
+            backoff.started()
+            self._workers[place] = worker
             async with self._changed:
                 self._changed.notify_all()
             return

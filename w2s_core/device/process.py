@@ -157,9 +157,9 @@ class WorkerProcess:
                     mailbox.put_nowait(report)
 
     def _ended(self, code: int) -> None:
-        was_starting = not self._started.done()
+        was_ready = self._started.done() and self._started.exception() is None
         self._lose(WorkerLostError(f"The worker process ended with status {code}."))
-        if not was_starting and not self._stopping:  # whoever waits for its start knows already
+        if was_ready and not self._stopping:  # else whoever waits for its start knows already
             self._on_lost(self)
 
     def _lose(self, error: WorkerLostError) -> None:

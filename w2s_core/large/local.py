@@ -27,7 +27,7 @@ class LocalLargeModel:
 
     @property
     def context_length(self) -> int:
-        return self._pool.info(self._model).context_length
+        return self._pool.info(self._model).longest
 
     def encode(self, prompt: Prompt) -> Tokens:
         match prompt:

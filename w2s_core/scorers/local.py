@@ -47,7 +47,7 @@ class LocalScorer:
         """Tokens of answer for which there is room, where the vocabulary is shared; elsewhere only the text tells."""
         room = max_tokens
         for model in self._models:
-            limit = self._pool.info(model.name).context_length
+            limit = self._pool.info(model.name).longest
             used = len(self._prompt(model, prompt))
             if used >= limit:
                 field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
@@ -59,7 +59,7 @@ class LocalScorer:
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[LocalScoring]:
         async with self._pool.session(0, {model.name for model in self._models}) as session:
-            limits = [self._pool.info(model.name).context_length for model in self._models]
+            limits = [self._pool.info(model.name).longest for model in self._models]
             prompts = [self._prompt(model, prompt) for model in self._models]
             yield LocalScoring(session, self._models, prompts, limits)
 
