@@ -56,6 +56,7 @@ class ServerConfig(BaseModel):
     api_keys: Annotated[tuple[Key, ...], BeforeValidator(_split), Field(repr=False)] = ()
     max_queued_rows: Annotated[int, Field(ge=0)] = 512
     max_rows_per_request: Annotated[int, Field(ge=1)] = 64
+    max_sampled_tokens_per_request: Annotated[int, Field(ge=1)] | None = None
     request_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 2**20
@@ -112,6 +113,7 @@ class Settings(BaseSettings):
             max_rows=self.workers.max_rows,
             max_queued_rows=self.server.max_queued_rows,
             max_rows_per_request=self.server.max_rows_per_request,
+            max_sampled_tokens_per_request=self.server.max_sampled_tokens_per_request,
             request_timeout_s=self.server.request_timeout_s,
         )
         return EngineConfig(self.large_models, self.served_models, self.pairs, self.workers, limits)

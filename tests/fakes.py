@@ -14,6 +14,7 @@ from w2s_core.errors import RequestError
 from w2s_core.noise import successor_key, uniform
 from w2s_core.successors import Successors
 from w2s_core.types import (
+    Bought,
     ChatPrompt,
     ChoiceFinished,
     GenerationRequest,
@@ -80,6 +81,9 @@ class FakeLargeModel:
             return self.codec.encode("".join(f"<{m['role']}>{m['content']}" for m in prompt.messages))
         return self.codec.encode(prompt.text)
 
+    def count(self, prompt: Tokens) -> int:
+        return len(prompt)
+
     def text_of(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self.codec.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
@@ -93,8 +97,11 @@ class FakeLargeModel:
 
 
 class FakeProposals:
+    bought = Bought()
+
     def __init__(self, model: FakeLargeModel, prompt: Tokens, sampling: SamplingParams) -> None:
         self.sampled_tokens = 0
+        self.prompt_tokens = len(prompt)
         self._model = model
         self._prompt = prompt
         self._sampling = sampling
@@ -168,6 +175,8 @@ class FakeScorer:
 
 
 class FakeScoring:
+    bought = Bought()
+
     def __init__(self, scorer: FakeScorer) -> None:
         self.scored_tokens = 0
         self._scorer = scorer

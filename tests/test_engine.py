@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from tests.fakes import DEFAULT_GUIDANCE, EOS, FakeLargeModel, FakeScorer, fake_
 from w2s_core.config import Limits
 from w2s_core.engine import Engine
 from w2s_core.errors import (
+    ConfigurationError,
     ContextLengthError,
     DeadlineError,
     OverloadedError,
@@ -262,3 +264,67 @@ async def test_the_pair_hears_of_an_end_only_when_the_model_ended() -> None:
         assert "b" not in y.text, "past the stop string"
         assert y.finish_reason == "stop" if y.ended else True
     assert all(y.finish_reason is None for y in seen if len(y.tokens) == 6 and not y.ended)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ceiling=st.integers(1, 60),
+    w=st.integers(1, 3),
+    k=st.integers(1, 3),
+    length=st.integers(1, 6),
+    method=st.sampled_from(["cbs", "best_of_n", "none"]),
+    prompts=st.integers(1, 2),
+)
+def test_no_request_draws_more_than_its_ceiling(
+    ceiling: int, w: int, k: int, length: int, method: Any, prompts: int
+) -> None:
+    guidance = Guidance(method, {"positive": 1.0}, w, k, length, max_sampled_tokens=ceiling)
+    rows = {"cbs": w * k, "best_of_n": k, "none": 1}[method]
+    request = replace(ASK, prompts=(TextPrompt("x"),) * prompts, guidance=guidance)
+    limits = Limits(max_sampled_tokens_per_request=ceiling) if method == "none" else None
+    engine = fake_engine(FakeLargeModel(letters(eos=0)), limits=limits)
+    if ceiling < rows * prompts:
+        with pytest.raises(RequestError, match="not one token"):
+            asyncio.run(events_of(engine, request))
+        return
+    events = asyncio.run(events_of(engine, request))
+    answers = [choice.hypothesis for choice in choices(events).values()]
+    assert {y.length for y in answers} == {min(12, ceiling // (rows * prompts))}
+    assert {y.finish_reason for y in answers} == {"length"}
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert last.guidance is None or last.guidance.sampled_tokens <= ceiling
+
+
+async def test_the_servers_ceiling_bounds_the_requests_own() -> None:
+    engine = fake_engine(FakeLargeModel(letters(eos=0)), limits=Limits(max_sampled_tokens_per_request=20))
+    events = await events_of(engine, replace(ASK, guidance=replace(DEFAULT_GUIDANCE, max_sampled_tokens=1000)))
+    assert choices(events)[0].hypothesis.length == 5
+
+
+async def test_a_part_that_cannot_start_stops_those_that_did() -> None:
+    class Part:
+        ready = True
+        running = False
+
+        def __init__(self, *, broken: bool = False) -> None:
+            self.broken = broken
+
+        async def start(self) -> None:
+            if self.broken:
+                raise ConfigurationError("no")
+            self.running = True
+
+        async def stop(self) -> None:
+            self.running = False
+
+    parts = [Part(), Part(), Part(broken=True)]
+    engine = Engine({}, {}, {}, devices=parts[0], providers=parts[1:])
+    with pytest.raises(ConfigurationError):
+        await engine.__aenter__()
+    assert not any(part.running for part in parts)
+    async with Engine({}, {}, {}, devices=parts[0], providers=[parts[1]]) as engine:
+        assert engine.ready
+        parts[1].ready = False
+        assert not engine.ready
+    assert not any(part.running for part in parts)

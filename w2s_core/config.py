@@ -125,11 +125,16 @@ class WorkersConfig:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Admission, counted in rows (W·K per guided choice, one per plain one), and a request's time in seconds."""
+    """Admission, counted in rows (W·K per guided choice, one per plain one), and a request's time in seconds.
+
+    `max_sampled_tokens_per_request`: tokens that the large model may draw for one request, pruned ones included;
+    answers that could take more end early. None = no bound.
+    """
 
     max_rows: int = 256
     max_queued_rows: int = 512
     max_rows_per_request: int = 64
+    max_sampled_tokens_per_request: int | None = None
     request_timeout_s: float = 600.0
 
 

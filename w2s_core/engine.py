@@ -19,6 +19,7 @@ from w2s_core.search import search
 from w2s_core.text import common_prefix, withhold
 from w2s_core.trace import Trace
 from w2s_core.types import (
+    Bought,
     ChoiceFinished,
     Event,
     GenerationRequest,
@@ -33,7 +34,7 @@ _RETRY_AFTER_S = 5
 
 
 class Devices(Protocol):
-    """Where local models run; started and stopped with the engine."""
+    """Where models run: started and stopped with the engine."""
 
     @property
     def ready(self) -> bool: ...
@@ -55,37 +56,44 @@ class Engine:
         *,
         limits: Limits | None = None,
         devices: Devices | None = None,
+        providers: Sequence[Devices] = (),
     ) -> None:
         limits = limits or Limits()
-        self._planner = Planner(large_models, scorers, served, limits.max_rows_per_request)
+        self._planner = Planner(
+            large_models, scorers, served, limits.max_rows_per_request, limits.max_sampled_tokens_per_request
+        )
         self._devices = devices
+        self._providers = providers
+        self._running = AsyncExitStack()
         self._timeout_s = limits.request_timeout_s
         self.admission = Admission(limits.max_rows, limits.max_queued_rows)
 
     async def __aenter__(self) -> Self:
-        if self._devices:
-            await self._devices.start()
+        async with AsyncExitStack() as starting:  # what has started is stopped where something else cannot start
+            for part in [*([self._devices] if self._devices else []), *self._providers]:
+                await part.start()
+                starting.push_async_callback(part.stop)
+            self._running = starting.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._devices:
-            await self._devices.stop()
+        await self._running.aclose()
 
     @property
     def ready(self) -> bool:
-        """Models are loaded and somebody can run them."""
+        """Models are loaded and somebody can run them; every provider has been reached."""
+        return self._devices_ready and all(provider.ready for provider in self._providers)
+
+    @property
+    def _devices_ready(self) -> bool:
         return self._devices is None or self._devices.ready
 
     @property
     def served_models(self) -> Mapping[str, ServedModel]:
         """By API name, in the order of the configuration. Context lengths are known once the engine has started."""
-        planner = self._planner
-        return {
-            name: ServedModel(name, planner.large_models[large].context_length, guidance)
-            for name, (large, guidance) in planner.served.items()
-        }
+        return self._planner.served_models
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.
@@ -93,7 +101,7 @@ class Engine:
         Raises RequestError, OverloadedError and UnavailableError before the first event; DeadlineError and
         WorkerError at any time.
         """
-        if not self.ready:
+        if not self._devices_ready:  # a provider that is down concerns only those who ask for it: the plan tells
             raise UnavailableError("No worker is ready.", _RETRY_AFTER_S)
         plans = self._planner.plan(request)
         runs = [PromptRun(plan, first_choice=i * request.n) for i, plan in enumerate(plans)]
@@ -118,8 +126,10 @@ class PromptRun:
     def __init__(self, plan: Plan, first_choice: int) -> None:
         self.plan = plan
         self.lengths = [0] * plan.n  # tokens of each choice so far
+        self.prompt_tokens = plan.large.count(plan.prompt)
         self.sampled_tokens = 0
         self.scored_tokens = 0
+        self.bought = Bought()
         self.trace = Trace(keep_tree=plan.guidance is not None and plan.guidance.trace)
         self._first_choice = first_choice
         self._root = Hypothesis(key=root_key(plan.seed))
@@ -131,8 +141,10 @@ class PromptRun:
             source = self._plain(proposals) if plan.scorer is None else self._guided(proposals, plan.scorer)
             async with aclosing(source):
                 async for event in source:
+                    self.prompt_tokens = proposals.prompt_tokens
                     yield event
             self.sampled_tokens = proposals.sampled_tokens
+            self.bought += proposals.bought
 
     async def _plain(self, proposals: Proposals) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
         keys = [successor_key(self._root.key, 0, i) for i in range(self.plan.n)]
@@ -177,6 +189,7 @@ class PromptRun:
                     for text in [text for writer in writers for text in writer.commit(beam)]:
                         yield text
             self.scored_tokens = scoring.scored_tokens
+            self.bought += scoring.bought
         for writer, answer in zip(writers, _padded(beam, plan.n), strict=True):
             for event in self._finish(writer, answer):
                 yield event
@@ -212,6 +225,10 @@ def _padded(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
     return [*beam[:n], *[beam[-1]] * (n - len(beam))]
 
 
+def _prompt_tokens(runs: Sequence[PromptRun]) -> int:
+    return sum(run.prompt_tokens for run in runs)
+
+
 def _completion_tokens(runs: Sequence[PromptRun]) -> int:
     return sum(sum(run.lengths) for run in runs)
 
@@ -219,14 +236,14 @@ def _completion_tokens(runs: Sequence[PromptRun]) -> int:
 def _with_usage(event: TextCommitted | ChoiceFinished, runs: Sequence[PromptRun]) -> TextCommitted | ChoiceFinished:
     if isinstance(event, ChoiceFinished):
         return event
-    prompt_tokens = sum(len(run.plan.prompt) for run in runs)
-    return replace(event, prompt_tokens=prompt_tokens, completion_tokens=_completion_tokens(runs))
+    return replace(event, prompt_tokens=_prompt_tokens(runs), completion_tokens=_completion_tokens(runs))
 
 
 def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
     guidance = runs[0].plan.guidance
+    bought = sum((run.bought for run in runs), Bought())
     return RequestFinished(
-        prompt_tokens=sum(len(run.plan.prompt) for run in runs),
+        prompt_tokens=_prompt_tokens(runs),
         completion_tokens=_completion_tokens(runs),
         guidance=None
         if guidance is None
@@ -238,6 +255,7 @@ def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
             chunks=sum(run.trace.chunks for run in runs),
             sampled_tokens=sum(run.sampled_tokens for run in runs),
             scored_tokens=sum(run.scored_tokens for run in runs),
+            upstream=bought if bought.calls else None,
             tree=[run.trace.tree for run in runs] if guidance.trace else None,
         ),
     )

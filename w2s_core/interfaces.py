@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from w2s_core.types import Hypothesis, Prompt, SamplingParams, Score, Tokens
+from w2s_core.types import Bought, Hypothesis, Prompt, SamplingParams, Score, Tokens
 
 
 class Proposals(Protocol):
@@ -20,6 +20,16 @@ class Proposals(Protocol):
     @property
     def sampled_tokens(self) -> int:
         """Drawn so far, pruned ones included."""
+        ...
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt in the large model's tokens; 0 where only a provider can tell and has not yet."""
+        ...
+
+    @property
+    def bought(self) -> Bought:
+        """Had from a provider so far."""
         ...
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
@@ -36,11 +46,18 @@ class LargeModel(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Tokens, prompt and answer together."""
+        """Tokens, prompt and answer together. Raises UnavailableError while a provider has not told."""
         ...
 
     def encode(self, prompt: Prompt) -> Tokens:
-        """Token ids of the prompt, special tokens included. Raises RequestError (a chat template that refuses)."""
+        """Token ids of the prompt, special tokens included, or whatever else `open` shall get back.
+
+        Raises RequestError (a chat template that refuses) and UnavailableError (a provider that is down).
+        """
+        ...
+
+    def count(self, prompt: Tokens) -> int:
+        """Tokens of an encoded prompt; 0 where only a provider can count them."""
         ...
 
     def text_of(self, prompt: Prompt) -> Prompt:
@@ -58,6 +75,11 @@ class Scoring(Protocol):
     @property
     def scored_tokens(self) -> int:
         """Run through the pair so far, both models together."""
+        ...
+
+    @property
+    def bought(self) -> Bought:
+        """Had from providers so far."""
         ...
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:

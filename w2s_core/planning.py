@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from w2s_core.errors import ContextLengthError, RequestError, UnknownModelError
+from w2s_core.errors import ContextLengthError, RequestError, UnavailableError, UnknownModelError
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
@@ -17,10 +17,13 @@ _SEED_BITS = 63
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A name of the API: the large model behind it and the guidance that it brings, if any."""
+    """A name of the API: the large model behind it and the guidance that it brings, if any.
+
+    `context_length` is None while the large model's provider has not been reached.
+    """
 
     name: str
-    context_length: int
+    context_length: int | None
     guidance: Guidance | None
 
 
@@ -58,6 +61,15 @@ class Planner:
     scorers: Mapping[str, Scorer]
     served: Mapping[str, tuple[str, Guidance | None]]
     max_rows_per_request: int
+    max_sampled_tokens: int | None = None
+
+    @property
+    def served_models(self) -> dict[str, ServedModel]:
+        """By API name."""
+        return {
+            name: ServedModel(name, _context_length(self.large_models[large]), guidance)
+            for name, (large, guidance) in self.served.items()
+        }
 
     def plan(self, request: GenerationRequest) -> list[Plan]:
         """One plan per prompt. Raises RequestError, naming the field at fault."""
@@ -74,11 +86,14 @@ class Planner:
         if request.best_of is not None and request.best_of < request.n:
             raise RequestError(f"best_of ({request.best_of}) must be at least n ({request.n}).", "best_of")
         if request.best_of is not None and request.best_of > 1:
-            pairs = guidance.pairs if guidance else {}
-            trace = guidance.trace if guidance else False
-            return self._check(
-                Guidance("best_of_n", pairs, request.n, request.best_of, chunk_length=0, trace=trace), request
+            ranked = replace(
+                guidance or Guidance(),
+                method="best_of_n",
+                beam_width=request.n,
+                successors=request.best_of,
+                chunk_length=0,
             )
+            return self._check(ranked, request)
         return guidance and self._check(guidance, request)
 
     def _check(self, guidance: Guidance, request: GenerationRequest) -> Guidance:
@@ -101,6 +116,7 @@ class Planner:
         if guidance is not None:
             scorer = CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
             budget = self._scorable(request, scorer.check(pair_prompt, budget), budget)
+        budget = self._affordable(request, guidance, budget)
         cbs = guidance is not None and guidance.method == "cbs"
         if guidance is not None and not cbs:  # a chunk as long as the answer
             guidance = replace(guidance, beam_width=request.n, chunk_length=budget)
@@ -123,12 +139,31 @@ class Planner:
         return plan
 
     def _budget(self, request: GenerationRequest, prompt: Prompt, tokens: Tokens, large: LargeModel) -> int:
-        room = large.context_length - len(tokens)
+        room = large.context_length - large.count(tokens)
         wanted = request.sampling.max_tokens
         if room < (1 if wanted is None else wanted):
             field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
-            raise ContextLengthError(large.context_length, len(tokens), 1 if wanted is None else wanted, field)
+            raise ContextLengthError(large.context_length, large.count(tokens), 1 if wanted is None else wanted, field)
         return room if wanted is None else wanted
+
+    def _affordable(self, request: GenerationRequest, guidance: Guidance | None, budget: int) -> int:
+        """Tokens of answer so short that the request cannot draw more than it may, whatever is pruned."""
+        asked = guidance.max_sampled_tokens if guidance else None
+        bounds = [bound for bound in (asked, self.max_sampled_tokens) if bound is not None]
+        if not bounds:
+            return budget
+        drawn_at_once = request.n if guidance is None else guidance.successors
+        if guidance is not None and guidance.method == "cbs":
+            drawn_at_once = guidance.rows
+        sequences = drawn_at_once * len(request.prompts)
+        affordable = min(bounds) // sequences
+        if affordable < 1:
+            raise RequestError(
+                f"This request samples {sequences} sequences and may draw {min(bounds)} tokens in all: not one token "
+                "of answer.",
+                "n" if guidance is None else "guidance.max_sampled_tokens",
+            )
+        return min(budget, affordable)
 
     @staticmethod
     def _scorable(request: GenerationRequest, scorable: int, budget: int) -> int:
@@ -148,3 +183,10 @@ class Planner:
                 f"This request samples {plan.rows} sequences at once; at most {self.max_rows_per_request} are allowed.",
                 field,
             )
+
+
+def _context_length(large: LargeModel) -> int | None:
+    try:
+        return large.context_length
+    except UnavailableError:
+        return None

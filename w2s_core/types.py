@@ -36,6 +36,8 @@ class Guidance:
 
     `pairs` maps a pair's name to its weight w_j; `beam_width` W hypotheses are kept after each chunk of at most
     `chunk_length` L tokens; each gets `successors` K continuations. "best_of_n" draws `successors` whole answers.
+    `max_sampled_tokens` bounds what the large model draws for one request, pruned tokens included: answers end early,
+    with "length", where it could be exceeded; None = the server's own bound.
     """
 
     method: Method = "cbs"
@@ -44,6 +46,7 @@ class Guidance:
     successors: int = 4
     chunk_length: int = 5
     trace: bool = False
+    max_sampled_tokens: int | None = None
 
     @property
     def rows(self) -> int:
@@ -177,9 +180,26 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Bought:
+    """What providers were asked for: successful calls, and tokens as they count them."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Bought) -> Bought:
+        return Bought(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class GuidanceReport:
     """What a guided request cost. `sampled_tokens` are the large model's, pruned ones included; `scored_tokens` the
-    pairs'. `tree` holds, per prompt and per chunk, every candidate, when `trace` was asked for."""
+    pairs'; `upstream` is what of both was bought from providers, if anything. `tree` holds, per prompt and per chunk,
+    every candidate, when `trace` was asked for."""
 
     method: Method
     beam_width: int
@@ -188,6 +208,7 @@ class GuidanceReport:
     chunks: int
     sampled_tokens: int
     scored_tokens: int
+    upstream: Bought | None = None
     tree: Sequence[Sequence[Sequence[Candidate]]] | None = None
 
 

@@ -25,6 +25,10 @@ class GuidanceOptions(BaseModel):
     successors: Annotated[Positive, Field(description="K: continuations of each; for best_of_n, N.")] = 4
     chunk_length: Annotated[Positive, Field(description="L: tokens per chunk.")] = 5
     trace: Annotated[bool, Field(description="Return the search tree.")] = False
+    max_sampled_tokens: Annotated[
+        Positive | None,
+        Field(description="Tokens that may be drawn, pruned ones included; answers that could take more end early."),
+    ] = None
 
 
 def effective_guidance(asked: GuidanceOptions | None, default: Guidance | None, n: int) -> Guidance | None:

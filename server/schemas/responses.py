@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -51,6 +52,14 @@ class CandidateNode(Sent):
     kept: bool
 
 
+class UpstreamUsage(Sent):
+    """What was bought from providers, large model and pairs together; tokens as they count them."""
+
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
 class GuidanceSummary(Sent):
     """Of a guided answer: what was done and what it cost. `tree`: per prompt, per chunk, every candidate."""
 
@@ -61,11 +70,14 @@ class GuidanceSummary(Sent):
     chunks: int
     sampled_tokens: int
     scored_tokens: int
+    upstream: UpstreamUsage | None = None
     tree: list[list[list[CandidateNode]]] | None = None
 
     @classmethod
     def of(cls, report: GuidanceReport) -> GuidanceSummary:
-        fields = {name: getattr(report, name) for name in cls.model_fields if name != "tree"}
+        fields = {name: getattr(report, name) for name in cls.model_fields if name not in ("tree", "upstream")}
+        if report.upstream is not None:
+            fields["upstream"] = UpstreamUsage(**asdict(report.upstream))
         if report.tree is not None:
             fields["tree"] = [[[_node(node) for node in chunk] for chunk in prompt] for prompt in report.tree]
         return cls(**fields)
@@ -104,13 +116,14 @@ class ErrorResponse(Sent):
 
 
 class Model(Sent):
-    """A served model; `max_model_len` (vLLM's) is its context in tokens, prompt and answer together."""
+    """A served model; `max_model_len` (vLLM's) is its context in tokens, prompt and answer together;
+    null while the provider behind it has not been reached."""
 
     id: str
     object: str = "model"
     created: int
     owned_by: str = "w2s"
-    max_model_len: int
+    max_model_len: int | None
 
 
 class ModelList(Sent):

@@ -12,7 +12,7 @@ from w2s_core.errors import RequestError
 from w2s_core.noise import successor_key
 from w2s_core.successors import Successors
 from w2s_core.text import TextCodec
-from w2s_core.types import ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
+from w2s_core.types import Bought, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
 _CHUNK_NEWS = 16  # tokens between two looks for stop strings while a long chunk is drawn
 
@@ -45,6 +45,9 @@ class LocalLargeModel:
             raise RequestError("This model has no BOS token: the prompt must not be empty.", "prompt")
         return tokens
 
+    def count(self, prompt: Tokens) -> int:
+        return len(prompt)
+
     def text_of(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self.codec.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
@@ -57,10 +60,13 @@ class LocalLargeModel:
 class LocalProposals:
     """One prompt's view of a model in the pool."""
 
+    bought = Bought()
+
     def __init__(
         self, model: str, codec: TextCodec, session: Session, prompt: Tokens, sampling: SamplingParams
     ) -> None:
         self.sampled_tokens = 0
+        self.prompt_tokens = len(prompt)
         self._model = model
         self._session = session
         self._prompt = prompt

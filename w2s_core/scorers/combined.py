@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from w2s_core.concurrency import all_of
 from w2s_core.interfaces import Scorer, Scoring
-from w2s_core.types import Hypothesis, Prompt, Score
+from w2s_core.types import Bought, Hypothesis, Prompt, Score
 
 
 class CombinedScorer:
@@ -37,6 +37,10 @@ class CombinedScoring:
     @property
     def scored_tokens(self) -> int:
         return sum(session.scored_tokens for session in self._sessions.values())
+
+    @property
+    def bought(self) -> Bought:
+        return sum((session.bought for session in self._sessions.values()), Bought())
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         results = await all_of([session.score(candidates) for session in self._sessions.values()])

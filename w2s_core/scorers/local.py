@@ -13,7 +13,7 @@ from w2s_core.device.session import Session
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError
 from w2s_core.growing_text import GrowingText
 from w2s_core.text import TextCodec
-from w2s_core.types import ChatPrompt, Hypothesis, Prompt, Score, TokenPrompt, Tokens
+from w2s_core.types import Bought, ChatPrompt, Hypothesis, Prompt, Score, TokenPrompt, Tokens
 
 _PROMPT = "{prompt}"
 
@@ -78,6 +78,8 @@ class LocalScorer:
 
 class LocalScoring:
     """One prompt's view of the pair."""
+
+    bought = Bought()
 
     def __init__(
         self, session: Session, models: Sequence[LocalModel], prompts: Sequence[Tokens], limits: Sequence[int]
