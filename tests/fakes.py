@@ -11,6 +11,7 @@ from typing import Any
 from w2s_core.config import Limits
 from w2s_core.engine import Engine
 from w2s_core.errors import RequestError
+from w2s_core.large.token_sampling import check_token_ids
 from w2s_core.noise import successor_key, uniform
 from w2s_core.successors import Successors
 from w2s_core.types import (
@@ -35,13 +36,21 @@ Distribution = Callable[[Tokens, Tokens], Mapping[int, float]]
 
 
 class ByteCodec:
-    """Token i is byte i; EOS has no text. Looks like `TextCodec`."""
+    """Token i is byte i; EOS is `<eos>` where special tokens show. Looks like `TextCodec`."""
+
+    def __init__(self, *, special_tokens_show: bool = False) -> None:
+        self.special_tokens_show = special_tokens_show
+
+    @property
+    def verbatim(self) -> ByteCodec:
+        return ByteCodec(special_tokens_show=True)
 
     def encode(self, text: str, *, special_tokens: bool = False) -> Tokens:
         return tuple(text.encode())
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(t for t in tokens if t < EOS).decode("utf-8", "replace")
+        eos = b"<eos>" if self.special_tokens_show else b""
+        return b"".join(bytes([t]) if t < EOS else eos for t in tokens).decode("utf-8", "replace")
 
 
 def letters(alphabet: str = "ab ", eos: float = 0.1) -> Distribution:
@@ -70,6 +79,9 @@ class FakeLargeModel:
         self.gate = gate
         self.open_sessions = 0
         self.calls: list[tuple[int, int, int]] = []  # (hypotheses, k, length) of each propose
+
+    def check(self, sampling: SamplingParams) -> None:
+        check_token_ids(sampling, EOS + 1)
 
     def encode(self, prompt: Prompt) -> Tokens:
         if isinstance(prompt, TokenPrompt):
@@ -105,7 +117,7 @@ class FakeProposals:
         self._model = model
         self._prompt = prompt
         self._sampling = sampling
-        self._successors = Successors(model.codec, sampling.stop)  # type: ignore[arg-type]
+        self._successors = Successors(model.codec, sampling)  # type: ignore[arg-type]
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         self._model.calls.append((len(beam), k, length))
@@ -137,7 +149,7 @@ class FakeProposals:
                 tokens.append(token)
         self.sampled_tokens += len(logprobs)
         new = tuple(tokens[len(parent.tokens) :])
-        return self._successors.make(parent, index, new, tuple(logprobs), ended=ended)
+        return self._successors.make(parent, index, new, tuple(logprobs), ended=ended, ending=EOS if ended else None)
 
     def _draw(self, answer: Tokens, u: float) -> tuple[int, float]:
         table = self._model.distribution(self._prompt, answer)

@@ -13,7 +13,7 @@ from tests.tiny import TEMPLATE, byte_tokenizer
 from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.successors import Successors
 from w2s_core.text import Decoded, TextCodec, common_prefix, decode_more, find_stop, withhold
-from w2s_core.types import Hypothesis
+from w2s_core.types import Hypothesis, SamplingParams
 
 CODEC = ByteCodec()
 
@@ -72,7 +72,7 @@ def test_a_stop_string_ends_the_answer_at_the_same_place_whatever_the_chunks(
 ) -> None:
     ends = [(i + len(s), i) for s in stops for i in range(len(text)) if text.startswith(s, i)]
     expected = text if not ends else text[: min(ends)[1]]
-    successors = Successors(CODEC, stops)  # type: ignore[arg-type]
+    successors = Successors(CODEC, SamplingParams(stop=tuple(stops)))  # type: ignore[arg-type]
     answer, shown = Hypothesis(), ""
     for piece in cut(text.encode(), cuts):
         answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
@@ -90,7 +90,8 @@ def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monke
     text, longest = "a film, é and € " * 20, []
     real = CODEC.decode
     monkeypatch.setattr(CODEC, "decode", lambda tokens: longest.append(len(tokens)) or real(tokens), raising=True)
-    successors, start, tokens = Successors(CODEC, ()), Hypothesis(), tuple(text.encode())  # type: ignore[arg-type]
+    successors = Successors(CODEC, SamplingParams())  # type: ignore[arg-type]
+    start, tokens = Hypothesis(), tuple(text.encode())
     for size in range(1, len(tokens) + 1):
         grown = successors.make(start, 0, tokens[:size], (-1.0,) * size, ended=False, seen=size - 1)
     assert grown.text == text
@@ -99,10 +100,10 @@ def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monke
 
 
 def test_finding_and_withholding() -> None:
-    assert find_stop("hello END", 0, ["END", "x"]) == 6
+    assert find_stop("hello END", 0, ["END", "x"]) == (6, 9)
     assert find_stop("hello EN", 0, ["END"]) is None
-    assert find_stop("abc", 0, ["bc", "abc"]) == 0
-    assert find_stop("xabc", 0, ["abcd", "ab"]) == 1
+    assert find_stop("abc", 0, ["bc", "abc"]) == (0, 3)
+    assert find_stop("xabc", 0, ["abcd", "ab"]) == (1, 3)
     assert withhold("hello EN", ["END"]) == 2
     assert withhold("hello", ["END"]) == 0
     assert withhold("aab", ["aabaab"]) == 3

@@ -49,6 +49,10 @@ class LargeModel(Protocol):
         """Tokens, prompt and answer together. Raises UnavailableError while a provider has not told."""
         ...
 
+    def check(self, sampling: SamplingParams) -> None:
+        """Raises RequestError, naming the field, for what this model cannot do (a token id that it does not have)."""
+        ...
+
     def encode(self, prompt: Prompt) -> Tokens:
         """Token ids of the prompt, special tokens included, or whatever else `open` shall get back.
 

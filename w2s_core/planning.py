@@ -10,7 +10,7 @@ from w2s_core.errors import ContextLengthError, RequestError, UnavailableError, 
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
-from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, SamplingParams, Tokens
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, SamplingParams, TokenPrompt, Tokens
 
 _SEED_BITS = 63
 
@@ -77,6 +77,7 @@ class Planner:
             raise UnknownModelError(request.model)
         name, default = self.served[request.model]
         guidance = self._guidance(request, default)
+        self.large_models[name].check(request.sampling)
         return [self._plan(request, prompt, self.large_models[name], guidance) for prompt in request.prompts]
 
     def _guidance(self, request: GenerationRequest, default: Guidance | None) -> Guidance | None:
@@ -110,6 +111,11 @@ class Planner:
 
     def _plan(self, request: GenerationRequest, prompt: Prompt, large: LargeModel, guidance: Guidance | None) -> Plan:
         tokens = large.encode(prompt)
+        used = _truncated(request, tokens, large)
+        if used < len(tokens):
+            tokens = tokens[-used:]
+            # A conversation is the pair's own to render: what the large model does not see of it, the pair may.
+            prompt = prompt if isinstance(prompt, ChatPrompt) else TokenPrompt(tokens)
         pair_prompt = large.text_of(prompt)
         budget = self._budget(request, prompt, tokens, large)
         scorer: Scorer | None = None
@@ -117,6 +123,11 @@ class Planner:
             scorer = CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
             budget = self._scorable(request, scorer.check(pair_prompt, budget), budget)
         budget = self._affordable(request, guidance, budget)
+        if request.sampling.min_tokens > budget:
+            raise RequestError(
+                f"min_tokens ({request.sampling.min_tokens}) exceeds the {budget} tokens that the answer may have.",
+                "min_tokens",
+            )
         cbs = guidance is not None and guidance.method == "cbs"
         if guidance is not None and not cbs:  # a chunk as long as the answer
             guidance = replace(guidance, beam_width=request.n, chunk_length=budget)
@@ -190,3 +201,20 @@ def _context_length(large: LargeModel) -> int | None:
         return large.context_length
     except UnavailableError:
         return None
+
+
+def _truncated(request: GenerationRequest, tokens: Tokens, large: LargeModel) -> int:
+    """How many of the prompt's tokens, its last ones, are used."""
+    most = request.truncate_prompt_tokens
+    if most is None:
+        return len(tokens)
+    if large.count(tokens) != len(tokens):
+        raise RequestError("Only its provider can count this model's tokens.", "truncate_prompt_tokens")
+    if most > large.context_length:
+        raise RequestError(
+            f"truncate_prompt_tokens ({most}) exceeds the model's context of {large.context_length} tokens.",
+            "truncate_prompt_tokens",
+        )
+    if most < 0:
+        most = max(1, large.context_length - (request.sampling.max_tokens or 1))
+    return min(most, len(tokens))

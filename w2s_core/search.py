@@ -39,8 +39,8 @@ async def search(
 
 
 def distinct(candidates: Iterable[Hypothesis]) -> list[Hypothesis]:
-    """The candidates without later copies: equal token ids that ended alike."""
+    """The candidates without later copies: equal token ids that ended alike (and show alike what ended them)."""
     first: dict[tuple[object, ...], Hypothesis] = {}
     for y in candidates:
-        first.setdefault((y.tokens, y.ended, y.finish_reason), y)
+        first.setdefault((y.tokens, y.ended, y.finish_reason, y.text), y)
     return list(first.values())

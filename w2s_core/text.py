@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class TextCodec:
                 f"{folder_or_id}: cannot load a fast tokenizer (tokenizer.json): {error}"
             ) from None
 
+        self._skip_special_tokens = True
         #: What decides about tokens, as one string: equal for equal tokenizers.
         self.tokenization: str = self._tokenizer.backend_tokenizer.to_str()
         self.splits_at_words = _splits_at_words(json.loads(self.tokenization))
@@ -58,6 +60,13 @@ class TextCodec:
         """Token ids are below this."""
         return len(self._tokenizer)
 
+    @property
+    def verbatim(self) -> TextCodec:
+        """The same tokenizer, in whose texts special tokens show."""
+        other = copy(self)
+        other._skip_special_tokens = False
+        return other
+
     def encode(self, text: str, *, special_tokens: bool) -> Tokens:
         """Token ids. `special_tokens` adds what the tokenizer puts around a text (BOS)."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=special_tokens))
@@ -68,17 +77,20 @@ class TextCodec:
             return []
         return [tuple(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> Tokens:
-        """The conversation with the opening of an assistant's turn. Raises RequestError where the template refuses."""
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, special_tokens: bool = False) -> Tokens:
+        """The conversation with the opening of an assistant's turn. Raises RequestError where the template refuses.
+
+        `special_tokens` adds the tokenizer's own to those that the template writes."""
         try:
             text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
-        return self.encode(str(text), special_tokens=False)
+        return self.encode(str(text), special_tokens=special_tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of the tokens, special tokens left out; bytes that are no character become U+FFFD."""
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        skip = self._skip_special_tokens
+        text = self._tokenizer.decode(tokens, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
         return str(text)
 
 
@@ -124,14 +136,19 @@ def decode_more(codec: TextCodec, before: Decoded, tokens: Sequence[int]) -> Dec
     return Decoded(text, text, before.read, len(tokens))
 
 
-def find_stop(text: str, start: int, stops: Sequence[str]) -> int | None:
-    """Where the first stop string begins that is complete in `text` and ends behind `start`, else None.
+def find_stop(text: str, start: int, stops: Sequence[str]) -> tuple[int, int] | None:
+    """Where the first stop string begins and ends that is complete in `text` and ends behind `start`, else None.
 
     The one that *ends* first wins, of those the longest, so that the answer does not depend on how the text
     was cut into chunks.
     """
-    matches = [(at + len(stop), at) for stop in stops if (at := text.find(stop, max(0, start - len(stop) + 1))) >= 0]
-    return min(matches)[1] if matches else None
+    matches = [
+        (at + len(stop), -len(stop)) for stop in stops if (at := text.find(stop, max(0, start - len(stop) + 1))) >= 0
+    ]
+    if not matches:
+        return None
+    end, length = min(matches)
+    return end + length, end
 
 
 def withhold(text: str, stops: Sequence[str]) -> int:

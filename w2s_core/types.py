@@ -20,6 +20,19 @@ class SamplingParams:
 
     `max_tokens` None means "what fits the context"; `temperature` 0 is greedy; `top_k` 0 keeps every token;
     `stop` are strings that end an answer where they begin; `seed` None draws a fresh one.
+
+    Penalties and biases are in logits, before temperature; log-probabilities are reported as if there were none.
+    `presence_penalty` is taken once from every token that the answer has already, `frequency_penalty` for each time
+    that it has it (OpenAI). `repetition_penalty` divides positive logits of tokens in prompt and answer, and multiplies
+    negative ones (CTRL, Keskar et al. 2019, as in transformers). `logit_bias`: token ids, each with what is added to
+    its logit. `min_p` drops tokens less likely than that part of the likeliest one, after temperature and before top_k
+    and top_p (vLLM).
+
+    Until `min_tokens` are drawn no EOS, `stop_token_ids` or stop string ends the answer; with `ignore_eos` an EOS never
+    does. Only `allowed_token_ids` may be drawn (None: all), and never the last token that completes one of `bad_words`.
+
+    `include_stop_str_in_output` keeps what ended an answer in its text; special tokens show there only where
+    `skip_special_tokens` is false.
     """
 
     max_tokens: int | None = None
@@ -28,6 +41,18 @@ class SamplingParams:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: Tokens = ()
+    allowed_token_ids: Tokens | None = None
+    bad_words: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +81,10 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A raw prompt; the model's tokenizer adds its special tokens (BOS)."""
+    """A raw prompt; with `special_tokens` the model's tokenizer adds its own (BOS)."""
 
     text: str
+    special_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +96,13 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation: messages as the chat templates take them, for example {"role": "user", "content": "Hi"}."""
+    """A conversation: messages as the chat templates take them, for example {"role": "user", "content": "Hi"}.
+
+    `special_tokens` has the tokenizer add its own (BOS) to those that the template writes.
+    """
 
     messages: tuple[Mapping[str, Any], ...]
+    special_tokens: bool = False
 
 
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
@@ -129,7 +159,8 @@ class Round:
 class GenerationRequest:
     """One call of the API. `guidance` None takes the served model's own; `best_of` is OpenAI's field.
 
-    Each of `prompts` gets `n` choices, indexed `i + prompt_index * n`.
+    Each of `prompts` gets `n` choices, indexed `i + prompt_index * n`. Of a prompt longer than `truncate_prompt_tokens`
+    tokens only its last ones are used; -1 means as many as fit the context beside the answer, None all.
     """
 
     model: str
@@ -138,6 +169,7 @@ class GenerationRequest:
     guidance: Guidance | None = None
     n: int = 1
     best_of: int | None = None
+    truncate_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

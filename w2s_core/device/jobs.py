@@ -34,9 +34,11 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a worker learned by loading: tokens of context, ids that end a text, KV slots (tokens) at its disposal."""
+    """What a worker learned by loading: tokens of context, logits of a token, ids that end a text, KV slots (tokens) at
+    its disposal."""
 
     context_length: int
+    vocabulary: int
     eos: frozenset[int]
     kv_slots: int
     kv_bytes_per_token: int
@@ -59,11 +61,28 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: `SamplingParams` in the model's own token ids."""
+    """How tokens are drawn: `SamplingParams`, where each is explained, in the model's own token ids."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: Tokens = ()
+    allowed_token_ids: Tokens | None = None
+    bad_words: tuple[Tokens, ...] = ()
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits change before a token is drawn from them."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
+        masks = bool(self.bad_words) or self.allowed_token_ids is not None or self.min_tokens > 0 or self.min_p > 0
+        return masks or bool(self.logit_bias) or penalties != (0, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +168,18 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class RowNews:
-    """New tokens of one row since the last news; `logprobs` (nats, before temperature) has one more if `ended`."""
+    """New tokens of one row since the last news. `ending` is the token that ended the answer, None while none did;
+    `logprobs` (nats, before temperature) are the tokens' and, behind them, the ending one's."""
 
     row: int
     tokens: Tokens
     logprobs: tuple[float, ...]
-    ended: bool
+    ending: int | None
     done: bool
+
+    @property
+    def ended(self) -> bool:
+        return self.ending is not None
 
 
 @dataclass(frozen=True, slots=True)

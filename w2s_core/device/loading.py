@@ -40,9 +40,10 @@ def make_runner(model: PreTrainedModel, device: torch.device, cache_bytes: int) 
     """Gives the model a KV cache of at most `cache_bytes` and learns a token's size by running one."""
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
-    per_token = _measure(model, device)
+    per_token, vocabulary = _measure(model, device)
     info = ModelInfo(
         context_length=_context_length(model.config),
+        vocabulary=vocabulary,
         eos=_eos(model),
         kv_slots=max(1, cache_bytes // per_token),
         kv_bytes_per_token=per_token,
@@ -69,13 +70,14 @@ def _suit_cpu(model: PreTrainedModel) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _measure(model: PreTrainedModel, device: torch.device) -> int:
+def _measure(model: PreTrainedModel, device: torch.device) -> tuple[int, int]:
+    """Bytes of KV a token, and how many logits it has."""
     cache = KVCache(128)
     batch = Batch(1)
     tree = TokenTree(cache, (0,))
     batch.request(tree, tree.root)
-    ModelRunner(model, cache, device).forward(batch)
-    return cache.bytes_per_token()
+    logits = ModelRunner(model, cache, device).forward(batch)
+    return cache.bytes_per_token(), logits.shape[1]
 
 
 def _context_length(config: PretrainedConfig) -> int:

@@ -11,20 +11,29 @@ from dataclasses import dataclass
 import torch
 
 from w2s_core.device.jobs import Sampling
+from w2s_core.device.penalties import Adjustment, adjusted
 
+_COLDEST = 1e-5  # below this a temperature divides logits into infinities; it is greedy, as in vLLM
 _FIRST_TRY = 1024  # top_p rarely needs more tokens than these; sorting the whole vocabulary is slow
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How one row is drawn; `number` is uniform in [0, 1)."""
+    """How one row is drawn; `number` is uniform in [0, 1). `adjustment` changes its logits first."""
 
     sampling: Sampling
     number: float
+    adjustment: Adjustment | None = None
 
 
 def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
-    """`logits` (rows, vocab) in float32. Returns each row's token and its log-probability before temperature, nats."""
+    """`logits` (rows, vocab) in float32. Returns each row's token and its log-probability in nats, before temperature
+    and adjustment."""
+    tokens, logprobs = _draw(logits, draws)
+    return tokens.tolist(), logprobs.tolist()
+
+
+def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
     logprobs = torch.empty(len(draws), device=logits.device)
     kinds = [_kind(draw) for draw in draws]
@@ -34,16 +43,24 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int],
             tokens, logprobs = kind(logits, draws)
         else:
             tokens[rows], logprobs[rows] = kind(logits[rows], [draws[i] for i in rows])
-    return tokens.tolist(), logprobs.tolist()
+    return tokens, logprobs
 
 
 def _kind(draw: Draw) -> Callable[[torch.Tensor, Sequence[Draw]], tuple[torch.Tensor, torch.Tensor]]:
     sampling = draw.sampling
-    if sampling.temperature == 0:
+    if draw.adjustment is not None:
+        return _adjusted
+    if sampling.temperature < _COLDEST:
         return _greedy
     if sampling.top_k > 0 or sampling.top_p < 1:
         return _from_best
     return _plain if sampling.temperature == 1 else _from_all
+
+
+def _adjusted(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+    changed = adjusted(logits, [draw.adjustment for draw in draws if draw.adjustment is not None])
+    tokens, _ = _draw(changed, [Draw(draw.sampling, draw.number) for draw in draws])
+    return tokens, _logprobs(logits, tokens)
 
 
 def _greedy(logits: torch.Tensor, _draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:

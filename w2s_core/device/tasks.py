@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from w2s_core.device.jobs import Row, RowNews, SampleJob, SampleNews, ScoreJob, ScoreResult
+from w2s_core.device.penalties import Adjustment, Adjustments
 from w2s_core.device.sampling import Draw
 from w2s_core.device.token_tree import Node, TokenTree
 from w2s_core.noise import uniform
@@ -13,17 +14,18 @@ from w2s_core.noise import uniform
 class RowState:
     """One answer that grows. `leaf` is its last token's node; `tokens` and `logprobs` are not reported yet."""
 
-    __slots__ = ("done", "ended", "index", "key", "leaf", "logprobs", "position", "remaining", "tokens")
+    __slots__ = ("adjustment", "done", "ending", "index", "key", "leaf", "logprobs", "position", "remaining", "tokens")
 
-    def __init__(self, index: int, leaf: Node, row: Row) -> None:
+    def __init__(self, index: int, leaf: Node, row: Row, adjustments: Adjustments | None) -> None:
         self.index = index
         self.leaf = leaf
+        self.adjustment = Adjustment(adjustments, row.tokens) if adjustments else None
         self.key = row.key
         self.position = len(row.tokens)  # in the answer, of the token to be drawn next
         self.remaining = row.length
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self.ended = False
+        self.ending: int | None = None
         self.done = False
 
 
@@ -33,8 +35,9 @@ class SampleTask:
     def __init__(self, job: SampleJob, tree: TokenTree, eos: frozenset[int]) -> None:
         self.job = job
         self.tree = tree
-        self._eos = eos
-        self.rows = [RowState(i, tree.descend(row.tokens), row) for i, row in enumerate(job.rows)]
+        self._ends = (frozenset() if job.sampling.ignore_eos else eos) | frozenset(job.sampling.stop_token_ids)
+        adjustments = Adjustments(job.sampling, job.prompt, eos) if job.sampling.adjusts else None
+        self.rows = [RowState(i, tree.descend(row.tokens), row, adjustments) for i, row in enumerate(job.rows)]
 
     @property
     def live(self) -> list[RowState]:
@@ -49,18 +52,21 @@ class SampleTask:
 
     def draw(self, row: RowState) -> Draw:
         """How this row's next token is drawn."""
-        return Draw(self.job.sampling, uniform(row.key, row.position))
+        return Draw(self.job.sampling, uniform(row.key, row.position), row.adjustment)
 
     def append(self, row: RowState, token: int, logprob: float) -> None:
         """The row's next token, drawn."""
         row.logprobs.append(logprob)
         row.remaining -= 1
         row.position += 1
-        row.ended = token in self._eos
-        if not row.ended:
+        if token in self._ends:
+            row.ending = token
+        else:
             row.tokens.append(token)
             row.leaf = row.leaf.child(token)
-        row.done = row.ended or row.remaining == 0
+            if row.adjustment is not None:
+                row.adjustment.append(token)
+        row.done = row.ending is not None or row.remaining == 0
 
     def stop(self, rows: Sequence[int]) -> None:
         """These rows need no more tokens; nothing more is said of them."""
@@ -74,7 +80,7 @@ class SampleTask:
         due = [r for r in self.rows if r.logprobs and (r.done or len(r.logprobs) >= self.job.report_every)]
         if not due and not finished:
             return None
-        news = tuple(RowNews(r.index, tuple(r.tokens), tuple(r.logprobs), r.ended, r.done) for r in due)
+        news = tuple(RowNews(r.index, tuple(r.tokens), tuple(r.logprobs), r.ending, r.done) for r in due)
         for row in due:
             row.tokens, row.logprobs = [], []
         return SampleNews(self.job.id, news, finished)

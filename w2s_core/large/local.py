@@ -9,6 +9,7 @@ from w2s_core.device.jobs import Row, Sampling
 from w2s_core.device.pool import WorkerPool
 from w2s_core.device.session import Session
 from w2s_core.errors import RequestError
+from w2s_core.large.token_sampling import check_possible, check_token_ids, in_tokens
 from w2s_core.noise import successor_key
 from w2s_core.successors import Successors
 from w2s_core.text import TextCodec
@@ -29,6 +30,13 @@ class LocalLargeModel:
     def context_length(self) -> int:
         return self._pool.info(self._model).longest
 
+    def check(self, sampling: SamplingParams) -> None:
+        info = self._pool.info(self._model)
+        check_token_ids(sampling, min(info.vocabulary, self.codec.size))
+        resolved = in_tokens(sampling, self.codec, info.vocabulary)
+        if resolved.adjusts:
+            check_possible(resolved, info.eos, info.vocabulary)
+
     def encode(self, prompt: Prompt) -> Tokens:
         match prompt:
             case TokenPrompt():
@@ -37,9 +45,9 @@ class LocalLargeModel:
                     raise RequestError(f"Token ids must be between 0 and {size - 1}.", "prompt")
                 tokens = prompt.tokens
             case ChatPrompt():
-                tokens = self.codec.encode_chat(prompt.messages)
+                tokens = self.codec.encode_chat(prompt.messages, special_tokens=prompt.special_tokens)
             case TextPrompt():
-                tokens = self.codec.encode(prompt.text, special_tokens=True)
+                tokens = self.codec.encode(prompt.text, special_tokens=prompt.special_tokens)
         tokens = tokens or self.codec.start
         if not tokens:
             raise RequestError("This model has no BOS token: the prompt must not be empty.", "prompt")
@@ -54,7 +62,8 @@ class LocalLargeModel:
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
         async with self._pool.session(rows, {self._model}) as session:
-            yield LocalProposals(self._model, self.codec, session, prompt, sampling)
+            drawn = in_tokens(sampling, self.codec, self._pool.info(self._model).vocabulary)
+            yield LocalProposals(self._model, session, prompt, drawn, Successors(self.codec, sampling))
 
 
 class LocalProposals:
@@ -63,22 +72,21 @@ class LocalProposals:
     bought = Bought()
 
     def __init__(
-        self, model: str, codec: TextCodec, session: Session, prompt: Tokens, sampling: SamplingParams
+        self, model: str, session: Session, prompt: Tokens, sampling: Sampling, successors: Successors
     ) -> None:
         self.sampled_tokens = 0
         self.prompt_tokens = len(prompt)
         self._model = model
         self._session = session
         self._prompt = prompt
-        self._stops = sampling.stop
-        self._sampling = Sampling(sampling.temperature, sampling.top_p, sampling.top_k)
-        self._successors = Successors(codec, sampling.stop)
+        self._sampling = sampling
+        self._successors = successors
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         parents = [(y, index) for y in beam for index in range(k)]
         self._successors.forget_all_but(beam)
         latest: dict[int, Hypothesis] = {}
-        async with aclosing(self._draw(parents, length, _CHUNK_NEWS if self._stops else length)) as drawn:
+        async with aclosing(self._draw(parents, length, _CHUNK_NEWS if self._successors.stops else length)) as drawn:
             async for number, successor in drawn:
                 latest[number] = successor
         return [latest[number] for number in range(len(parents))]
@@ -105,7 +113,7 @@ class LocalProposals:
                 logprobs[number] += news.logprobs
                 parent, index = parents[number]
                 successor = self._successors.make(
-                    parent, index, tokens[number], logprobs[number], ended=news.ended, seen=seen
+                    parent, index, tokens[number], logprobs[number], ended=news.ended, ending=news.ending, seen=seen
                 )
                 if successor.finished:
                     drawing.stop(number)

@@ -1,0 +1,70 @@
+"""`SamplingParams` in one model's token ids: checked against its vocabulary, words turned into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from w2s_core.device.jobs import Sampling
+from w2s_core.errors import RequestError
+from w2s_core.text import TextCodec
+from w2s_core.types import SamplingParams, Tokens
+
+_ID_FIELDS = ("logit_bias", "stop_token_ids", "allowed_token_ids")
+
+
+def in_tokens(sampling: SamplingParams, codec: TextCodec, vocabulary: int) -> Sampling:
+    """What a job carries. `vocabulary` is the number of the model's logits."""
+    return Sampling(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=sampling.logit_bias,
+        min_tokens=sampling.min_tokens,
+        ignore_eos=sampling.ignore_eos,
+        stop_token_ids=sampling.stop_token_ids,
+        allowed_token_ids=sampling.allowed_token_ids,
+        bad_words=_sequences(sampling.bad_words, codec, vocabulary),
+    )
+
+
+def check_token_ids(sampling: SamplingParams, size: int) -> None:
+    """Raises RequestError, naming the field, for an id that is not below `size`."""
+    for field in _ID_FIELDS:
+        for token in _ids(sampling, field):
+            if not 0 <= token < size:
+                raise RequestError(f"There is no token {token}: ids are between 0 and {size - 1}.", field)
+
+
+def check_possible(sampling: Sampling, eos: Collection[int], vocabulary: int) -> None:
+    """Raises RequestError unless there is a token that may be drawn whatever the answer."""
+    allowed = sampling.allowed_token_ids
+    possible = set(range(vocabulary) if allowed is None else allowed)
+    possible.difference_update(word[-1] for word in sampling.bad_words)
+    if sampling.min_tokens > 0:
+        possible.difference_update(eos, sampling.stop_token_ids)
+    if not possible:
+        field = "bad_words" if allowed is None else "allowed_token_ids"
+        raise RequestError("There would be places in the answer at which no token is allowed.", field)
+
+
+def _ids(sampling: SamplingParams, field: str) -> Sequence[int]:
+    if field == "logit_bias":
+        return [token for token, _ in sampling.logit_bias]
+    return getattr(sampling, field) or ()
+
+
+def _sequences(words: Sequence[str], codec: TextCodec, vocabulary: int) -> tuple[Tokens, ...]:
+    """Each word's tokens at a text's beginning and, where the tokenizer has others for it, behind a space."""
+    found: list[Tokens] = []
+    for word in words:
+        bare = word.lstrip() or word
+        first = codec.encode(bare, special_tokens=False)
+        spaced = codec.encode(" " + bare, special_tokens=False)
+        found.append(first)
+        if len(spaced) == len(first) and spaced[0] != first[0]:
+            found.append(spaced)
+    return tuple(dict.fromkeys(word for word in found if word and max(word) < vocabulary))
