@@ -12,7 +12,8 @@ from benchmarks.prompts import story
 from benchmarks.settings import DEMO, Models, Settings, Workload
 from w2s_core.device.jobs import ModelSpec, WorkerSpec
 from w2s_core.device.pool import WorkerPool
-from w2s_core.scorers.local import LocalModel, LocalScorer
+from w2s_core.scorers.local import LocalScorer
+from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text import TextCodec
 from w2s_core.types import Hypothesis, TextPrompt, Tokens
 
@@ -57,7 +58,7 @@ async def scoring_cost(models: Models, settings: Settings) -> AsyncIterator[Scor
     tuned, untuned, template = models.pairs[DEMO]
     specs = {name: ModelSpec(name, trust_remote_code=False) for name in (tuned, untuned)}
     pool = WorkerPool([WorkerSpec("cpu", settings.dtype, settings.threads, 0, specs)])
-    pair = [LocalModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
+    pair = [PairModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
     await pool.start()
     try:
         yield ScoringCost(LocalScorer(pool, pair[0], pair[1], template), TextCodec(models.large))

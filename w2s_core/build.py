@@ -15,7 +15,8 @@ from w2s_core.device.pool import WorkerPool
 from w2s_core.engine import Engine
 from w2s_core.errors import ConfigurationError
 from w2s_core.large.local import LocalLargeModel
-from w2s_core.scorers.local import LocalModel, LocalScorer
+from w2s_core.scorers.local import LocalScorer
+from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text import TextCodec
 
 _DEMO = "demo:"
@@ -78,11 +79,11 @@ def _scorer(
     pair: PairConfig, pool: WorkerPool, codecs: Mapping[str, TextCodec], large: Mapping[str, str]
 ) -> LocalScorer:
     # A pair may serve several large models; ids pass straight through only where all of them share its vocabulary.
-    def model(reference: str) -> LocalModel:
+    def model(reference: str) -> PairModel:
         source = _source(reference)
         vocabulary = codecs[source].vocabulary
         shares = all(codecs[other].vocabulary == vocabulary for other in large.values())
-        return LocalModel(source, codecs[source], shares)
+        return PairModel(source, codecs[source], shares)
 
     return LocalScorer(pool, model(pair.tuned), model(pair.untuned), pair.prompt_template)
 

@@ -10,6 +10,7 @@
     ├── UnavailableError         draining, or no worker alive (503); `retry_after_s`
     ├── DeadlineError            the request's time is spent (504)
     ├── UpstreamError            a remote model's provider failed this request (502)
+    │   ├── UpstreamRefusedError   it understood the call and will not do it (502)
     │   └── UpstreamTimeoutError   it did not answer in time (504)
     └── WorkerError              a device failed this request (500)
 
@@ -83,6 +84,10 @@ class DeadlineError(W2SError):
 
 class UpstreamError(W2SError):
     """A remote model's provider failed this request, retries included. The text holds no credentials."""
+
+
+class UpstreamRefusedError(UpstreamError):
+    """The provider answered 4xx: it does not know the model, or a field of the call."""
 
 
 class UpstreamTimeoutError(UpstreamError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_COPY, _SUCCESSOR, _DRAW = 1, 2, 3  # domains: equal numbers in different roles must not meet
+_COPY, _SUCCESSOR, _DRAW, _CALL = 1, 2, 3, 4  # domains: equal numbers in different roles must not meet
 
 
 def _finalize(x: int) -> int:
@@ -44,6 +44,14 @@ def copy_key(root: int, index: int) -> int:
 def successor_key(key: int, position: int, index: int) -> int:
     """Key of the index-th successor of a hypothesis of `position` tokens; the first one inherits."""
     return key if index == 0 else _mix(key, _SUCCESSOR, position, index)
+
+
+def call_seed(key: int, position: int, attempt: int = 0) -> int:
+    """Seed for a provider that draws the successors of a hypothesis of `position` tokens: 63 bits.
+
+    Another one for every position, because equal noise at the beginning of every chunk would be no noise.
+    """
+    return _mix(key, _CALL, position, attempt) >> 1
 
 
 def uniform(key: int, position: int) -> float:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from w2s_core.noise import successor_key
-from w2s_core.text import Decoded, TextCodec, decode_more, find_stop
+from w2s_core.text import Decoded, Decoder, decode_more, find_stop
 from w2s_core.types import FinishReason, Hypothesis, SamplingParams, Tokens
 
 
 class Successors:
     """One prompt's answers. Remembers how far each living answer is decoded, so that cost is that of new tokens."""
 
-    def __init__(self, codec: TextCodec, sampling: SamplingParams) -> None:
+    def __init__(self, codec: Decoder, sampling: SamplingParams) -> None:
         self.stops = sampling.stop
         self._codec = codec if sampling.skip_special_tokens else codec.verbatim
         self._shows_stop = sampling.include_stop_str_in_output

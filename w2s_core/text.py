@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
@@ -81,11 +81,25 @@ class TextCodec:
         """The conversation with the opening of an assistant's turn. Raises RequestError where the template refuses.
 
         `special_tokens` adds the tokenizer's own to those that the template writes."""
+        return self.encode(self._render(messages), special_tokens=special_tokens)
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
-        return self.encode(str(text), special_tokens=special_tokens)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The conversation as the text that a provider turns into tokens itself: without the BOS that it then adds.
+        Raises RequestError where the template refuses."""
+        text, bos = self._render(messages), self._tokenizer.bos_token
+        adds_bos = self.encode("", special_tokens=True)[:1] == (self._tokenizer.bos_token_id,)
+        return text.removeprefix(str(bos)) if bos and adds_bos else text
+
+    def is_special(self, token: int) -> bool:
+        """Whether this token stands for no text, such as EOS."""
+        added = self._tokenizer.added_tokens_decoder.get(token)
+        return added is not None and bool(added.special)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of the tokens, special tokens left out; bytes that are no character become U+FFFD."""
@@ -108,6 +122,17 @@ def _splits_at_words(tokenizer: Mapping[str, Any]) -> bool:
     )
 
 
+class Decoder(Protocol):
+    """What tells the text of tokens; bytes that are no character, or not yet, as U+FFFD."""
+
+    @property
+    def verbatim(self) -> Decoder:
+        """The same, in whose texts special tokens show."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """Text of a growing answer. `text` never ends in half a character and only ever grows.
@@ -122,7 +147,7 @@ class Decoded:
     read: int = 0
 
 
-def decode_more(codec: TextCodec, before: Decoded, tokens: Sequence[int]) -> Decoded:
+def decode_more(codec: Decoder, before: Decoded, tokens: Sequence[int]) -> Decoded:
     """`tokens` is the whole answer so far; `before` the decoding of a part from its beginning.
 
     Cost is that of the new tokens, not of the answer.

@@ -17,7 +17,8 @@ from w2s_core.evaluation.prompts import PREFIX
 from w2s_core.evaluation.settings import Settings
 from w2s_core.interfaces import Scorer
 from w2s_core.large.local import LocalLargeModel
-from w2s_core.scorers.local import LocalModel, LocalScorer
+from w2s_core.scorers.local import LocalScorer
+from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text import TextCodec
 from w2s_core.types import Hypothesis, TextPrompt
 
@@ -47,7 +48,7 @@ async def open_instrument(settings: Settings) -> AsyncIterator[Instrument]:
     specs = {name: ModelSpec(name, trust_remote_code=False) for name in (large, tuned, untuned)}
     pool = WorkerPool([WorkerSpec("cpu", "float32", os.cpu_count() or 1, 0, specs)])
     # Weak's answers have no token of the large model, so all are scored on their text.
-    pair = [LocalModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
+    pair = [PairModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
     scorer = LocalScorer(pool, pair[0], pair[1], settings.prompt_template)
     await pool.start()
     try:

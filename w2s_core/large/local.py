@@ -8,12 +8,12 @@ from contextlib import aclosing, asynccontextmanager
 from w2s_core.device.jobs import Row, Sampling
 from w2s_core.device.pool import WorkerPool
 from w2s_core.device.session import Session
-from w2s_core.errors import RequestError
+from w2s_core.large.prompts import encode_prompt
 from w2s_core.large.token_sampling import check_possible, check_token_ids, in_tokens
 from w2s_core.noise import successor_key
 from w2s_core.successors import Successors
 from w2s_core.text import TextCodec
-from w2s_core.types import Bought, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
+from w2s_core.types import Bought, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
 _CHUNK_NEWS = 16  # tokens between two looks for stop strings while a long chunk is drawn
 
@@ -38,20 +38,7 @@ class LocalLargeModel:
             check_possible(resolved, info.eos, info.vocabulary)
 
     def encode(self, prompt: Prompt) -> Tokens:
-        match prompt:
-            case TokenPrompt():
-                size = self.codec.size
-                if any(not 0 <= token < size for token in prompt.tokens):
-                    raise RequestError(f"Token ids must be between 0 and {size - 1}.", "prompt")
-                tokens = prompt.tokens
-            case ChatPrompt():
-                tokens = self.codec.encode_chat(prompt.messages, special_tokens=prompt.special_tokens)
-            case TextPrompt():
-                tokens = self.codec.encode(prompt.text, special_tokens=prompt.special_tokens)
-        tokens = tokens or self.codec.start
-        if not tokens:
-            raise RequestError("This model has no BOS token: the prompt must not be empty.", "prompt")
-        return tokens
+        return encode_prompt(self.codec, prompt)
 
     def count(self, prompt: Tokens) -> int:
         return len(prompt)

@@ -13,7 +13,13 @@ from typing import Any
 
 import httpx
 
-from w2s_core.errors import UpstreamContextLengthError, UpstreamError, UpstreamTimeoutError, W2SError
+from w2s_core.errors import (
+    UpstreamContextLengthError,
+    UpstreamError,
+    UpstreamRefusedError,
+    UpstreamTimeoutError,
+    W2SError,
+)
 
 _MESSAGE_LENGTH = 300  # characters of a provider's message that are passed on
 _TOO_MANY_REQUESTS = 429
@@ -84,8 +90,9 @@ class Interpreter:
         if _exceeds_context(body, message):
             return UpstreamContextLengthError(_context_sentence(self._who, message))
         if status == 404:
-            return UpstreamError(f"{self._who} knows no model `{self._model}`, or base_url is wrong (404){message}")
-        return UpstreamError(f"{self._who} refused the call ({status}){message}")
+            unknown = f"{self._who} knows no model `{self._model}`, or base_url is wrong (404){message}"
+            return UpstreamRefusedError(unknown)
+        return UpstreamRefusedError(f"{self._who} refused the call ({status}){message}")
 
     def _message(self, body: Any) -> str:
         """`: what the provider said`, or a full stop where it said nothing that can be passed on."""
