@@ -13,15 +13,19 @@ from w2s_core.engine import Engine
 from w2s_core.errors import RequestError
 from w2s_core.large.token_sampling import check_token_ids
 from w2s_core.noise import successor_key, uniform
+from w2s_core.pieces import text_of
 from w2s_core.successors import Successors
 from w2s_core.types import (
+    Alternatives,
     Bought,
     ChatPrompt,
     ChoiceFinished,
     GenerationRequest,
     Guidance,
     Hypothesis,
+    Piece,
     Prompt,
+    PromptLogprobs,
     RequestFinished,
     SamplingParams,
     Score,
@@ -51,6 +55,9 @@ class ByteCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         eos = b"<eos>" if self.special_tokens_show else b""
         return b"".join(bytes([t]) if t < EOS else eos for t in tokens).decode("utf-8", "replace")
+
+    def piece(self, token: int) -> Piece:
+        return Piece(text_of(bytes([token])), bytes([token])) if token < EOS else Piece("<eos>", None)
 
 
 def letters(alphabet: str = "ab ", eos: float = 0.1) -> Distribution:
@@ -107,6 +114,13 @@ class FakeLargeModel:
         finally:
             self.open_sessions -= 1
 
+    async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
+        tables = [self.distribution(prompt[:i], ()) for i in range(1, len(prompt))]
+        chances = [table.get(token, 0.0) for table, token in zip(tables, prompt[1:], strict=True)]
+        nats = [math.log(p) if p else -math.inf for p in chances]
+        ranks = [1 + sum(q > p for q in table.values()) for table, p in zip(tables, chances, strict=True)]
+        return PromptLogprobs(tuple(nats), tuple(ranks), tuple(_alternatives(table, top) for table in tables))
+
 
 class FakeProposals:
     bought = Bought()
@@ -140,16 +154,27 @@ class FakeProposals:
 
     def _successor(self, parent: Hypothesis, index: int, length: int) -> Hypothesis:
         key = successor_key(parent.key, len(parent.tokens), index)
-        tokens, logprobs, ended = list(parent.tokens), [], False
+        tokens, logprobs, alternatives, ended = list(parent.tokens), [], [], False
         while len(tokens) < len(parent.tokens) + length and not ended:
             token, probability = self._draw(tuple(tokens), uniform(key, len(tokens)))
             logprobs.append(math.log(probability))
+            if self._sampling.logprobs:
+                table = self._model.distribution(self._prompt, tuple(tokens))
+                alternatives.append(_alternatives(table, self._sampling.logprobs))
             ended = token == EOS
             if not ended:
                 tokens.append(token)
         self.sampled_tokens += len(logprobs)
         new = tuple(tokens[len(parent.tokens) :])
-        return self._successors.make(parent, index, new, tuple(logprobs), ended=ended, ending=EOS if ended else None)
+        return self._successors.make(
+            parent,
+            index,
+            new,
+            tuple(logprobs),
+            ended=ended,
+            ending=token if ended else None,
+            alternatives=tuple(alternatives),
+        )
 
     def _draw(self, answer: Tokens, u: float) -> tuple[int, float]:
         table = self._model.distribution(self._prompt, answer)
@@ -161,6 +186,11 @@ class FakeProposals:
             if u < total:
                 return token, probability
         return token, probability
+
+
+def _alternatives(table: Mapping[int, float], count: int) -> Alternatives:
+    best = sorted(table.items(), key=lambda item: -item[1])[:count]
+    return tuple((token, math.log(probability)) for token, probability in best)
 
 
 class FakeScorer:

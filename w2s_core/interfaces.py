@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from w2s_core.types import Bought, Hypothesis, Prompt, SamplingParams, Score, Tokens
+from w2s_core.text import Codec
+from w2s_core.types import Bought, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Score, Tokens
 
 
 class Proposals(Protocol):
@@ -49,6 +50,11 @@ class LargeModel(Protocol):
         """Tokens, prompt and answer together. Raises UnavailableError while a provider has not told."""
         ...
 
+    @property
+    def codec(self) -> Codec:
+        """What its tokens are as text."""
+        ...
+
     def check(self, sampling: SamplingParams) -> None:
         """Raises RequestError, naming the field, for what this model cannot do (a token id that it does not have)."""
         ...
@@ -69,7 +75,17 @@ class LargeModel(Protocol):
         ...
 
     def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AbstractAsyncContextManager[Proposals]:
-        """A session for one prompt, of at most `rows` sequences at once; leaving it frees them within one step."""
+        """A session for one prompt, of at most `rows` sequences at once; leaving it frees them within one step.
+
+        Where `sampling.logprobs` asks for alternatives, its hypotheses have them.
+        """
+        ...
+
+    async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
+        """The prompt's own log-probabilities, with the `top` likeliest tokens at each place.
+
+        Raises RequestError("…", "prompt_logprobs") where it cannot tell.
+        """
         ...
 
 

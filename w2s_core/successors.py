@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from w2s_core.noise import successor_key
 from w2s_core.text import Decoded, Decoder, decode_more, find_stop
-from w2s_core.types import FinishReason, Hypothesis, SamplingParams, Tokens
+from w2s_core.types import Alternatives, FinishReason, Hypothesis, SamplingParams, Tokens
 
 
 class Successors:
@@ -34,9 +34,11 @@ class Successors:
         *,
         ended: bool,
         ending: int | None = None,
+        alternatives: tuple[Alternatives, ...] = (),
         seen: int = 0,
     ) -> Hypothesis:
-        """The `index`-th successor of `parent`, with these new tokens; `logprobs` has one more if `ended`, by `ending`.
+        """The `index`-th successor of `parent`, with these new tokens; `logprobs` has one more if `ended`, by `ending`,
+        and `alternatives` as many as `logprobs` if there are any.
 
         `seen` of the new tokens were there when this successor was last made: only what follows them is decoded.
         """
@@ -60,6 +62,8 @@ class Successors:
             finish_reason=finish,
             logprobs=(parent.logprobs + logprobs)[: len(whole) + ended],
             parent=parent,
+            ending=ending if ended else None,
+            alternatives=(parent.alternatives + alternatives)[: len(whole) + ended],
         )
 
     def _stop(self, parent: Hypothesis, tokens: Tokens, text: str) -> int | None:

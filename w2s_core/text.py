@@ -12,7 +12,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from w2s_core.errors import ConfigurationError, RequestError
-from w2s_core.types import Tokens
+from w2s_core.pieces import piece_reader
+from w2s_core.types import Piece, Tokens
 
 _INCOMPLETE = "\ufffd"  # what decoding yields for bytes that are no character, or not yet
 
@@ -31,7 +32,9 @@ class TextCodec:
         self._skip_special_tokens = True
         #: What decides about tokens, as one string: equal for equal tokenizers.
         self.tokenization: str = self._tokenizer.backend_tokenizer.to_str()
-        self.splits_at_words = _splits_at_words(json.loads(self.tokenization))
+        rules = json.loads(self.tokenization)
+        self.splits_at_words = _splits_at_words(rules)
+        self._read_piece = piece_reader(self._tokenizer, rules)
 
     @property
     def has_chat_template(self) -> bool:
@@ -107,6 +110,10 @@ class TextCodec:
         text = self._tokenizer.decode(tokens, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
         return str(text)
 
+    def piece(self, token: int) -> Piece:
+        """One token alone, as log-probabilities show it."""
+        return self._read_piece(token)
+
 
 def _splits_at_words(tokenizer: Mapping[str, Any]) -> bool:
     """Whether this is a byte-level BPE that ends a word wherever a letter, a space and a letter meet (GPT-2's rule,
@@ -131,6 +138,12 @@ class Decoder(Protocol):
         ...
 
     def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class Codec(Decoder, Protocol):
+    """Tells also what one token is alone."""
+
+    def piece(self, token: int) -> Piece: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 Method: TypeAlias = Literal["cbs", "best_of_n", "none"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 Tokens: TypeAlias = tuple[int, ...]
+Alternatives: TypeAlias = tuple[tuple[int, float], ...]  # the likeliest tokens at one place and their nats, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class SamplingParams:
     """Shapes the large model's sampling only, never the pair's scores. Defaults are OpenAI's.
 
     `max_tokens` None means "what fits the context"; `temperature` 0 is greedy; `top_k` 0 keeps every token;
-    `stop` are strings that end an answer where they begin; `seed` None draws a fresh one.
+    `stop` are strings that end an answer where they begin; `seed` None draws a fresh one. `logprobs` asks for that many
+    `Hypothesis.alternatives` at each place; None and 0 ask for none.
 
     Penalties and biases are in logits, before temperature; log-probabilities are reported as if there were none.
     `presence_penalty` is taken once from every token that the answer has already, `frequency_penalty` for each time
@@ -53,6 +55,7 @@ class SamplingParams:
     bad_words: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,15 @@ Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """One token as it stands in a text. `text` is None where it holds a part of a character, and `bytes`, in UTF-8, are
+    None where it is a special token, whose text is only its name."""
+
+    text: str | None
+    bytes: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Hypothesis:
     """y', an answer so far.
 
@@ -116,7 +128,8 @@ class Hypothesis:
     half character at its end, cut where a stop string began; `key` is its lineage (see `w2s_core.noise`).
     `ended` is true only when the large model itself ended the answer, so that the pair scores its EOS;
     `finish_reason` is None while the hypothesis may still grow. `logprobs` are log π_base of each token before
-    temperature, the ending token's behind them. `score` is the weighted sum of `scores`, each pair's log-ratio.
+    temperature, the ending token's behind them; `alternatives` stand beside them where `SamplingParams.logprobs` asked.
+    `ending` is the token that ended it, if `ended`. `score` is the weighted sum of `scores`, each pair's log-ratio.
     """
 
     tokens: Tokens = ()
@@ -128,6 +141,8 @@ class Hypothesis:
     score: float = 0.0
     scores: Mapping[str, float] = field(default_factory=dict)
     parent: Hypothesis | None = field(default=None, repr=False, compare=False)
+    ending: int | None = None
+    alternatives: tuple[Alternatives, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -137,6 +152,16 @@ class Hypothesis:
     def length(self) -> int:
         """Tokens that the large model drew for it, the ending one included."""
         return len(self.tokens) + self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Of each token of a prompt but the first, which nothing stands before: its log-probability in nats, its rank (1 =
+    the likeliest), and the likeliest tokens in its place."""
+
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...]
+    alternatives: tuple[Alternatives, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ from w2s_core.device.token_tree import Node, TokenTree
 
 @dataclass(slots=True)
 class _Share:
-    """One tree's tokens in the batch: a slice of its prompt, then nodes, ancestors first."""
+    """One tree's tokens in the batch: a slice of its prompt, then nodes, ancestors first. Of the slice's last
+    `wanted` tokens the logits are asked for."""
 
     prompt_slice: int = 0
+    wanted: int = 0
     nodes: dict[Node, None] = field(default_factory=dict)
     unplaced: int = 0
 
@@ -34,7 +36,7 @@ class Inputs:
 class Batch:
     """Grows by `request` to about `limit` tokens; `inputs` places them in the cache and is called once.
 
-    After the forward, `wanted[node]` is the row of that node's logits.
+    After the forward, `wanted[node]` is the row of that node's logits; those of prompts follow, `prompt_rows`.
     """
 
     def __init__(self, limit: int) -> None:
@@ -76,6 +78,26 @@ class Batch:
             self.wanted[node] = len(self.wanted)
         return node in share.nodes
 
+    def request_prompt(self, tree: TokenTree, known: int) -> None:
+        """Asks for the logits behind the prompt's next tokens, those after the first `known`, as far as they fit.
+
+        Nothing else may be asked of this tree. Raises CacheFullError, having changed nothing.
+        """
+        size = min(max(0, self._room), len(tree.prompt) - 1 - tree.prompt_fed)
+        if size:
+            tree.hold(0)
+            self._shares[tree] = _Share(size, wanted=max(0, min(size, tree.prompt_fed + size - known)))
+            self._take(size)
+
+    def prompt_rows(self, tree: TokenTree) -> slice:
+        """The rows of the logits behind this tree's prompt, one token's after the other's."""
+        first = len(self.wanted)
+        for other, share in self._shares.items():
+            if other is tree:
+                return slice(first, first + share.wanted)
+            first += share.wanted
+        return slice(first, first)
+
     def _take(self, tokens: int, *, free: bool = False) -> None:
         self.size += tokens
         self._room -= tokens - free
@@ -87,11 +109,13 @@ class Batch:
         slots: list[int] = []
         parts: list[Part] = []
         row_of: dict[Node, int] = {}
+        prompt_rows: list[int] = []
         for tree, share in self._shares.items():
             first, start, fed = len(tokens), tree.start, tree.prompt_fed
             tokens += tree.prompt[fed : fed + share.prompt_slice]
             positions += range(fed, fed + share.prompt_slice)
             slots += range(start + fed, start + fed + share.prompt_slice)
+            prompt_rows += range(len(tokens) - share.wanted, len(tokens))
             for node in share.nodes:
                 row_of[node] = len(tokens)
                 tokens.append(node.token)
@@ -103,7 +127,7 @@ class Batch:
         return Inputs(
             tokens=torch.tensor([tokens], device=device),
             positions=torch.tensor([positions], device=device),
-            wanted=torch.tensor([row_of[node] for node in self.wanted], device=device, dtype=torch.long),
+            wanted=torch.tensor([row_of[node] for node in self.wanted] + prompt_rows, device=device, dtype=torch.long),
             step=Step(cache, torch.tensor(slots, device=device), parts),
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from w2s_core.types import Tokens
+from w2s_core.types import Alternatives, PromptLogprobs, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: `SamplingParams`, where each is explained, in the model's own token ids."""
+    """How tokens are drawn: `SamplingParams`, where each is explained, in the model's own token ids. At each step
+    the `alternatives` likeliest tokens are told."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -76,6 +77,7 @@ class Sampling:
     stop_token_ids: Tokens = ()
     allowed_token_ids: Tokens | None = None
     bad_words: tuple[Tokens, ...] = ()
+    alternatives: int = 0
 
     @property
     def adjusts(self) -> bool:
@@ -107,6 +109,17 @@ class ScoreJob:
     model: str
     prompt: Tokens
     answers: tuple[Tokens, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptJob:
+    """The prompt's own log-probabilities, with the `top` likeliest tokens at each place. Its session's only job."""
+
+    id: int
+    session: int
+    model: str
+    prompt: Tokens
+    top: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +161,7 @@ class Pong:
     """Any report would do; this one comes when there is nothing else to report."""
 
 
-Job: TypeAlias = SampleJob | ScoreJob | InspectJob
+Job: TypeAlias = SampleJob | ScoreJob | PromptJob | InspectJob
 Order: TypeAlias = Job | StopRows | CancelJob | CloseSession | Ping
 
 
@@ -169,13 +182,15 @@ class LoadFailed:
 @dataclass(frozen=True, slots=True)
 class RowNews:
     """New tokens of one row since the last news. `ending` is the token that ended the answer, None while none did;
-    `logprobs` (nats, before temperature) are the tokens' and, behind them, the ending one's."""
+    `logprobs` (nats, before temperature) are the tokens' and, behind them, the ending one's;
+    `alternatives` stand beside them if the job asked for any."""
 
     row: int
     tokens: Tokens
     logprobs: tuple[float, ...]
     ending: int | None
     done: bool
+    alternatives: tuple[Alternatives, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -201,6 +216,14 @@ class ScoreResult:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptResult:
+    """What a PromptJob asked for."""
+
+    id: int
+    found: PromptLogprobs
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """`slots_used` and `sessions` per model, and live jobs."""
 
@@ -219,5 +242,5 @@ class JobFailed:
     cache_full: bool = False
 
 
-Outcome: TypeAlias = SampleNews | ScoreResult | WorkerState | JobFailed
+Outcome: TypeAlias = SampleNews | ScoreResult | PromptResult | WorkerState | JobFailed
 Report: TypeAlias = Ready | LoadFailed | Pong | Outcome

@@ -11,17 +11,21 @@ room. So the oldest session always gets on, and only one that does not fit alone
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from w2s_core.device.batch import Batch
-from w2s_core.device.jobs import JobFailed, ModelInfo, Outcome, SampleJob, ScoreJob
+from w2s_core.device.jobs import JobFailed, ModelInfo, Outcome, PromptJob, SampleJob, ScoreJob
 from w2s_core.device.kv_cache import CacheFullError
+from w2s_core.device.likeliest import likeliest
 from w2s_core.device.prefix_cache import PrefixCache
+from w2s_core.device.prompt_task import PromptTask
 from w2s_core.device.runner import ModelRunner
 from w2s_core.device.sampling import draw_tokens
 from w2s_core.device.tasks import RowState, SampleTask, ScoreTask
-from w2s_core.device.token_tree import Node, TokenTree
+from w2s_core.device.token_tree import TokenTree
 
 _log = logging.getLogger(__name__)
 _SLICE = 256  # tokens of prompts and scoring a turn: bounds its time and its logits' memory (tokens × vocabulary)
@@ -35,26 +39,33 @@ class ModelQueue:
         self.trees: dict[int, TokenTree] = {}
         self.sampling: list[SampleTask] = []
         self.scoring: list[ScoreTask] = []
+        self.reading: list[PromptTask] = []
         self.prefixes = PrefixCache(runner.cache)
         self._eos = info.eos
 
     @property
-    def tasks(self) -> list[SampleTask | ScoreTask]:
-        return [*self.sampling, *self.scoring]
+    def tasks(self) -> list[SampleTask | ScoreTask | PromptTask]:
+        return [*self.sampling, *self.scoring, *self.reading]
 
-    def add(self, job: SampleJob | ScoreJob) -> None:
+    def add(self, job: SampleJob | ScoreJob | PromptJob) -> None:
         """Starts a job. What no job of its session needs any more is dropped."""
         tree = self.trees.get(job.session) or self._new_tree(job)
-        task = SampleTask(job, tree, self._eos) if isinstance(job, SampleJob) else ScoreTask(job, tree)
-        (self.sampling if isinstance(task, SampleTask) else self.scoring).append(task)  # type: ignore[arg-type]
+        match job:
+            case SampleJob():
+                self.sampling.append(SampleTask(job, tree, self._eos))
+            case ScoreJob():
+                self.scoring.append(ScoreTask(job, tree))
+            case PromptJob():
+                self.reading.append(PromptTask(job, tree))
         tree.keep(leaf for other in self.tasks if other.tree is tree for leaf in other.leaves)
 
-    def _new_tree(self, job: SampleJob | ScoreJob) -> TokenTree:
+    def _new_tree(self, job: SampleJob | ScoreJob | PromptJob) -> TokenTree:
         tree = TokenTree(self.runner.cache, job.prompt)
-        try:
-            self.prefixes.serve(tree, self.trees.values())
-        except CacheFullError:
-            tree.evict()  # it will run its prompt when there is room
+        if not isinstance(job, PromptJob):
+            try:
+                self.prefixes.serve(tree, self.trees.values())
+            except CacheFullError:
+                tree.evict()  # it will run its prompt when there is room
         self.trees[job.session] = tree
         return tree
 
@@ -77,7 +88,7 @@ class ModelQueue:
         ages = {tree: age for age, tree in enumerate(self.trees.values())}
         for task in sorted(self.tasks, key=lambda task: ages[task.tree]):
             before = batch.size
-            served = [self._request(batch, task, node) for node in task.wanted()]
+            served = [self._request(batch, task.tree, ask) for ask in _requests(batch, task)]
             if not all(served):
                 stuck.append(task.tree)
             if isinstance(task, ScoreTask):
@@ -85,13 +96,13 @@ class ModelQueue:
         rows = [(task, row) for task in self.sampling for row in task.live if row.leaf in batch.wanted]
         return batch, rows, list(self.scoring), stuck
 
-    def _request(self, batch: Batch, task: SampleTask | ScoreTask, node: Node) -> bool:
-        """False when there is no memory for the node now."""
+    def _request(self, batch: Batch, tree: TokenTree, ask: Callable[[], object]) -> bool:
+        """False when there is no memory for what is asked now."""
         while True:
             try:
-                batch.request(task.tree, node, urgent=isinstance(task, SampleTask))
+                ask()
             except CacheFullError:
-                if not self._make_room(task.tree, batch):
+                if not self._make_room(tree, batch):
                     return False
             else:
                 return True
@@ -121,16 +132,33 @@ class ModelQueue:
             places = [batch.wanted[row.leaf] for _, row in sampling]
             in_order = places == list(range(len(logits)))  # then there is no need to copy what is large
             rows = logits if in_order else logits[torch.tensor(places, device=logits.device)]
+            self._find_alternatives(rows, sampling)
             tokens, logprobs = draw_tokens(rows, [task.draw(row) for task, row in sampling])
             for (task, row), token, logprob in zip(sampling, tokens, logprobs, strict=True):
                 task.append(row, token, logprob)
         if scoring:
             self._score(batch, logits, scoring)
+        for reader in self.reading:
+            behind_prompt = logits[batch.prompt_rows(reader.tree)]
+            if len(behind_prompt):
+                reader.read(behind_prompt)
         news = [task.news() for task in self.sampling]
-        results = [task.result() for task in self.scoring if task.done]
+        done = [task for task in self.tasks if not isinstance(task, SampleTask) and task.done]
         self.sampling = [task for task in self.sampling if task.live]
         self.scoring = [task for task in self.scoring if not task.done]
-        return [*(n for n in news if n is not None), *results]
+        self.reading = [task for task in self.reading if not task.done]
+        return [*(n for n in news if n is not None), *(task.result() for task in done)]
+
+    @staticmethod
+    def _find_alternatives(rows: torch.Tensor, sampling: Sequence[tuple[SampleTask, RowState]]) -> None:
+        """For those that ask, before the draw: what the logits are worth without temperature and penalties."""
+        asking = [i for i, (task, _) in enumerate(sampling) if task.job.sampling.alternatives]
+        if asking:
+            most = max(sampling[i][0].job.sampling.alternatives for i in asking)
+            found = likeliest(rows if len(asking) == len(rows) else rows[asking], most)
+            for i, alternatives in zip(asking, found, strict=True):
+                task, row = sampling[i]
+                row.alternatives.append(alternatives[: task.job.sampling.alternatives])
 
     @staticmethod
     def _score(batch: Batch, logits: torch.Tensor, tasks: list[ScoreTask]) -> None:
@@ -158,12 +186,14 @@ class ModelQueue:
     def cancel(self, job: int) -> None:
         self.sampling = [task for task in self.sampling if task.job.id != job]
         self.scoring = [task for task in self.scoring if task.job.id != job]
+        self.reading = [task for task in self.reading if task.job.id != job]
 
     def close_session(self, session: int) -> None:
         tree = self.trees.pop(session, None)
         if tree is not None:
             self.sampling = [task for task in self.sampling if task.tree is not tree]
             self.scoring = [task for task in self.scoring if task.tree is not tree]
+            self.reading = [task for task in self.reading if task.tree is not tree]
             self.prefixes.remember(tree)
 
     @property
@@ -176,3 +206,11 @@ class ModelQueue:
         for tree in self.trees.values():
             tree.check_integrity()
         assert self.slots_held == sum(t.region.size for t in self.trees.values() if t.region), "a lost region"
+
+
+def _requests(batch: Batch, task: SampleTask | ScoreTask | PromptTask) -> list[Callable[[], object]]:
+    """What the task wants of the next forward."""
+    if isinstance(task, PromptTask):
+        return [] if task.done else [partial(batch.request_prompt, task.tree, task.known)]
+    urgent = isinstance(task, SampleTask)
+    return [partial(batch.request, task.tree, node, urgent=urgent) for node in task.wanted()]

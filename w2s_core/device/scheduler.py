@@ -11,6 +11,7 @@ from w2s_core.device.jobs import (
     Outcome,
     Ping,
     Pong,
+    PromptJob,
     SampleJob,
     ScoreJob,
     StopRows,
@@ -33,7 +34,7 @@ class Scheduler:
     def take(self, order: Order) -> list[Outcome | Pong]:
         """Acts on an order; what it answers at once."""
         match order:
-            case SampleJob() | ScoreJob():
+            case SampleJob() | ScoreJob() | PromptJob():
                 self._queues[order.model].add(order)
             case StopRows():
                 for task in (t for q in self._queues.values() for t in q.sampling if t.job.id == order.id):

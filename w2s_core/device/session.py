@@ -13,6 +13,8 @@ from w2s_core.device.jobs import (
     JobFailed,
     Order,
     Outcome,
+    PromptJob,
+    PromptResult,
     Row,
     RowNews,
     SampleJob,
@@ -24,7 +26,7 @@ from w2s_core.device.jobs import (
 )
 from w2s_core.device.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.errors import OverloadedError, WorkerError
-from w2s_core.types import Tokens
+from w2s_core.types import PromptLogprobs, Tokens
 
 _MOST_MOVES = 5  # a job that kills every worker it meets must not go on for ever
 _RETRY_AFTER_S = 5
@@ -58,6 +60,16 @@ class Session:
                 assert isinstance(outcome, ScoreResult)
                 return outcome
 
+    async def prompt_logprobs(self, model: str, prompt: Tokens, top: int) -> PromptLogprobs:
+        """The prompt's own log-probabilities. The session must have no other job, before or after."""
+        while True:
+            job = PromptJob(next_job_id(), self.number, model, prompt, top)
+            with suppress(WorkerLostError):
+                async with aclosing(self.outcomes(job)) as outcomes:
+                    outcome = await anext(outcomes)
+                assert isinstance(outcome, PromptResult)
+                return outcome.found
+
     def sample(
         self, model: str, prompt: Tokens, rows: Sequence[Row], sampling: Sampling, *, report_every: int
     ) -> Drawing:
@@ -68,7 +80,7 @@ class Session:
 
         return Drawing(self, make_job, rows)
 
-    async def outcomes(self, job: SampleJob | ScoreJob) -> AsyncGenerator[Outcome]:
+    async def outcomes(self, job: SampleJob | ScoreJob | PromptJob) -> AsyncGenerator[Outcome]:
         """What comes of the job; leaving early cancels it. Raises WorkerError and OverloadedError.
 
         Raises WorkerLostError when its worker died; the session is without one then, and may be tried again.

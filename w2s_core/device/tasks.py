@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from w2s_core.device.jobs import Row, RowNews, SampleJob, SampleNews, ScoreJob, ScoreResult
+from w2s_core.device.likeliest import with_chosen
 from w2s_core.device.penalties import Adjustment, Adjustments
 from w2s_core.device.sampling import Draw
 from w2s_core.device.token_tree import Node, TokenTree
 from w2s_core.noise import uniform
+from w2s_core.types import Alternatives
 
 
 class RowState:
-    """One answer that grows. `leaf` is its last token's node; `tokens` and `logprobs` are not reported yet."""
+    """One answer that grows. `leaf` is its last token's node; `tokens`, `logprobs` and `alternatives` are not reported
+    yet."""
 
-    __slots__ = ("adjustment", "done", "ending", "index", "key", "leaf", "logprobs", "position", "remaining", "tokens")
+    __slots__ = (
+        "adjustment",
+        "alternatives",
+        "done",
+        "ending",
+        "index",
+        "key",
+        "leaf",
+        "logprobs",
+        "position",
+        "remaining",
+        "tokens",
+    )
 
     def __init__(self, index: int, leaf: Node, row: Row, adjustments: Adjustments | None) -> None:
         self.index = index
@@ -25,8 +40,24 @@ class RowState:
         self.remaining = row.length
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.alternatives: list[Alternatives] = []
         self.ending: int | None = None
         self.done = False
+
+    def news(self) -> RowNews:
+        """What is not reported yet."""
+        return RowNews(
+            self.index,
+            tuple(self.tokens),
+            tuple(self.logprobs),
+            self.ending,
+            self.done,
+            tuple(self.alternatives),
+        )
+
+    def forget(self) -> None:
+        """It is reported."""
+        self.tokens, self.logprobs, self.alternatives = [], [], []
 
 
 class SampleTask:
@@ -57,6 +88,8 @@ class SampleTask:
     def append(self, row: RowState, token: int, logprob: float) -> None:
         """The row's next token, drawn."""
         row.logprobs.append(logprob)
+        if self.job.sampling.alternatives:
+            row.alternatives[-1] = with_chosen(row.alternatives[-1], token, logprob)
         row.remaining -= 1
         row.position += 1
         if token in self._ends:
@@ -72,7 +105,7 @@ class SampleTask:
         """These rows need no more tokens; nothing more is said of them."""
         for index in rows:
             self.rows[index].done = True
-            self.rows[index].tokens, self.rows[index].logprobs = [], []
+            self.rows[index].forget()
 
     def news(self) -> SampleNews | None:
         """What has not been told yet, when it is time to tell it."""
@@ -80,9 +113,9 @@ class SampleTask:
         due = [r for r in self.rows if r.logprobs and (r.done or len(r.logprobs) >= self.job.report_every)]
         if not due and not finished:
             return None
-        news = tuple(RowNews(r.index, tuple(r.tokens), tuple(r.logprobs), r.ending, r.done) for r in due)
+        news = tuple(row.news() for row in due)
         for row in due:
-            row.tokens, row.logprobs = [], []
+            row.forget()
         return SampleNews(self.job.id, news, finished)
 
 

@@ -13,7 +13,17 @@ from w2s_core.large.token_sampling import check_possible, check_token_ids, in_to
 from w2s_core.noise import successor_key
 from w2s_core.successors import Successors
 from w2s_core.text import TextCodec
-from w2s_core.types import Bought, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
+from w2s_core.types import (
+    Alternatives,
+    Bought,
+    Hypothesis,
+    Prompt,
+    PromptLogprobs,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+    Tokens,
+)
 
 _CHUNK_NEWS = 16  # tokens between two looks for stop strings while a long chunk is drawn
 
@@ -22,9 +32,13 @@ class LocalLargeModel:
     """`model` is its name in the pool."""
 
     def __init__(self, model: str, codec: TextCodec, pool: WorkerPool) -> None:
-        self.codec = codec
+        self._codec = codec
         self._model = model
         self._pool = pool
+
+    @property
+    def codec(self) -> TextCodec:
+        return self._codec
 
     @property
     def context_length(self) -> int:
@@ -51,6 +65,11 @@ class LocalLargeModel:
         async with self._pool.session(rows, {self._model}) as session:
             drawn = in_tokens(sampling, self.codec, self._pool.info(self._model).vocabulary)
             yield LocalProposals(self._model, session, prompt, drawn, Successors(self.codec, sampling))
+
+    async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
+        # In a session of its own, which leaves the prompt's KV to the next one that has this prompt.
+        async with self._pool.session(0, {self._model}) as session:
+            return await session.prompt_logprobs(self._model, prompt, top)
 
 
 class LocalProposals:
@@ -91,6 +110,7 @@ class LocalProposals:
         drawing = self._session.sample(self._model, self._prompt, rows, self._sampling, report_every=report_every)
         tokens: list[Tokens] = [()] * len(rows)
         logprobs: list[tuple[float, ...]] = [()] * len(rows)
+        alternatives: list[tuple[Alternatives, ...]] = [()] * len(rows)
         async with aclosing(drawing.news()) as all_news:
             async for news in all_news:
                 number = news.row
@@ -98,9 +118,17 @@ class LocalProposals:
                 seen = len(tokens[number])
                 tokens[number] += news.tokens
                 logprobs[number] += news.logprobs
+                alternatives[number] += news.alternatives
                 parent, index = parents[number]
                 successor = self._successors.make(
-                    parent, index, tokens[number], logprobs[number], ended=news.ended, ending=news.ending, seen=seen
+                    parent,
+                    index,
+                    tokens[number],
+                    logprobs[number],
+                    ended=news.ended,
+                    seen=seen,
+                    ending=news.ending,
+                    alternatives=alternatives[number],
                 )
                 if successor.finished:
                     drawing.stop(number)

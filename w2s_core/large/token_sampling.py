@@ -28,6 +28,7 @@ def in_tokens(sampling: SamplingParams, codec: TextCodec, vocabulary: int) -> Sa
         stop_token_ids=sampling.stop_token_ids,
         allowed_token_ids=sampling.allowed_token_ids,
         bad_words=_sequences(sampling.bad_words, codec, vocabulary),
+        alternatives=sampling.logprobs or 0,
     )
 
 
