@@ -103,7 +103,7 @@ def _against_others(settings: Settings) -> list[Case]:
     t64 = settings.tokens(64)
     guided, plain = Workload(20, t64, DEMO), Workload(20, t64, None)
     eight = Workload(20, t64, None, w=1, k=1, streams=8)
-    short, long = Workload(0, 64, DEMO), Workload(0, 512, DEMO)
+    short, long = Workload(0, 64, DEMO, streams=8), Workload(0, 512, DEMO)
     engine = Run("engine", guided)
     generate = "guided ÷ transformers.generate of W·K rows, no scoring"
     own = "guided ÷ this engine's plain sampling of W·K rows"

@@ -27,8 +27,12 @@ class ScoringCost:
         self._story = codec.encode(story(), special_tokens=False)
 
     async def measure(self, load: Workload, seed: int) -> Trial:
-        """Scores W·K candidates a chunk and keeps the best W, `load.tokens` long; only scoring is timed."""
-        random_numbers = random.Random(seed)
+        """Scores W·K candidates a chunk and keeps the best W, `load.tokens` long, `load.streams` times in a row."""
+        trials = [await self._search(load, random.Random(seed + i)) for i in range(load.streams)]
+        return Trial(sum(trial.tokens for trial in trials), sum(trial.seconds for trial in trials))
+
+    async def _search(self, load: Workload, random_numbers: random.Random) -> Trial:
+        """Only scoring is timed."""
         beam = [Hypothesis()] * load.w
         seconds = 0.0
         async with self._scorer.open(TextPrompt("")) as scoring:

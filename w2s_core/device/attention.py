@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -24,15 +26,18 @@ TREE_ATTENTION = "w2s_tree"
 class Part:
     """One session's share of a step: tokens [first, first + count) attend to slots [start, start + keys).
 
-    `visible` (count, keys) tells what each token may see; `distances` (count, keys) how far back that is.
+    `visible` (count, keys) tells what each token may see; `positions` (count,) and `depths` (keys,) where in the text
+    the tokens and the slots stand, for models that look back only so far.
     """
 
     first: int
     count: int
     start: int
     keys: int
-    visible: torch.Tensor
-    distances: torch.Tensor | None
+    visible: npt.NDArray[np.bool_]
+    positions: npt.NDArray[np.int64]
+    depths: npt.NDArray[np.int64]
+    device: torch.device
     _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
@@ -41,10 +46,9 @@ class Part:
         if mask is None:
             visible = self.visible
             if window is not None:
-                assert self.distances is not None
-                visible = visible & (self.distances < window)
-            mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-            mask = self._masks[window] = mask.masked_fill_(~visible, float("-inf"))
+                visible = visible & (self.positions[:, None] - self.depths < window)
+            values = np.where(visible, np.float32(0), np.float32("-inf"))
+            mask = self._masks[window] = torch.from_numpy(values).to(self.device, dtype)
         return mask
 
 

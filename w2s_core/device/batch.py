@@ -138,14 +138,21 @@ def _part(tree: TokenTree, share: _Share, first: int, positions: np.ndarray, dev
     for i in range(share.prompt_slice):
         visible[i, : tree.prompt_fed + i + 1] = True
     visible[share.prompt_slice :, : len(tree.prompt)] = True
+    rows: dict[Node | None, int] = {}
     for i, node in enumerate(share.nodes, start=share.prompt_slice):
-        visible[i, tree.path(node)] = True
-    distances = positions[:, None] - tree.depths()[None, :keys]
+        if node.parent in rows:  # it sees what its parent sees, and itself
+            visible[i] = visible[rows[node.parent]]
+            visible[i, node.slot] = True
+        else:
+            visible[i, tree.path(node)] = True
+        rows[node] = i
     return Part(
         first=first,
         count=len(positions),
         start=tree.start,
         keys=keys,
-        visible=torch.from_numpy(visible).to(device),
-        distances=torch.from_numpy(distances).to(device),
+        visible=visible,
+        positions=positions,
+        depths=tree.depths()[:keys],
+        device=device,
     )

@@ -10,8 +10,8 @@ until somebody wants to know what comes behind it, so a pruned answer's last tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from heapq import heapify, heappop
+from collections.abc import Iterable, Sequence
+from heapq import heappop
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,8 @@ class TokenTree:
         self.root.path = np.empty(0, np.int64)
         self.region: Region | None = None
         self._cache = cache
+        self._trunk = self.root  # nobody living branches off above it, so `keep` need not look there
+        self._last: tuple[Tokens, Node] = ((), self.root)  # the answer descended last: the next one begins alike
         self._reset()
 
     def _reset(self) -> None:
@@ -116,9 +118,16 @@ class TokenTree:
 
     def descend(self, answer: Tokens) -> Node:
         """The node of the answer's last token; nodes that are missing are made."""
-        node = self.root
-        for token in answer:
+        known, node = self._last
+        shared = _common(known, answer)
+        for _ in range(len(known) - shared):
+            assert node.parent is not None
+            node = node.parent
+        for token in answer[shared:]:
+            if token not in node.children and node.depth < self._trunk.depth:
+                self._trunk = self.root  # a new branch above it
             node = node.child(token)
+        self._last = (answer, node)
         return node
 
     def missing(self, node: Node) -> list[Node]:
@@ -162,20 +171,42 @@ class TokenTree:
 
     def keep(self, leaves: Iterable[Node]) -> None:
         """Drops every node that is neither a leaf here nor an ancestor of one."""
-        living: set[Node] = {self.root}
-        ends = list(leaves)
-        for leaf in ends:
-            node: Node | None = leaf
+        ends = set(leaves)
+        living = self._below_trunk(ends)
+        dropped: list[Node] = []
+        for node in living:
+            if not living.issuperset(node.children.values()):
+                dropped += [child for child in node.children.values() if child not in living]
+                node.children = {token: child for token, child in node.children.items() if child in living}
+        self._release(dropped)
+        if self._last[1] not in living:
+            self._last = ((), self.root)
+        while len(self._trunk.children) == 1 and self._trunk not in ends:
+            (self._trunk,) = self._trunk.children.values()
+
+    def _below_trunk(self, ends: set[Node]) -> set[Node]:
+        """These nodes and their ancestors up to the trunk, or to the root if some do not descend from the trunk."""
+        living = {self._trunk}
+        for end in ends:
+            node: Node | None = end
             while node is not None and node not in living:
                 living.add(node)
                 node = node.parent
-        for node in living:
-            if len(node.children) > 0:
-                node.children = {token: child for token, child in node.children.items() if child in living}
-        slots = {node.slot for node in living if node.fed and node is not self.root}
-        self.top = max(slots, default=len(self.prompt) - 1) + 1
-        self._free = [slot for slot in range(len(self.prompt), self.top) if slot not in slots]
-        heapify(self._free)
+            if node is None:
+                self._trunk = self.root
+                return self._below_trunk(ends)
+        return living
+
+    def _release(self, dropped: list[Node]) -> None:
+        """The slots of these nodes and of all behind them are free."""
+        while dropped:
+            node = dropped.pop()
+            dropped += node.children.values()
+            if node.fed:
+                self._free.append(node.slot)
+        self._free.sort()  # a sorted list is a heap
+        while self._free and self._free[-1] == self.top - 1:
+            self.top = self._free.pop()
 
     def close(self) -> None:
         """The region is free again."""
@@ -198,3 +229,15 @@ class TokenTree:
         assert given == list(range(len(self.prompt), self.top)), "slots lost or used twice"
         assert self.region is None or self.top <= self.region.size, "a slot outside the region"
         assert self.region is not None or not (seen or self.prompt_fed or self.root.fed), "fed without a region"
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning, by bisection: comparing slices is fast, a loop over long answers is not."""
+    same, end = 0, min(len(one), len(other))
+    while same < end:
+        middle = (same + end + 1) // 2
+        if one[same:middle] == other[same:middle]:
+            same = middle
+        else:
+            end = middle - 1
+    return same
