@@ -143,3 +143,55 @@ def test_slots_are_never_lost_nor_shared(data: st.DataObject) -> None:
                 assert tree.path(leaf).tolist() == walked[::-1]
     tree.close()
     assert cache.slots_used == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_tree_holds_the_kept_answers_and_nothing_else(data: st.DataObject) -> None:
+    """Answers that go on, start anew from any of their beginnings, or are asked for and forgotten without a `keep`."""
+    tree = TokenTree(KVCache(5000), (1, 2, 3))
+    kept: list[tuple[tuple[int, ...], Node]] = [((), tree.root)]
+    tails = st.lists(st.integers(0, 1), max_size=5)
+    for _ in range(data.draw(st.integers(1, 8))):
+        answers, leaves = [], []
+        for _ in range(data.draw(st.integers(1, 5))):
+            (parent, node), tail = data.draw(st.sampled_from(kept)), data.draw(tails)
+            if data.draw(st.booleans()):  # as a row grows
+                for token in tail:
+                    node = node.child(token)
+                answers.append((*parent, *tail))
+            else:  # as a job names an answer
+                answers.append((*parent[: data.draw(st.integers(0, len(parent)))], *tail))
+                node = tree.descend(answers[-1])
+            leaves.append(node)
+        kept = list(zip(answers, leaves, strict=True))[: data.draw(st.integers(1, len(answers)))]
+        for leaf in leaves:
+            missing = tree.missing(leaf)
+            tree.hold(len(missing))
+            for node in missing:
+                tree.place(node)
+        tree.keep([leaf for _, leaf in kept])
+        tree.check_integrity()
+        beginnings = {answer[:size] for answer, _ in kept for size in range(len(answer) + 1)}
+        assert set(answers_in(tree)) == beginnings
+        assert tree.top == len(tree.prompt) + len(beginnings) - 1 + len(tree._free)
+
+
+def test_a_row_may_grow_beside_an_answer_that_it_is_the_beginning_of() -> None:
+    tree = TokenTree(KVCache(100), (1, 2))
+    shorter, longer = tree.descend((5,)), tree.descend((5, 6))
+    tree.keep([shorter, longer])
+    shorter.child(7)
+    tree.keep([longer])
+    assert set(answers_in(tree)) == {(), (5,), (5, 6)}
+
+
+def answers_in(tree: TokenTree) -> list[tuple[int, ...]]:
+    """What every node of the tree stands for."""
+    found: list[tuple[int, ...]] = []
+    stack: list[tuple[tuple[int, ...], Node]] = [((), tree.root)]
+    while stack:
+        answer, node = stack.pop()
+        found.append(answer)
+        stack += [((*answer, token), child) for token, child in node.children.items()]
+    return found
