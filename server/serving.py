@@ -97,8 +97,6 @@ def log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    for name in ("httpx", "httpcore"):  # a line per call, and headers in which a provider may echo our key
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def listen(config: ServerConfig) -> socket.socket:

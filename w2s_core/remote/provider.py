@@ -6,10 +6,12 @@ import asyncio
 import json
 import logging
 import os
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -113,12 +115,14 @@ class Provider:
 
     async def start(self) -> None:
         """Connections are made by the first calls."""
+        _keep_the_wire_out_of_logs()
         headers = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
         if self._api_key is not None:
             headers["authorization"] = f"Bearer {self._api_key}"
         config = self.config
         self._client = httpx.AsyncClient(
             headers=headers,
+            verify=_certificates(),
             timeout=httpx.Timeout(config.call_timeout_s, connect=config.connect_timeout_s),
             limits=httpx.Limits(max_keepalive_connections=config.max_concurrency, keepalive_expiry=_KEEPALIVE_S),
         )
@@ -228,3 +232,18 @@ class Provider:
 
     def _down(self) -> UnavailableError:
         return UnavailableError(f"The provider of `{self.name}` is down.", self._endpoints.retry_after_s)
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once for all providers: it takes tens of milliseconds."""
+    return httpx.create_ssl_context()
+
+
+def _keep_the_wire_out_of_logs() -> None:
+    """Both libraries log what a provider sends (status lines, headers), where it may echo our key; unless somebody
+    has set their levels on purpose."""
+    for name in ("httpx", "httpcore"):
+        wire = logging.getLogger(name)
+        if wire.level == logging.NOTSET:
+            wire.setLevel(logging.WARNING)
