@@ -62,8 +62,9 @@ async def test_down_then_at_once_503_then_a_probe_then_up(world: World, caplog: 
 
 
 async def test_while_one_probes_the_others_are_refused(world: World) -> None:
+    """At once, also where the probe holds the only slot."""
     server = await world.server(misbehaving.drop, otherwise=misbehaving.hang)
-    provider = await world.provider(server, breaker_failures=1, breaker_cooldown_s=5, max_retries=0)
+    provider = await world.provider(server, breaker_failures=1, breaker_cooldown_s=5, max_retries=0, max_concurrency=1)
     await fail(provider)
     world.time.now += 5
     probe = asyncio.create_task(post(provider))

@@ -246,6 +246,16 @@ async def test_a_late_failure_is_an_event_and_then_done(connect: Connect) -> Non
     assert frames[2:] == ["data: [DONE]", ""]
 
 
+async def test_a_providers_fault_is_logged_without_a_trace(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    client = await connect(FakeEngine([UpstreamError("they failed")]))
+    with caplog.at_level(logging.WARNING):
+        response = await client.post(PATH, json=BODY, headers={"x-request-id": "mine-1"})
+    assert check(response, 502, "upstream_error", "upstream_error") == "they failed"
+    assert [(record.getMessage(), record.exc_info) for record in caplog.records] == [
+        ("request mine-1 failed upstream: they failed", None)
+    ]
+
+
 async def test_a_late_bug_shows_the_requests_id_only(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     def late(request: object) -> list[object]:
         return [answering(request)[0], KeyError("secret")]  # type: ignore[arg-type]
