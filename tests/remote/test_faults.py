@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2s_core.errors import ContextLengthError, UpstreamContextLengthError, UpstreamError, UpstreamTimeoutError
+from w2s_core.errors import (
+    ContextLengthError,
+    UpstreamContextLengthError,
+    UpstreamError,
+    UpstreamRefusedError,
+    UpstreamTimeoutError,
+)
 from w2s_core.remote.exchange import parse
 from w2s_core.remote.faults import Fault, Interpreter, retry_after_s
 
@@ -40,7 +46,8 @@ def test_what_is_tried_again_and_what_speaks_against_the_provider(
 ) -> None:
     found = fault(status, said("no"))
     assert (found.transient, found.unhealthy, found.status) == (transient, unhealthy, str(status))
-    assert type(found.error) is UpstreamError
+    final = status in (400, 404, 408, 413, 422)
+    assert type(found.error) is (UpstreamRefusedError if final else UpstreamError)
     assert str(status) in str(found.error)
 
 
