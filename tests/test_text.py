@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from tests.fakes import ByteCodec
-from tests.tiny import TEMPLATE, byte_tokenizer
+from tests.tiny import BOS, EOS, TEMPLATE, byte_tokenizer
 from w2s_core.errors import ConfigurationError, RequestError
+from w2s_core.large.local import LocalLargeModel
+from w2s_core.large.token_sampling import in_tokens
 from w2s_core.successors import Successors
 from w2s_core.text import Decoded, TextCodec, common_prefix, decode_more, find_stop, withhold
-from w2s_core.types import Hypothesis, SamplingParams
+from w2s_core.types import ChatPrompt, Hypothesis, SamplingParams, TextPrompt
 
 CODEC = ByteCodec()
 
@@ -135,3 +138,73 @@ def test_a_template_that_refuses_is_the_callers_error(tmp_path: Path) -> None:
 def test_a_folder_without_a_tokenizer_is_the_operators_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=str(tmp_path)):
         TextCodec(str(tmp_path))
+
+
+def test_special_tokens_are_added_and_shown_where_asked(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(TEMPLATE)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A", special_tokens=[("<bos>", BOS)])
+    tokenizer.save_pretrained(tmp_path)
+    codec = TextCodec(str(tmp_path))
+    model = LocalLargeModel("m", codec, None)  # type: ignore[arg-type]
+    chat = ({"role": "user", "content": "Hi"},)
+    for special in (True, False):
+        raw = model.encode(TextPrompt("Hi", special_tokens=special))
+        rendered = model.encode(ChatPrompt(chat, special_tokens=special))
+        assert ((raw[0] == BOS), (rendered[0] == BOS)) == (special, special)
+    assert model.encode(ChatPrompt(chat)) == rendered, "a template writes its own"
+    assert model.encode(TextPrompt("Hi"))[0] == BOS
+    assert codec.decode((64, EOS, 65)) == "ab"
+    assert codec.verbatim.decode((64, EOS, 65)) == "a<eos>b"
+
+
+def test_bad_words_are_tokens_with_and_without_a_space(tmp_path: Path) -> None:
+    """Bytes and pairs of them: a space is a token of its own, so that a word is the same tokens behind it."""
+    tokenizer = byte_tokenizer(pairs=True)
+    tokenizer.save_pretrained(tmp_path)
+    codec = TextCodec(str(tmp_path))
+
+    def words(*words: str, vocabulary: int = 300) -> tuple[tuple[int, ...], ...]:
+        return in_tokens(SamplingParams(bad_words=words), codec, vocabulary).bad_words
+
+    def ids(text: str) -> tuple[int, ...]:
+        return codec.encode(text, special_tokens=False)
+
+    assert words("ab", " ab", "x") == (ids("ab"), ids("x"))
+    assert words("  ") == (ids("  "),)
+    assert words("abx", vocabulary=200) == (), "tokens for which the model has no logits are never drawn"
+
+
+class SpacedCodec(ByteCodec):
+    """Token 300 + i is the word ` x` of byte i, as in byte-level BPE."""
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> tuple[int, ...]:
+        return (300 + ord(text[1]),) if len(text) == 2 and text[0] == " " else super().encode(text)
+
+
+def test_a_bad_word_that_is_another_token_behind_a_space_is_both() -> None:
+    found = in_tokens(SamplingParams(bad_words=("b", "cd")), SpacedCodec(), 1000).bad_words  # type: ignore[arg-type]
+    assert found == ((98,), (398,), (99, 100))
+
+
+@given(
+    text=st.text("ab", max_size=30),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    cuts=st.lists(st.integers(0, 500)),
+    least=st.integers(0, 30),
+    shown=st.booleans(),
+)
+def test_stop_strings_count_from_min_tokens_on_and_may_stay(
+    text: str, stops: list[str], cuts: list[int], least: int, shown: bool
+) -> None:
+    ends = [(i + len(s), i) for s in stops for i in range(len(text)) if text.startswith(s, i) and i + len(s) > least]
+    expected = text if not ends else text[: min(ends)[0 if shown else 1]]
+    sampling = SamplingParams(stop=tuple(stops), min_tokens=least, include_stop_str_in_output=shown)
+    successors = Successors(CODEC, sampling)  # type: ignore[arg-type]
+    answer = Hypothesis()
+    for piece in cut(text.encode(), cuts):
+        answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
+        if answer.finished:
+            break
+    assert answer.text == expected
+    assert answer.finished == bool(ends)
+    assert len(answer.tokens) == len(answer.logprobs) == len(expected)

@@ -5,27 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.schemas.fields import NonEmpty, Strict
 from server.schemas.guidance import GuidanceOptions
+from server.schemas.sampling import SamplingExtras
 from w2s_core.types import SamplingParams
 
 INT64_MAX = 2**63 - 1
 MAX_CHOICES = 128  # as OpenAI; the server's caps on rows are tighter and belong to the engine
 
 
-def _encodable(text: str) -> str:
-    """JSON can escape half of a surrogate pair; no tokenizer takes one."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PydanticCustomError("unicode", "contains half of a surrogate pair, which is not text") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-NonEmpty = Annotated[Text, Field(min_length=1)]
 StopList = Annotated[list[NonEmpty], Field(max_length=4)]
 
 
@@ -37,12 +28,6 @@ def _stop_kind(value: Any) -> str:
 Stop = Annotated[Annotated[NonEmpty, Tag("string")] | Annotated[StopList, Tag("list")], Discriminator(_stop_kind)]
 
 
-class Strict(BaseModel):
-    """No unknown keys, no "5" for 5, no true for 1."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
 class StreamOptions(Strict):
     """`include_usage`: one more chunk with the usage; `continuous_usage_stats` (vLLM's): usage so far in each."""
 
@@ -50,7 +35,7 @@ class StreamOptions(Strict):
     continuous_usage_stats: bool = False
 
 
-class GenerationBody(Strict):
+class GenerationBody(SamplingExtras):
     """Fields of both endpoints. Null means "not given", as at OpenAI.
 
     `asks_nothing` lists fields that are not honoured yet, each with the values that change nothing; clients send those
@@ -59,9 +44,6 @@ class GenerationBody(Strict):
     """
 
     asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "presence_penalty": (None, 0, 0.0),
-        "frequency_penalty": (None, 0, 0.0),
-        "logit_bias": (None, {}),
         "response_format": (None, {"type": "text"}),
         "logprobs": (None,),
     }
@@ -114,6 +96,7 @@ class GenerationBody(Strict):
             top_k=max(self.top_k or 0, 0),
             stop=stop,
             seed=self.seed,
+            **self.sampling_extras(),
         )
 
 

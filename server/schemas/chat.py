@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from server.schemas.base import GenerationBody, Strict, Text, drop_neutral
+from server.schemas.base import GenerationBody, drop_neutral
+from server.schemas.fields import Strict, Text
 from server.schemas.guidance import effective_guidance
 from server.schemas.responses import Answer, AnswerChoice, Sent
 from w2s_core.types import ChatPrompt, FinishReason, GenerationRequest, Guidance
@@ -81,12 +82,14 @@ class ChatBody(GenerationBody):
     def to_request(self, default: Guidance | None) -> GenerationRequest:
         """`default` is the served model's guidance. Raises RequestError."""
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        messages = tuple(message.for_template() for message in self.messages)
         return GenerationRequest(
             model=self.model,
-            prompts=(ChatPrompt(tuple(message.for_template() for message in self.messages)),),
+            prompts=(ChatPrompt(messages, special_tokens=bool(self.add_special_tokens)),),
             sampling=self.sampling(limit),
             guidance=effective_guidance(self.guidance, default, self.choices_per_prompt),
             n=self.choices_per_prompt,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
         )
 
 

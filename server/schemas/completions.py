@@ -7,14 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.schemas.base import MAX_CHOICES, GenerationBody, Text
+from server.schemas.base import MAX_CHOICES, GenerationBody
+from server.schemas.fields import Text, TokenId
 from server.schemas.guidance import effective_guidance
 from server.schemas.responses import Answer, AnswerChoice
 from w2s_core.types import FinishReason, GenerationRequest, Guidance, Prompt, TextPrompt, TokenPrompt
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
-
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 def _prompt_kind(value: Any) -> str:
@@ -56,18 +55,18 @@ class CompletionBody(GenerationBody):
             guidance=effective_guidance(self.guidance, default, self.choices_per_prompt),
             n=self.choices_per_prompt,
             best_of=self.best_of,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
         )
 
     def _prompts(self) -> tuple[Prompt, ...]:
-        if isinstance(self.prompt, str):
-            return (TextPrompt(self.prompt),)
-        if isinstance(self.prompt[0], int):
-            return (_one(self.prompt),)
-        return tuple(_one(prompt) for prompt in self.prompt)
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return (self._one(self.prompt),)
+        return tuple(self._one(prompt) for prompt in self.prompt)
 
-
-def _one(prompt: Any) -> Prompt:
-    return TextPrompt(prompt) if isinstance(prompt, str) else TokenPrompt(tuple(prompt))
+    def _one(self, prompt: Any) -> Prompt:
+        if isinstance(prompt, str):
+            return TextPrompt(prompt, special_tokens=self.add_special_tokens is not False)
+        return TokenPrompt(tuple(prompt))
 
 
 class CompletionChoice(AnswerChoice):

@@ -199,8 +199,11 @@ async def test_a_device_that_is_no_workers_is_refused_by_name(config: EngineConf
         build_engine(replace(config, large_models=large))
 
 
-async def kill_in_the_middle(engine: Engine) -> None:
-    request = replace(ASK, sampling=SamplingParams(max_tokens=120, seed=5))
+LONG = SamplingParams(max_tokens=120, seed=5)
+
+
+async def kill_in_the_middle(engine: Engine, sampling: SamplingParams = LONG) -> None:
+    request = replace(ASK, sampling=sampling)
     requests = [request, replace(request, model="plain", n=2), replace(request, guidance=FOREIGN)]
     undisturbed = [await answer(engine, r) for r in requests]
     tasks = [asyncio.create_task(answer(engine, r)) for r in requests]

@@ -48,7 +48,7 @@ def check_possible(sampling: Sampling, eos: Collection[int], vocabulary: int) ->
     if sampling.min_tokens > 0:
         possible.difference_update(eos, sampling.stop_token_ids)
     if not possible:
-        field = "bad_words" if allowed is None else "allowed_token_ids"
+        field = "allowed_token_ids" if allowed is not None else "bad_words" if sampling.bad_words else "stop_token_ids"
         raise RequestError("There would be places in the answer at which no token is allowed.", field)
 
 
