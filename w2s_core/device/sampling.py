@@ -82,7 +82,12 @@ def _from_all(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor
 
 
 def _logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(1)
+    return logits.gather(1, tokens[:, None])[:, 0] - _logsumexp(logits)[:, 0]
+
+
+def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
+    """(rows, 1). Where logits are masked by −inf, torch's own takes three times as long."""
+    return logits.amax(1, keepdim=True) - logits.softmax(1).amax(1, keepdim=True).log()
 
 
 def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,14 +99,15 @@ def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tenso
     top_p = _column([d.sampling.top_p for d in draws], logits)
     size = min(vocabulary, max(_FIRST_TRY if limit == vocabulary else limit for limit in limits))
     best, index = scaled.topk(size, dim=1)
+    whole = _logsumexp(scaled)
     if size < vocabulary:  # a nucleus larger than the best few needs the rest
-        mass = (best.logsumexp(1) - scaled.logsumexp(1)).exp()[:, None]
+        mass = (_logsumexp(best) - whole).exp()
         if bool(((mass < top_p) & (top_k == vocabulary)).any()):
             best, index = scaled.sort(dim=1, descending=True, stable=True)
     ranks = torch.arange(best.shape[1], device=logits.device)
     kept = best.masked_fill(ranks >= top_k, float("-inf"))
     # Without top_k the nucleus is measured against the whole vocabulary, even where only the best were sorted.
-    total = torch.where(top_k == vocabulary, scaled.logsumexp(1, keepdim=True), kept.logsumexp(1, keepdim=True))
+    total = torch.where(top_k == vocabulary, whole, _logsumexp(kept))
     probabilities = (kept - total).exp()
     before = probabilities.cumsum(1) - probabilities
     outside = (before >= top_p) & (ranks > 0)
