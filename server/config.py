@@ -11,11 +11,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.environment import EnvironmentSource, name_of
-from w2s_core.config import EngineConfig, LargeModelConfig, Limits, PairConfig, ServedModelConfig, WorkersConfig
+from w2s_core.config import (
+    EngineConfig,
+    LargeModelConfig,
+    Limits,
+    PairConfig,
+    RemoteLargeModelConfig,
+    RemoteModelConfig,
+    RemotePairConfig,
+    ServedModelConfig,
+    WorkersConfig,
+)
 from w2s_core.errors import ConfigurationError
 from w2s_core.types import Guidance
 
@@ -47,6 +66,23 @@ def _split(value: Any) -> Any:
 Key = Annotated[str, Field(min_length=1)]
 
 
+def _backend(value: Any) -> str | None:
+    """Which kind of model this is; None = no known one. Without a word it is local."""
+    backend = value.get("backend", "local") if isinstance(value, Mapping) else getattr(value, "backend", "local")
+    return backend if backend in ("local", "remote") else None
+
+
+_ByBackend = Discriminator(
+    _backend,
+    custom_error_type="backend",
+    custom_error_message="must be `local` or `remote`",
+)
+LargeModel = Annotated[
+    Annotated[LargeModelConfig, Tag("local")] | Annotated[RemoteLargeModelConfig, Tag("remote")], _ByBackend
+]
+Pair = Annotated[Annotated[PairConfig, Tag("local")] | Annotated[RemotePairConfig, Tag("remote")], _ByBackend]
+
+
 class ServerConfig(BaseModel):
     """The HTTP side; times in seconds, sizes in bytes, rows as SPEC counts them (W·K per guided choice)."""
 
@@ -67,15 +103,15 @@ class Settings(BaseSettings):
     """Everything that an operator can say. `load_settings` builds it."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
-    large_models: Annotated[dict[str, LargeModelConfig], Field(min_length=1)]
-    pairs: dict[str, PairConfig] = Field(default_factory=dict)
+    large_models: Annotated[dict[str, LargeModel], Field(min_length=1)]
+    pairs: dict[str, Pair] = Field(default_factory=dict)
     served_models: Annotated[dict[str, ServedModelConfig], Field(min_length=1)]
     server: ServerConfig = ServerConfig()
     workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
     def _can_be_served(self) -> Self:
-        if problems := [*self._served_problems(), *self._worker_problems()]:
+        if problems := [*self._served_problems(), *self._worker_problems(), *self._remote_problems()]:
             raise ValueError("; ".join(problems))
         return self
 
@@ -106,6 +142,14 @@ class Settings(BaseSettings):
             value = getattr(self.workers, field)
             if value != "auto" and value <= 0:
                 yield f"workers.{field}: must be above 0"
+
+    def _remote_problems(self) -> Iterator[str]:
+        models: dict[str, Any] = {f"large_models.{name}": model for name, model in self.large_models.items()}
+        for name, pair in self.pairs.items():
+            models |= {f"pairs.{name}.tuned": pair.tuned, f"pairs.{name}.untuned": pair.untuned}
+        for key, model in models.items():
+            if isinstance(model, RemoteModelConfig):
+                yield from (f"{key}.{problem}" for problem in model.problems())
 
     def engine_config(self) -> EngineConfig:
         """The part that concerns `w2s_core`."""
@@ -165,6 +209,8 @@ def explain(error: ValidationError) -> str:
     problems: dict[str, list[str]] = {}
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         key, message = _key(item["loc"]), item["msg"].removeprefix("Value error, ")
+        if item["type"] == "backend":
+            key += ".backend"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             variable = name_of(key)
             key, message = f"{key} (from {variable})" if variable in os.environ else key, "unknown key"
@@ -175,6 +221,10 @@ def explain(error: ValidationError) -> str:
 def _key(loc: tuple[int | str, ...]) -> str:
     """The dotted path, without pydantic's labels for the members of a union at its end (`literal['auto']`, `int`)."""
     parts = [str(part) for part in loc]
+    if (
+        parts[:1] and parts[0] in ("large_models", "pairs") and len(parts) > 2
+    ):  # behind the name stands the backend, a label too
+        del parts[2]
     if len(parts) > 1 and ("[" in parts[-1] or parts[-1] in ("int", "float", "str")):
         parts.pop()
     return ".".join(parts)

@@ -6,15 +6,24 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, WorkersConfig
+from w2s_core.config import (
+    EngineConfig,
+    LargeModelConfig,
+    PairConfig,
+    RemoteLargeModelConfig,
+    RemotePairConfig,
+    WorkersConfig,
+)
 from w2s_core.demo.models import resolve
 from w2s_core.device.jobs import ModelSpec, WorkerSpec
 from w2s_core.device.pool import WorkerPool
 from w2s_core.engine import Engine
 from w2s_core.errors import ConfigurationError
+from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.large.local import LocalLargeModel
+from w2s_core.remote.parts import RemoteParts
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text import TextCodec
@@ -28,19 +37,63 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises ConfigurationError, naming the key.
     """
     _check_names(config)
-    devices = _devices() if config.workers.devices == "auto" else list(config.workers.devices)
-    models = _models(config, devices)
-    codecs = {source: TextCodec(source) for source in models}
-    pool = WorkerPool(_worker_specs(config.workers, devices, models), config.workers.heartbeat_timeout_s)
-    sources = {name: _source(large.model) for name, large in config.large_models.items()}
-    large_models = {name: LocalLargeModel(source, codecs[source], pool) for name, source in sources.items()}
+    large = {name: large for name, large in config.large_models.items() if isinstance(large, LargeModelConfig)}
+    pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
+    pool, codecs = _pool(config.workers, large, pairs)
+    remote = RemoteParts(lambda reference: _codec(codecs, reference))
+    large_models: dict[str, LargeModel] = {}
+    for name, there in config.large_models.items():
+        if isinstance(there, RemoteLargeModelConfig):
+            large_models[name] = remote.large_model(name, there)
+        elif pool is not None:
+            source = _source(there.model)
+            large_models[name] = LocalLargeModel(source, codecs[source], pool)
+    shares = _sharing(config, codecs)
+    scorers: dict[str, Scorer] = {}
+    for name, pair in config.pairs.items():
+        if isinstance(pair, RemotePairConfig):
+            scorers[name] = remote.scorer(name, pair, shares)
+        elif pool is not None:
+            scorers[name] = _scorer(pair, pool, codecs, shares)
     return Engine(
         large_models,
-        {name: _scorer(pair, pool, codecs, sources) for name, pair in config.pairs.items()},
+        scorers,
         {name: (served.large, served.guidance) for name, served in config.served_models.items()},
         limits=config.limits,
         devices=pool,
+        providers=remote.parts,
     )
+
+
+def _pool(
+    workers: WorkersConfig, large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig]
+) -> tuple[WorkerPool | None, dict[str, TextCodec]]:
+    """Workers for the local models, if there are any, and their tokenizers by source."""
+    if not large and not pairs:
+        return None, {}
+    devices = _devices() if workers.devices == "auto" else list(workers.devices)
+    models = _models(large, pairs, devices)
+    pool = WorkerPool(_worker_specs(workers, devices, models), workers.heartbeat_timeout_s)
+    return pool, {source: TextCodec(source) for source in models}
+
+
+def _codec(known: dict[str, TextCodec], reference: str) -> TextCodec:
+    """Each tokenizer is loaded once."""
+    source = _source(reference)
+    if source not in known:
+        known[source] = TextCodec(source)
+    return known[source]
+
+
+def _sharing(config: EngineConfig, codecs: dict[str, TextCodec]) -> Callable[[TextCodec], bool]:
+    """Whether a pair's model may take the large models' token ids as they are: a pair may serve several of them, so
+    all must speak token ids, and of its vocabulary."""
+    vocabularies: list[Mapping[str, int] | None] = []
+    for large in config.large_models.values():
+        reference = large.model if isinstance(large, LargeModelConfig) else large.tokenizer
+        speaks = isinstance(large, LargeModelConfig) or large.flavor == "vllm"
+        vocabularies.append(_codec(codecs, reference).vocabulary if speaks and reference else None)
+    return lambda codec: all(vocabulary == codec.vocabulary for vocabulary in vocabularies)
 
 
 def _check_names(config: EngineConfig) -> None:
@@ -57,13 +110,15 @@ def _source(reference: str) -> str:
     return str(resolve(reference)) if reference.startswith(_DEMO) else reference
 
 
-def _models(config: EngineConfig, devices: Sequence[str]) -> dict[str, tuple[ModelSpec, set[str]]]:
+def _models(
+    large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig], devices: Sequence[str]
+) -> dict[str, tuple[ModelSpec, set[str]]]:
     """Every model once, by its source, whoever uses it, and the devices that hold it."""
     models: dict[str, tuple[ModelSpec, set[str]]] = {}
     used: list[tuple[str, LargeModelConfig | PairConfig, list[str]]] = [
-        (f"large_models.{name}", large, [large.model]) for name, large in config.large_models.items()
+        (f"large_models.{name}", user, [user.model]) for name, user in large.items()
     ]
-    used += [(f"pairs.{name}", pair, [pair.tuned, pair.untuned]) for name, pair in config.pairs.items()]
+    used += [(f"pairs.{name}", pair, [pair.tuned, pair.untuned]) for name, pair in pairs.items()]
     for key, user, references in used:
         homes = set(devices if user.devices is None else user.devices)
         if not homes or not homes <= set(devices):
@@ -76,14 +131,11 @@ def _models(config: EngineConfig, devices: Sequence[str]) -> dict[str, tuple[Mod
 
 
 def _scorer(
-    pair: PairConfig, pool: WorkerPool, codecs: Mapping[str, TextCodec], large: Mapping[str, str]
+    pair: PairConfig, pool: WorkerPool, codecs: Mapping[str, TextCodec], shares: Callable[[TextCodec], bool]
 ) -> LocalScorer:
-    # A pair may serve several large models; ids pass straight through only where all of them share its vocabulary.
     def model(reference: str) -> PairModel:
         source = _source(reference)
-        vocabulary = codecs[source].vocabulary
-        shares = all(codecs[other].vocabulary == vocabulary for other in large.values())
-        return PairModel(source, codecs[source], shares)
+        return PairModel(source, codecs[source], shares(codecs[source]))
 
     return LocalScorer(pool, model(pair.tuned), model(pair.untuned), pair.prompt_template)
 

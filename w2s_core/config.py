@@ -84,6 +84,47 @@ class ProviderConfig:
                 yield f"{key}: must be at least {least}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteModelConfig(ProviderConfig):
+    """A model behind an OpenAI-compatible completion API that tells log-probabilities.
+
+    `flavor`: "vllm" takes and gives token ids, and vLLM's extras; "openai" is the public API alone, text in and out;
+    "auto" tries once at the start. `tokenizer`: a folder or a hub id; token ids and chat need it. `context_length` in
+    tokens, None = what the provider tells.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    flavor: Literal["auto", "vllm", "openai"] = "auto"
+    tokenizer: str | None = None
+    context_length: int | None = None
+
+    def problems(self) -> Iterator[str]:
+        yield from ProviderConfig.problems(self)
+        if self.flavor == "vllm" and self.tokenizer is None:
+            yield "tokenizer: flavor vllm speaks token ids and needs one"
+        if self.context_length is not None and self.context_length < 1:
+            yield "context_length: must be at least 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteLargeModelConfig(RemoteModelConfig):
+    """A large model elsewhere."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    backend: Literal["remote"] = "remote"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemotePairConfig:
+    """A pair elsewhere; both models must tell a prompt's log-probabilities. `prompt_template`: as in `PairConfig`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    tuned: RemoteModelConfig
+    untuned: RemoteModelConfig
+    backend: Literal["remote"] = "remote"
+    prompt_template: str | None = None
+
+
 def _problem_of_url(url: str) -> str | None:
     try:
         parts = urlsplit(url)
@@ -142,8 +183,8 @@ class Limits:
 class EngineConfig:
     """Everything `w2s_core.build` needs. Names refer to the keys of the mappings."""
 
-    large_models: Mapping[str, LargeModelConfig]
+    large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig]
     served_models: Mapping[str, ServedModelConfig]
-    pairs: Mapping[str, PairConfig] = field(default_factory=dict)
+    pairs: Mapping[str, PairConfig | RemotePairConfig] = field(default_factory=dict)
     workers: WorkersConfig = WorkersConfig()
     limits: Limits = Limits()

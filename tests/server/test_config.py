@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -16,9 +17,10 @@ from pydantic import BaseModel
 
 from server.config import DEMO, ServerConfig, Settings, load_settings
 from server.environment import EnvironmentSource, name_of, path_of
-from w2s_core.config import EngineConfig
+from w2s_core.config import EngineConfig, RemoteLargeModelConfig, RemotePairConfig
 from w2s_core.errors import ConfigurationError
 
+REMOTE: dict[str, Any] = {"base_url": "http://x/v1", "model": "m"}
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "example.yaml"
 
 
@@ -96,6 +98,13 @@ def test_flags_win_over_environment_over_file_over_defaults(
         ({"workers": {"device": "cpu"}}, "workers.device"),
         (demo_with(large_models__smollm2__modle="x"), "large_models.smollm2.modle"),
         (demo_with(pairs__positive__template=""), "pairs.positive.template"),
+        (
+            demo_with(large_models__r={"backend": "remote", "base_url": "http://x", "modle": "x"}),
+            "large_models.r.modle",
+        ),
+        (demo_with(large_models__r={"backend": "remote", **REMOTE, "devices": None}), "large_models.r.devices"),
+        (demo_with(large_models__smollm2__base_url="http://x"), "large_models.smollm2.base_url"),
+        (demo_with(pairs__r={"backend": "remote", "tuned": {**REMOTE, "x": 1}, "untuned": REMOTE}), "pairs.r.tuned.x"),
         (demo_with(served_models__smollm2__larg="x"), "served_models.smollm2.larg"),
         (
             demo_with(**{"served_models__smollm2-positive__guidance__beam": 2}),
@@ -190,7 +199,24 @@ def test_a_template_of_null_and_an_empty_one_differ(tmp_path: Path) -> None:
         (demo_with(server={"port": 65536}), "server.port: "),
         (demo_with(server={"request_timeout_s": 0}), "server.request_timeout_s: "),
         (demo_with(server={"log_level": "loud"}), "server.log_level: "),
-        (demo_with(large_models__smollm2__backend="abacus"), "large_models.smollm2.backend: "),
+        (
+            demo_with(large_models__smollm2__backend="abacus"),
+            "large_models.smollm2.backend: must be `local` or `remote`",
+        ),
+        (demo_with(pairs__positive__backend="abacus"), "pairs.positive.backend: must be `local` or `remote`"),
+        (demo_with(large_models__r={"backend": "remote", "model": "x"}), "large_models.r.base_url: "),
+        (
+            demo_with(large_models__r={"backend": "remote", **REMOTE, "flavor": "vllm"}),
+            "large_models.r.tokenizer: flavor vllm",
+        ),
+        (
+            demo_with(large_models__r={"backend": "remote", **REMOTE, "base_url": "ftp://x"}),
+            "large_models.r.base_url: must begin with http",
+        ),
+        (
+            demo_with(pairs__r={"backend": "remote", "tuned": REMOTE, "untuned": {**REMOTE, "context_length": 0}}),
+            "pairs.r.untuned.context_length: must be at least 1",
+        ),
         ({"large_models": {}, "served_models": {}}, "large_models: "),
         ({"large_models": {"a": {"model": "x"}}}, "served_models: Field required"),
         ({"pairs": None, "large_models": {"a": {"model": "x"}}, "served_models": {"a": {"large": "a"}}}, "pairs: "),
@@ -264,9 +290,23 @@ def test_the_example_loads_and_equals_the_defaults() -> None:
     assert load_settings(EXAMPLE).model_dump() == load_settings().model_dump()
 
 
+WHOLE_EXAMPLE = EXAMPLE.read_text().replace("\n#|", "\n")  # with what stands there for those who want it
+
+
+def test_the_remote_models_of_the_example_load_too(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, WHOLE_EXAMPLE))
+    large, pair = settings.large_models["llama"], settings.pairs["polite"]
+    assert isinstance(large, RemoteLargeModelConfig)
+    assert isinstance(pair, RemotePairConfig)
+    assert (large.flavor, len(large.base_urls), pair.tuned.model) == ("vllm", 2, "polite")
+    defaults = RemoteLargeModelConfig(base_url="http://x", model="m")
+    example = replace(large, base_url="http://x", model="m", flavor="auto", tokenizer=None, api_key_env=None)
+    assert example == defaults
+
+
 @pytest.mark.parametrize("path", sorted(set(keys_of(Settings))), ids=".".join)
 def test_the_example_shows_every_key(path: tuple[str, ...]) -> None:
-    assert is_shown(yaml.safe_load(EXAMPLE.read_text()), path)
+    assert is_shown(yaml.safe_load(WHOLE_EXAMPLE), path)
 
 
 def test_the_list_of_keys_is_not_empty() -> None:

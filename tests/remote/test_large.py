@@ -1,0 +1,465 @@
+"""A remote large model over a provider whose distribution is known: what is asked, what becomes of the answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes import FakeScorer, answer
+from tests.remote.fake_provider import FakeProvider, words
+from tests.tiny import TEMPLATE, byte_tokenizer
+from w2s_core.engine import Engine
+from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError, UpstreamError
+from w2s_core.large.asking import ask_large
+from w2s_core.large.remote import RemoteLargeModel
+from w2s_core.large.token_table import pieces_of, whole_characters
+from w2s_core.noise import call_seed, copy_key, root_key, successor_key
+from w2s_core.remote.discovery import Discovery
+from w2s_core.text import TextCodec
+from w2s_core.types import (
+    ChatPrompt,
+    GenerationRequest,
+    Guidance,
+    RequestFinished,
+    SamplingParams,
+    TextCommitted,
+    TextPrompt,
+    TokenPrompt,
+    Tokens,
+)
+
+KEY = "large_models.far"
+FLAVORS = ("vllm", "openai")
+CBS = Guidance("cbs", {"likes-a": 1.0}, beam_width=2, successors=3, chunk_length=4)
+ASK = GenerationRequest("guided", (TextPrompt("Say"),), SamplingParams(max_tokens=12, seed=1))
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    byte_tokenizer(TEMPLATE).save_pretrained(folder)
+    return TextCodec(str(folder))
+
+
+def remote_model(provider: FakeProvider, *, tokenizer: bool = True, **config: Any) -> Discovery[Any]:
+    """`.model` is the large model on it."""
+    codec = provider.codec if tokenizer else None
+    settings = replace(provider.config, **config)
+    discovery: Discovery[Any] = Discovery(provider, partial(ask_large, provider, settings, codec, KEY))  # type: ignore[arg-type]
+    discovery.model = RemoteLargeModel(provider, codec, discovery)  # type: ignore[attr-defined, arg-type]
+    return discovery
+
+
+@asynccontextmanager
+async def serving(provider: FakeProvider, **config: Any) -> AsyncIterator[Engine]:
+    part = remote_model(provider, **config)
+    scorers = {"likes-a": FakeScorer()}
+    served = {"plain": ("far", None), "guided": ("far", CBS)}
+    async with Engine({"far": part.model}, scorers, served, providers=[part]) as engine:  # type: ignore[attr-defined]
+        provider.calls.clear()
+        yield engine
+
+
+def searched(
+    provider: FakeProvider, prompt: Tokens, seed: int, guidance: Guidance, budget: int
+) -> list[tuple[Any, ...]]:
+    """The search, written anew: no engine, no wires; hypotheses are (tokens, ended, key), best first."""
+    decode = provider.codec.decode
+    score = FakeScorer().nats
+    beam = [((), False, copy_key(root_key(seed), i)) for i in range(guidance.beam_width)]
+    while budget > 0 and not all(ended for _, ended, _ in beam):
+        pool = [y for y in beam if y[1]]
+        new: list[tuple[Any, ...]] = []
+        for tokens, ended, key in beam:
+            if ended:
+                continue
+            for i in range(guidance.successors):
+                drawn, _ = provider.draw(
+                    prompt + tokens,
+                    seed=call_seed(key, len(tokens)) + i,
+                    length=min(guidance.chunk_length, budget),
+                )
+                ends = drawn[-1:] == (provider.codec.eos,)
+                y = (tokens + (drawn[:-1] if ends else drawn), ends, successor_key(key, len(tokens), i))
+                if y[:2] not in [other[:2] for other in new]:
+                    new.append(y)
+        beam = sorted(pool + new, key=lambda y: -score(decode(y[0]), y[1]))[: guidance.beam_width]
+        budget -= guidance.chunk_length
+    return beam
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**62),
+    w=st.integers(1, 3),
+    k=st.integers(1, 4),
+    length=st.integers(1, 7),
+    flavor=st.sampled_from(FLAVORS),
+)
+def test_the_search_over_a_provider_is_the_search(
+    codec: TextCodec, seed: int, w: int, k: int, length: int, flavor: str
+) -> None:
+    provider = FakeProvider(codec, words(codec, ("a", "b", " ")), flavor=flavor)
+    guidance = replace(CBS, beam_width=w, successors=k, chunk_length=length)
+    request = replace(ASK, guidance=guidance, sampling=SamplingParams(max_tokens=12, seed=seed), n=w)
+
+    async def run() -> list[Any]:
+        async with serving(provider) as engine:
+            return await answer(engine, request)
+
+    found = asyncio.run(run())
+    expected = searched(provider, codec.encode("Say", special_tokens=True), seed, guidance, 12)
+    assert [(y.text, y.ended) for y in found[: len(expected)]] == [(codec.decode(y[0]), y[1]) for y in expected]
+    assert [y.length for y in found[: len(expected)]] == [len(y[0]) + y[1] for y in expected]
+    if flavor == "vllm":
+        assert [y.tokens for y in found[: len(expected)]] == [y[0] for y in expected]
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+@pytest.mark.parametrize("flavor", FLAVORS)
+@pytest.mark.parametrize("seed", range(6))
+async def test_characters_stay_whole(codec: TextCodec, flavor: str, seed: int, tokenizer: bool) -> None:
+    provider = FakeProvider(codec, words(codec, ("☃", "é", "a", "𝄞"), eos=0.02), flavor=flavor)
+    scorer = FakeScorer()
+    part = remote_model(provider, tokenizer=tokenizer)
+    engine = Engine({"far": part.model}, {"likes-a": scorer}, {"guided": ("far", CBS)}, providers=[part])  # type: ignore[attr-defined]
+    for length in (1, 2, 5):
+        guidance = replace(CBS, chunk_length=length)
+        async with engine:
+            [y] = await answer(
+                engine, replace(ASK, guidance=guidance, sampling=SamplingParams(max_tokens=30, seed=seed))
+            )
+        assert "\ufffd" not in y.text
+        assert set(y.text) <= set("☃éa𝄞")
+        assert len(y.text) > 3 or y.ended
+        assert y.length <= 30
+    assert not any("\ufffd" in candidate.text for call in scorer.seen for candidate in call)
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+async def test_greedy_is_the_likeliest_however_it_is_cut(codec: TextCodec, flavor: str) -> None:
+    provider = FakeProvider(codec, words(codec, eos=0.0), flavor=flavor)
+    expected, _ = provider.draw(codec.encode("Say", special_tokens=True), seed=0, length=40, greedy=True)
+    sampling = SamplingParams(max_tokens=40, temperature=0)
+    async with serving(provider) as engine:
+        [plain] = await answer(engine, replace(ASK, model="plain", sampling=sampling))
+        assert len(provider.calls) > 2  # it comes piece by piece
+        [guided] = await answer(engine, replace(ASK, sampling=sampling))
+    assert plain.text == codec.decode(expected).rstrip("\ufffd")
+    # By text alone a chunk ends with a whole character, so a search of ten chunks may be some tokens shorter.
+    assert guided.text == plain.text if flavor == "vllm" else plain.text.startswith(guided.text)
+    assert guided.length > 30
+    assert {call["n"] for call in provider.calls} == {1}  # vLLM refuses more
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+@pytest.mark.parametrize("model", ["plain", "guided"])
+async def test_stop_strings_are_found_here(codec: TextCodec, flavor: str, model: str) -> None:
+    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0), flavor=flavor)
+    sampling = SamplingParams(max_tokens=60, seed=3, stop=("aaa", "abb"))
+    async with serving(provider) as engine:
+        [y] = await answer(engine, replace(ASK, model=model, sampling=sampling))
+    assert y.finish_reason == "stop"
+    assert not y.ended
+    assert not {"aaa", "abb"} & {y.text[i : i + 3] for i in range(len(y.text))}
+    assert all("stop" not in call for call in provider.calls)
+
+
+async def test_an_empty_chunk_that_stops_is_a_finished_answer(codec: TextCodec) -> None:
+    assert codec.eos is not None
+    for flavor in FLAVORS:
+        provider = FakeProvider(codec, lambda _: {codec.eos: 1.0}, flavor=flavor)  # type: ignore[dict-item]
+        async with serving(provider) as engine:
+            [y] = await answer(engine, ASK)
+        assert (y.text, y.ended, y.tokens, y.length) == ("", True, (), 1)
+
+
+async def test_a_stop_string_of_the_providers_own_is_no_end_of_the_model(codec: TextCodec) -> None:
+    provider = FakeProvider(codec, words(codec, ("a",), eos=0.0))
+    provider.spoil = lambda answer: [c.update(finish_reason="stop", stop_reason="aa") for c in answer["choices"]]
+    async with serving(provider) as engine:
+        [y] = await answer(engine, ASK)
+    assert (y.ended, y.finish_reason) == (False, "length")
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+async def test_missing_choices_are_asked_for_again(codec: TextCodec, flavor: str) -> None:
+    provider = FakeProvider(codec, flavor=flavor)
+    async with serving(provider) as engine:
+        provider.fewer = 2
+        await answer(engine, replace(ASK, guidance=replace(CBS, beam_width=1)))
+        assert [call["n"] for call in provider.calls[:2]] == [3, 2]
+        assert provider.calls[0]["seed"] != provider.calls[1]["seed"]
+        provider.spoil = lambda answer: answer["choices"].__delitem__(slice(1, None))
+        with pytest.raises(UpstreamError, match="3 of 5 choices"):
+            await answer(engine, replace(ASK, guidance=replace(CBS, beam_width=1, successors=5)))
+
+
+SPOILT: Sequence[tuple[Any, str]] = [
+    (lambda answer: answer.pop("choices"), "choices"),
+    (lambda answer: answer.update(choices=[]), "choices"),
+    (lambda answer: answer["choices"][0].update(text=7), "choices.0.text"),
+    (lambda answer: answer["choices"][0].update(token_ids="abc"), "token_ids"),
+    (lambda answer: answer["choices"][0].pop("token_ids"), "token_ids"),
+    (lambda answer: answer["choices"][0].update(logprobs=None), "logprobs"),
+    (lambda answer: answer["choices"][0]["logprobs"]["token_logprobs"].pop(), "logprobs"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT)
+async def test_an_answer_that_makes_no_sense_is_one_clear_error(codec: TextCodec, spoil: Any, said: str) -> None:
+    provider = FakeProvider(codec)
+    async with serving(provider) as engine:
+        provider.spoil = spoil
+        with pytest.raises(UpstreamError, match=said):
+            await answer(engine, ASK)
+
+
+async def test_what_was_bought_is_told(codec: TextCodec) -> None:
+    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0))
+    async with serving(provider) as engine:
+        events = [event async for event in engine.generate(ASK)]
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert last.guidance is not None
+    assert last.guidance.upstream is not None
+    assert last.guidance.upstream.calls == len(provider.calls) == 3 * 2
+    assert last.guidance.upstream.completion_tokens == last.guidance.sampled_tokens == 12 * 6
+    assert last.guidance.upstream.prompt_tokens == 2 * (3 + 7 + 11)
+    assert last.prompt_tokens == 3
+
+
+async def test_without_a_tokenizer_the_provider_counts_the_prompt(codec: TextCodec) -> None:
+    provider = FakeProvider(codec, words(codec, eos=0.0), flavor="openai")
+    request = replace(ASK, model="plain", prompts=(TextPrompt("é☃"),))
+    async with serving(provider, tokenizer=False) as engine:
+        events = [event async for event in engine.generate(request)]
+        assert isinstance(events[-1], RequestFinished)
+        assert events[-1].prompt_tokens == 5
+        assert events[-1].completion_tokens <= 12
+        for prompt, field in (
+            (TokenPrompt((1, 2)), "prompt"),
+            (ChatPrompt(({"role": "user", "content": "x"},)), "messages"),
+        ):
+            with pytest.raises(RequestError, match="tokenizer") as refusal:
+                await answer(engine, replace(request, prompts=(prompt,)))
+            assert refusal.value.param == field
+
+
+async def test_a_conversation_is_rendered_here(codec: TextCodec) -> None:
+    chat = ChatPrompt(({"role": "user", "content": "Hi"},))
+    for flavor in FLAVORS:
+        provider = FakeProvider(codec, flavor=flavor)
+        async with serving(provider) as engine:
+            await answer(engine, replace(ASK, prompts=(chat,)))
+        prompt = provider.calls[0]["prompt"]
+        assert (prompt if isinstance(prompt, str) else codec.decode(prompt)) == "<user>Hi\n<assistant>"
+
+
+@pytest.mark.parametrize(
+    ("flavor", "sampling", "field"),
+    [
+        ("openai", {"top_k": 5}, "top_k"),
+        ("openai", {"min_p": 0.1}, "min_p"),
+        ("openai", {"min_tokens": 2}, "min_tokens"),
+        ("openai", {"presence_penalty": 1.0}, "presence_penalty"),
+        ("openai", {"logprobs": 6}, "logprobs"),
+        ("vllm", {"presence_penalty": 1.0}, "presence_penalty"),
+        ("vllm", {"bad_words": ("two words",)}, "bad_words"),
+        ("vllm", {"stop_token_ids": (100000,)}, "stop_token_ids"),
+    ],
+)
+async def test_what_a_provider_cannot_do_is_refused_by_name(
+    codec: TextCodec, flavor: str, sampling: dict[str, Any], field: str
+) -> None:
+    async with serving(FakeProvider(codec, flavor=flavor)) as engine:
+        with pytest.raises(RequestError) as refusal:
+            await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=5, **sampling)))
+    assert refusal.value.param == field
+
+
+async def test_what_a_provider_can_do_is_asked_of_it(codec: TextCodec) -> None:
+    provider = FakeProvider(codec, words(codec, ("a",), eos=0.0))
+    sampling = SamplingParams(
+        max_tokens=8,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        frequency_penalty=0.5,
+        logit_bias=((5, 2.0),),
+        min_tokens=6,
+        ignore_eos=True,
+        stop_token_ids=(9,),
+        allowed_token_ids=(5, 9, 60, 70),
+        bad_words=("z",),
+    )
+    [a] = codec.encode("a", special_tokens=False)
+    async with serving(provider) as engine:
+        await answer(engine, replace(ASK, sampling=sampling, guidance=replace(CBS, beam_width=1, successors=1)))
+    first, second = provider.calls
+    for call in (first, second):
+        wanted = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1}
+        wanted |= {"ignore_eos": True, "stop_token_ids": [9], "allowed_token_ids": [5, 9, 60, 70], "bad_words": ["z"]}
+        assert {key: call[key] for key in wanted} == wanted
+        assert not {"stop", "include_stop_str_in_output"} & set(call)
+    assert (first["min_tokens"], first["logit_bias"]) == (4, {"5": 2.0})
+    assert (second["min_tokens"], second["logit_bias"]) == (2, {"5": 2.0, str(a): -0.5 * 4})
+
+
+# At the start
+
+
+@pytest.mark.parametrize(
+    ("speaks", "flavor", "tokenizer", "token_ids"),
+    [
+        ("vllm", "auto", True, True),
+        ("vllm", "auto", False, False),
+        ("openai", "auto", True, False),
+        ("vllm", "openai", True, False),
+        ("vllm", "vllm", True, True),
+    ],
+)
+async def test_what_is_found_at_the_start(
+    codec: TextCodec, speaks: str, flavor: str, tokenizer: bool, token_ids: bool
+) -> None:
+    part = remote_model(FakeProvider(codec, flavor=speaks), tokenizer=tokenizer, flavor=flavor)
+    await part.start()
+    assert (part.found.context_length, part.found.token_ids) == (500, token_ids)
+    await part.stop()
+
+
+async def test_what_cannot_be_served_names_the_key(codec: TextCodec) -> None:
+    silent = remote_model(FakeProvider(codec, lists_context=False))
+    with pytest.raises(ConfigurationError, match=f"{KEY}.context_length: set it"):
+        await silent.start()
+    told = remote_model(FakeProvider(codec, lists_context=False), context_length=77)
+    await told.start()
+    assert told.found.context_length == 77
+    with pytest.raises(ConfigurationError, match=f"{KEY}.flavor"):
+        await remote_model(FakeProvider(codec, flavor="openai"), flavor="vllm").start()
+    other = FakeProvider(codec)
+    other.spoil = lambda answer: answer["choices"][0].update(prompt_token_ids=[1, 2, 3])
+    with pytest.raises(ConfigurationError, match=f"{KEY}.tokenizer"):
+        await remote_model(other).start()
+    assert not other.running
+    await told.stop()
+
+
+async def test_a_provider_that_is_down_is_waited_for(codec: TextCodec) -> None:
+    provider = FakeProvider(codec)
+    provider.down = True
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def sleep(_: float) -> None:
+        asked.set()
+        await go_on.wait()
+        go_on.clear()
+
+    part = remote_model(provider)
+    part._sleep = sleep
+    engine = Engine({"far": part.model}, {}, {"plain": ("far", None)}, providers=[part])  # type: ignore[attr-defined]
+    async with engine:
+        assert not engine.ready
+        assert engine.served_models["plain"].context_length is None
+        with pytest.raises(UnavailableError) as refusal:
+            await answer(engine, replace(ASK, model="plain"))
+        assert refusal.value.retry_after_s > 0
+        await asked.wait()
+        asked.clear()
+        go_on.set()  # still down
+        await asked.wait()
+        assert not engine.ready
+        provider.down = False
+        go_on.set()
+        assert part._asking is not None
+        await part._asking
+        assert engine.ready
+        assert engine.served_models["plain"].context_length == 500
+        await answer(engine, replace(ASK, model="plain"))
+    assert not provider.running
+
+
+async def test_the_context_is_checked_before_anything_is_bought(codec: TextCodec) -> None:
+    provider = FakeProvider(codec)
+    async with serving(provider) as engine:
+        with pytest.raises(ContextLengthError, match="maximum context length is 500"):
+            await answer(engine, replace(ASK, prompts=(TextPrompt("x" * 495),)))
+    assert not provider.calls
+
+
+@pytest.mark.parametrize("model", ["plain", "guided"])
+async def test_who_leaves_ends_the_calls(codec: TextCodec, model: str) -> None:
+    provider = FakeProvider(codec)
+    async with serving(provider) as engine:
+        reached = asyncio.Event()
+
+        async def gate() -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        provider.gate = gate
+        asking = asyncio.create_task(answer(engine, replace(ASK, model=model)))
+        await reached.wait()
+        assert provider.open_calls > 0
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert provider.open_calls == 0
+        assert engine.admission.rows_running == 0
+
+
+async def test_a_plain_answer_comes_as_it_is_drawn(codec: TextCodec) -> None:
+    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0))
+    async with serving(provider) as engine:
+        events = [event async for event in engine.generate(replace(ASK, model="plain"))]
+    assert len([event for event in events if isinstance(event, TextCommitted)]) > 1
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+async def test_likely_alternatives_are_told(codec: TextCodec, flavor: str) -> None:
+    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0), flavor=flavor)
+    [a, b] = codec.encode("ab", special_tokens=False)
+    names = {"vllm": (f"token_id:{a}", f"token_id:{b}"), "openai": ("a", "b")}[flavor]
+
+    def spoil(answer: dict[str, Any]) -> None:
+        for choice in answer["choices"]:
+            told = choice["logprobs"]
+            told["top_logprobs"] = [{names[1]: -0.9, names[0]: -0.5} for _ in told["tokens"]]
+
+    provider.spoil = spoil
+    async with serving(provider) as engine:
+        [y] = await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=6, seed=1, logprobs=2)))
+        [model] = engine._planner.large_models.values()
+        best = [[(model.codec.piece(token).text, nats) for token, nats in place] for place in y.alternatives]
+    assert best == [[("a", -0.5), ("b", -0.9)]] * 6
+
+
+@given(st.text("aé☃𝄞 ", max_size=8), st.integers(0, 10))
+def test_whole_characters_never_cut_one(text: str, length: int) -> None:
+    pieces = [bytes([byte]) for byte in text.encode()]
+    kept = whole_characters(pieces, length)
+    kept_text = b"".join(pieces[:kept]).decode()
+    assert text.startswith(kept_text)
+    if kept > length:  # only where less would be nothing
+        assert len(kept_text) == 1
+    else:
+        assert kept == len(pieces) or len((kept_text + text[len(kept_text)]).encode()) > length
+
+
+@given(st.text("aé☃ ", max_size=8), st.lists(st.sampled_from(["", "\ufffd", "x"]), max_size=5))
+def test_pieces_join_to_the_text_whatever_the_tokens_say(text: str, names: list[str]) -> None:
+    pieces = pieces_of(names, text)
+    assert len(pieces) == len(names)
+    if names:
+        assert b"".join(pieces).decode().rstrip("\ufffd") == text

@@ -1,0 +1,164 @@
+"""The large model behind somebody else's completion API."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from zlib import crc32
+
+from w2s_core.concurrency import all_of
+from w2s_core.errors import RequestError, UpstreamError
+from w2s_core.large.asking import LargeFacts
+from w2s_core.large.wires import Drawn, Language, TextOnly, TokenIds, Wire
+from w2s_core.noise import call_seed
+from w2s_core.remote.completion import Completion, read_completion
+from w2s_core.remote.discovery import Discovery
+from w2s_core.remote.provider import Provider
+from w2s_core.successors import Successors
+from w2s_core.text import Codec, TextCodec
+from w2s_core.types import Bought, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Tokens
+
+PATH = "/completions"
+_ATTEMPTS = 3  # at getting all choices that were asked for
+_FIRST_PIECE, _LARGEST_PIECE = 4, 64  # tokens asked for at once where text shall come as it is drawn
+
+
+class RemoteLargeModel:
+    """`discovery` starts and stops the provider. Until that has been reached nothing can be asked of the model."""
+
+    def __init__(self, provider: Provider, codec: TextCodec | None, discovery: Discovery[LargeFacts]) -> None:
+        self._provider = provider
+        self._discovery = discovery
+        self._by_text = TextOnly(provider.name, codec)
+        self._by_tokens = None if codec is None else TokenIds(provider.name, codec)
+
+    @property
+    def context_length(self) -> int:
+        return self._discovery.found.context_length
+
+    @property
+    def codec(self) -> Codec:
+        return self._language.codec
+
+    def check(self, sampling: SamplingParams) -> None:
+        self._language.check(sampling)
+
+    def encode(self, prompt: Prompt) -> Tokens:
+        return self._language.encode(prompt)
+
+    def count(self, prompt: Tokens) -> int:
+        return self._language.count(prompt)
+
+    def text_of(self, prompt: Prompt) -> Prompt:
+        return self._language.text_of(prompt)
+
+    @asynccontextmanager
+    async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[RemoteProposals]:  # noqa: ARG002
+        language = self._language
+        successors = Successors(language.codec, sampling)
+        wire = language.wire(prompt, sampling)
+        session = RemoteProposals(self._provider, wire, successors, sampling, affinity(prompt))
+        session.prompt_tokens = language.count(prompt)
+        yield session
+
+    async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:  # noqa: ARG002
+        raise RequestError(f"`{self._provider.name}` does not tell its prompts' log-probabilities.", "prompt_logprobs")
+
+    @property
+    def _language(self) -> Language:
+        speaks_tokens = self._discovery.found.token_ids
+        return self._by_tokens if speaks_tokens and self._by_tokens else self._by_text
+
+
+class RemoteProposals:
+    """One prompt's view of a provider's model. Holds nothing there: every call carries the whole prefix."""
+
+    def __init__(
+        self, provider: Provider, wire: Wire, successors: Successors, sampling: SamplingParams, affinity: int
+    ) -> None:
+        self.sampled_tokens = 0
+        self.prompt_tokens = 0
+        self.bought = Bought()
+        self._provider = provider
+        self._wire = wire
+        self._affinity = affinity
+        self._greedy = sampling.temperature == 0
+        self._most = sampling.max_tokens
+        self._successors = successors
+
+    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        self._successors.forget_all_but(beam)
+        families = await all_of([self._family(parent, k, length) for parent in beam])
+        return [y for family in families for y in family]
+
+    async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
+        piece, last = _FIRST_PIECE, hypothesis
+        end = len(hypothesis.tokens) + length
+        while len(last.tokens) < end and not last.finished:
+            [drawn] = await self._draw(last, 1, min(piece, end - len(last.tokens)))
+            last = self._successor(last, 0, drawn)
+            piece = min(2 * piece, _LARGEST_PIECE)
+            yield last
+            if not drawn.usable:
+                return
+
+    async def _family(self, parent: Hypothesis, k: int, length: int) -> list[Hypothesis]:
+        # Greedy successors are all the same one, and vLLM refuses to draw it more than once.
+        drawn = await self._draw(parent, 1, length) * k if self._greedy else await self._draw(parent, k, length)
+        return [self._successor(parent, index, one) for index, one in enumerate(drawn)]
+
+    async def _draw(self, parent: Hypothesis, n: int, length: int) -> list[Drawn]:
+        """n i.i.d. chunks. A provider that answers fewer is asked for the others.
+
+        A chunk without one whole character is drawn anew, longer, unless max_tokens are near: there an answer may end.
+        """
+        room = length if self._most is None else self._most - len(parent.tokens)
+        if room < 1:  # longer chunks have used it up
+            return [Drawn((), (), ended=False)] * n
+        length = min(length, room)
+        at_the_end = self._most is not None and length + self._wire.spare > room
+        drawn: list[Drawn] = []
+        for attempt in range(_ATTEMPTS):
+            asked = {
+                **self._wire.ask(parent, length + attempt * self._wire.spare),
+                "n": n - len(drawn),
+                "seed": call_seed(parent.key, len(parent.tokens), attempt),
+            }
+            completion = await self._call(asked)
+            if not parent.tokens and completion.usage and not self.prompt_tokens:
+                self.prompt_tokens = completion.usage.prompt_tokens
+            choices = sorted(completion.choices, key=lambda choice: choice.index)
+            read = [self._wire.read(choice, length, exact=at_the_end) for choice in choices]
+            drawn += [one for one in read if one.usable or at_the_end]
+            if len(drawn) >= n:
+                return drawn[:n]
+        raise UpstreamError(f"The provider of `{self._provider.name}` answered {len(drawn)} of {n} choices.")
+
+    async def _call(self, asked: dict[str, object]) -> Completion:
+        provider = self._provider
+        try:
+            answer = await provider.post(PATH, {"model": provider.config.model, **asked}, affinity=self._affinity)
+        except RequestError as error:  # it says that the prompt is too long
+            error.param = error.param or "prompt"
+            raise
+        completion = read_completion(answer, provider.name)
+        self.bought += completion.bought
+        self.sampled_tokens += completion.bought.completion_tokens
+        return completion
+
+    def _successor(self, parent: Hypothesis, index: int, drawn: Drawn) -> Hypothesis:
+        return self._successors.make(
+            parent,
+            index,
+            drawn.tokens,
+            drawn.logprobs,
+            ended=drawn.ended,
+            ending=drawn.ending,
+            alternatives=drawn.alternatives,
+        )
+
+
+def affinity(prompt: Tokens) -> int:
+    """The same for the same prompt in every process, so that its prefix is found where it was cached."""
+    return crc32(array("q", prompt).tobytes())

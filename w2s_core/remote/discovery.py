@@ -1,0 +1,108 @@
+"""What must be known of a provider before it can serve, asked once at the start, and again while it is down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar
+
+from w2s_core.errors import ConfigurationError, RequestError, UnavailableError, UpstreamError, UpstreamRefusedError
+from w2s_core.remote.provider import Provider
+
+_log = logging.getLogger(__name__)
+_FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 30.0
+_RETRY_AFTER_S = 5
+
+T = TypeVar("T")
+
+
+class Discovery(Generic[T]):
+    """Starts and stops a provider. `ask` finds out; it raises ConfigurationError where the configuration is at fault,
+    and what `Provider.post` raises where the provider is.
+
+    A provider that is down does not keep the server from starting: it is asked again, and until then `found` raises.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        ask: Callable[[], Awaitable[T]],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._provider = provider
+        self._ask = ask
+        self._sleep = sleep
+        self._found: T | None = None
+        self._reason = "is not known yet"
+        self._asking: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """It is known and, as far as its calls tell, up."""
+        return self._found is not None and self._provider.available
+
+    @property
+    def found(self) -> T:
+        """Raises UnavailableError while it is not known."""
+        if self._found is None:
+            raise UnavailableError(f"The provider of `{self._provider.name}` {self._reason}.", _RETRY_AFTER_S)
+        return self._found
+
+    async def start(self) -> None:
+        """Raises ConfigurationError."""
+        await self._provider.start()
+        try:
+            await self._try()
+        except BaseException:
+            await self.stop()
+            raise
+        if self._found is None:
+            self._asking = asyncio.create_task(self._keep_asking())
+
+    async def stop(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+        await self._provider.stop()
+
+    async def _try(self) -> None:
+        try:
+            self._found = await self._ask()
+        except (UpstreamError, UnavailableError, RequestError) as error:
+            self._reason = "has not been reached yet"
+            _log.warning("%s is not served yet: %s", self._provider.name, error)
+        else:
+            _log.info("provider of %s: %s", self._provider.name, self._found)
+
+    async def _keep_asking(self) -> None:
+        delay = _FIRST_RETRY_S
+        while self._found is None:
+            await self._sleep(delay)
+            delay = min(2 * delay, _LAST_RETRY_S)
+            try:
+                await self._try()
+            except ConfigurationError as error:  # the server runs: what else it serves goes on
+                self._reason = "does not fit the configuration"
+                _log.error("%s cannot be served: %s", self._provider.name, error)
+                return
+
+
+async def listed_context_length(provider: Provider) -> int | None:
+    """`max_model_len` of this model, or of the one that it adapts, as vLLM, SGLang and this server list it; else None.
+
+    Raises what `Provider.get` raises, but for a provider that has no such list.
+    """
+    try:
+        answer = await provider.get("/models")
+    except UpstreamRefusedError:
+        return None
+    models = answer.get("data")
+    listed = {model.get("id"): model for model in models if isinstance(model, dict)} if isinstance(models, list) else {}
+    model: dict[str, Any] = listed.get(provider.config.model, {})
+    parent: dict[str, Any] = listed.get(model.get("parent"), {})
+    for candidate in (model, parent):
+        length = candidate.get("max_model_len")
+        if isinstance(length, int) and length > 0:
+            return length
+    return None

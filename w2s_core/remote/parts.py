@@ -1,0 +1,50 @@
+"""From a configuration to the models behind providers; `w2s_core.build` collects what starts and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from w2s_core.config import RemoteLargeModelConfig, RemoteModelConfig, RemotePairConfig
+from w2s_core.large.asking import ask_large
+from w2s_core.large.remote import RemoteLargeModel
+from w2s_core.remote.discovery import Discovery
+from w2s_core.remote.provider import Provider, read_api_key
+from w2s_core.scorers.pair_model import PairModel
+from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, ask_pair
+from w2s_core.text import TextCodec
+
+
+class RemoteParts:
+    """`codec` loads a tokenizer. `parts` is what must be started and stopped. All raise ConfigurationError."""
+
+    def __init__(self, codec: Callable[[str], TextCodec]) -> None:
+        self.parts: list[Discovery[Any]] = []
+        self._codec = codec
+
+    def large_model(self, name: str, config: RemoteLargeModelConfig) -> RemoteLargeModel:
+        key = f"large_models.{name}"
+        provider = Provider(name, config, api_key=read_api_key(config, key))
+        codec = self._codec(config.tokenizer) if config.tokenizer is not None else None
+        discovery = Discovery(provider, partial(ask_large, provider, config, codec, key))
+        self.parts.append(discovery)
+        return RemoteLargeModel(provider, codec, discovery)
+
+    def scorer(self, name: str, config: RemotePairConfig, shares: Callable[[TextCodec], bool]) -> RemoteScorer:
+        """`shares`: whether the large models' token ids are those of a tokenizer."""
+        tuned, untuned = (
+            self._pair_model(f"{name}.{which}", f"pairs.{name}.{which}", model, shares)
+            for which, model in (("tuned", config.tuned), ("untuned", config.untuned))
+        )
+        return RemoteScorer(tuned, untuned, config.prompt_template)
+
+    def _pair_model(
+        self, name: str, key: str, config: RemoteModelConfig, shares: Callable[[TextCodec], bool]
+    ) -> RemotePairModel:
+        provider = Provider(name, config, api_key=read_api_key(config, key))
+        codec = self._codec(config.tokenizer) if config.tokenizer is not None else None
+        discovery = Discovery(provider, partial(ask_pair, provider, config, codec, key))
+        self.parts.append(discovery)
+        reader = None if codec is None else PairModel(name, codec, shares(codec))
+        return RemotePairModel(provider, reader, discovery)
