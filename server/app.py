@@ -34,7 +34,8 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
     app.state.api_keys = config.api_keys
     app.state.created = int(time.time())
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
-    app.add_middleware(RequestContext)  # the last one added is the outermost: its headers are on every answer
+    # The last one added is the outermost: its headers are on every answer.
+    app.add_middleware(RequestContext, leaving=lambda: host.draining)
     errors.install(app)
     app.include_router(health.router, tags=["operations"])
     for router in (completions.router, chat.router, models.router):

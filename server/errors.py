@@ -30,7 +30,6 @@ from w2s_core.errors import (
 logger = logging.getLogger(__name__)
 
 INVALID = "invalid_request_error"
-SHUTTING_DOWN = UnavailableError("The server is shutting down.", retry_after_s=5)
 
 
 class InvalidApiKeyError(W2SError):

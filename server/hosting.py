@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from w2s_core.errors import UnavailableError
+from w2s_core.errors import ShuttingDownError, UnavailableError
 
 if TYPE_CHECKING:
     from w2s_core.engine import Engine
@@ -33,15 +33,29 @@ class EngineHost:
         self._on_failure = on_failure
         self._engine: Engine | None = None
         self._failed = False
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to leave."""
+        return self._draining
+
+    def drain(self) -> None:
+        """Refuses what comes and what waits from now on; what runs goes on."""
+        self._draining = True
+        if self._engine is not None:
+            self._engine.drain()
 
     @property
     def ready(self) -> bool:
         """Whether a request would be served now."""
-        return self._engine is not None and self._engine.ready
+        return not self._draining and self._engine is not None and self._engine.ready
 
     @property
     def engine(self) -> Engine:
-        """Raises UnavailableError while there is none."""
+        """Raises UnavailableError while there is none, or none for newcomers."""
+        if self._draining:
+            raise ShuttingDownError
         if self._failed:
             raise UnavailableError("The models could not be loaded.", _LOADING_RETRY_S)
         if self._engine is None:

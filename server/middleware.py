@@ -9,21 +9,27 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import SHUTTING_DOWN, error_response
+from server.errors import error_response
+from w2s_core.errors import ShuttingDownError
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 
 
 class RequestContext:
-    """Sets `scope["state"]["request_id"]`, and the headers `x-request-id` and `openai-processing-ms`."""
+    """Sets `scope["state"]["request_id"]`, and the headers `x-request-id` and `openai-processing-ms`.
 
-    def __init__(self, app: ASGIApp) -> None:
+    While `leaving()`, answers also ask that the connection be closed: whoever keeps it finds nobody there next time.
+    """
+
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
         self.app = app
+        self.leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,13 +46,15 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(round((time.perf_counter() - began) * 1000))
+                if self.leaving():
+                    headers["connection"] = "close"
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_headers)
         except asyncio.CancelledError:  # the time to drain is over; the client still gets an answer
             if not started:
-                await error_response(SHUTTING_DOWN, request_id)(scope, receive, send_with_headers)
+                await error_response(ShuttingDownError(), request_id)(scope, receive, send_with_headers)
             raise
         except Exception as error:
             if started:  # too late to say it in HTTP

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shlex
 import signal
 import socket
@@ -17,6 +16,7 @@ import uvicorn
 
 from server.app import create_app
 from server.config import ServerConfig, Settings
+from server.draining import DrainingServer
 from server.hosting import EngineHost
 from w2s_core.errors import ConfigurationError, W2SError
 
@@ -48,17 +48,13 @@ class _Serving:
         self._exit_code = 0
         host = EngineHost(self._load, self._ready, self._failed)
         config = settings.server
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(host, config),
-                lifespan="on",
-                log_config=None,
-                timeout_graceful_shutdown=math.ceil(config.drain_timeout_s),
-            )
+        app = create_app(host, config)
+        self._server = DrainingServer(
+            uvicorn.Config(app, lifespan="on", log_config=None), host.drain, config.drain_timeout_s
         )
 
     def run(self) -> int:
-        # uvicorn drains on a signal and then raises it again for whoever handled it before: us, and all is done.
+        # A second signal is raised again by uvicorn for whoever handled it before: us, and all is done.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _leave)
         click.echo(f"Listening at {url_of(self._listening)}; loading the models ...", err=True)

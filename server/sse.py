@@ -14,8 +14,9 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from starlette.types import Receive, Scope, Send
 
 from server.disconnect import unless_disconnected
-from server.errors import SHUTTING_DOWN, describe, encode
+from server.errors import describe, encode
 from server.schemas.responses import Answer
+from w2s_core.errors import ShuttingDownError
 
 DONE = format_sse_event(data_str="[DONE]")
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must pass on every event at once
@@ -39,7 +40,7 @@ class EventStream(EventSourceResponse):
             await unless_disconnected(receive, self._answer(send))
         except asyncio.CancelledError:  # the time to drain is over
             if self._started:
-                await self._send(send, error_event(SHUTTING_DOWN, self._request_id) + DONE, more=False)
+                await self._send(send, error_event(ShuttingDownError(), self._request_id) + DONE, more=False)
             raise
 
     async def _answer(self, send: Send) -> None:

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from w2s_core.admission import Admission
-from w2s_core.errors import OverloadedError
+from w2s_core.admission import Admission, Ticket
+from w2s_core.errors import OverloadedError, ShuttingDownError
 
 
 async def test_tickets_are_served_in_order_and_rows_are_bounded() -> None:
@@ -58,3 +58,25 @@ async def test_leaving_the_queue_in_any_way_gives_the_rows_back() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert (admission.rows_running, admission.rows_waiting) == (0, 0)
+
+
+async def test_a_closed_queue_refuses_all_but_requests_that_have_begun() -> None:
+    admission = Admission(max_rows=4, max_queued_rows=100)
+    begun, fresh = object(), object()
+    running = admission.reserve(4, begun)
+    waiting = {request: asyncio.create_task(visit(admission.reserve(2, request))) for request in (begun, fresh, None)}
+    admission.close()
+    for request in (fresh, None):
+        with pytest.raises(ShuttingDownError):
+            await waiting[request]
+    assert admission.rows_waiting == 2
+    with pytest.raises(ShuttingDownError):
+        admission.reserve(1, begun)
+    running.cancel()
+    await waiting[begun]
+    assert (admission.rows_running, admission.rows_waiting) == (0, 0)
+
+
+async def visit(ticket: Ticket) -> None:
+    async with ticket:
+        pass

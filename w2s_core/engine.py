@@ -90,6 +90,10 @@ class Engine:
     def _devices_ready(self) -> bool:
         return self._devices is None or self._devices.ready
 
+    def drain(self) -> None:
+        """From now on refuses what comes and what waits, with ShuttingDownError; what runs goes on."""
+        self.admission.close()
+
     @property
     def served_models(self) -> Mapping[str, ServedModel]:
         """By API name, in the order of the configuration. Context lengths are known once the engine has started."""
@@ -108,7 +112,7 @@ class Engine:
         async with AsyncExitStack() as stack:
             sources = []
             for run in runs:
-                ticket = self.admission.reserve(run.plan.rows)
+                ticket = self.admission.reserve(run.plan.rows, request)
                 stack.callback(ticket.cancel)
                 sources.append(run.events(ticket))
             events = await stack.enter_async_context(aclosing(merged(sources, timeout_s=self._timeout_s)))

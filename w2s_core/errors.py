@@ -7,7 +7,8 @@
     │   │   └── UpstreamContextLengthError   so says a provider
     │   └── UnknownModelError    no such served model (404)
     ├── OverloadedError          the queue is full (429); `retry_after_s`
-    ├── UnavailableError         draining, or no worker alive (503); `retry_after_s`
+    ├── UnavailableError         loading, or no worker alive (503); `retry_after_s`
+    │   └── ShuttingDownError    draining (503)
     ├── DeadlineError            the request's time is spent (504)
     ├── UpstreamError            a remote model's provider failed this request (502)
     │   ├── UpstreamRefusedError   it understood the call and will not do it (502)
@@ -76,6 +77,13 @@ class UnavailableError(W2SError):
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ShuttingDownError(UnavailableError):
+    """This server is leaving: another replica may answer now, or this one once it is started again."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down.", retry_after_s=5)
 
 
 class DeadlineError(W2SError):

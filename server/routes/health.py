@@ -18,7 +18,7 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", responses={503: ERRORS["5XX"]})
 async def ready(request: Request) -> dict[str, str]:
-    """200, or 503 while the models load and when no worker is alive: for a load balancer."""
+    """200, or 503 while the models load, when no worker is alive and once the server drains: for a load balancer."""
     host = host_of(request)
     _ = host.engine  # says why there is none
     if not host.ready:

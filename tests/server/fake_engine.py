@@ -82,6 +82,7 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     entered: bool = False
     exited: bool = False
+    drained: bool = False
     open: int = 0
 
     def __post_init__(self) -> None:
@@ -94,6 +95,9 @@ class FakeEngine:
 
     async def __aexit__(self, *_: object) -> None:
         self.exited = True
+
+    def drain(self) -> None:
+        self.drained = True
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         self.requests.append(request)

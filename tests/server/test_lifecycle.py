@@ -132,3 +132,20 @@ async def test_the_description_tells_of_fields_and_errors(connect: Connect) -> N
 def test_the_http_side_never_imports_torch(module: str) -> None:
     check = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+async def test_a_draining_server_is_alive_and_refuses() -> None:
+    engine, ready = FakeEngine(), asyncio.Event()
+    host = EngineHost(lambda: engine, on_ready=lambda _: ready.set())
+    app = create_app(host)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await ready.wait()
+        assert "connection" not in (await client.get("/ready")).headers
+        host.drain()
+        assert engine.drained
+        assert (await client.get("/health")).status_code == 200
+        for method, path in [("GET", "/ready"), *CALLS]:
+            response = await client.request(method, path)
+            assert (response.status_code, response.headers["connection"]) == (503, "close")
+            assert response.headers["retry-after"]
+            assert "shutting down" in response.json()["error"]["message"]
