@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import EOS, tiny_model
+from w2s_core.device import model_queue
 from w2s_core.device.jobs import (
     CancelJob,
     CloseSession,
@@ -24,6 +25,7 @@ from w2s_core.device.jobs import (
     StopRows,
     WorkerState,
 )
+from w2s_core.device.kv_cache import Region
 from w2s_core.device.loading import make_runner
 from w2s_core.device.scheduler import Scheduler
 
@@ -260,7 +262,65 @@ def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch)
     assert len(drawn(drain(subject), 1, 1)[0]) == 5
 
 
-def broken_model(**_: object) -> None:
+def test_no_memory_for_the_draw_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sessions; one was in the batch whose draw failed, the other comes after it and loses nothing."""
+    subject = scheduler()
+    subject.take(sample_job(1, [Row((), 1, 5)]))
+    with monkeypatch.context() as patch:
+        patch.setattr(model_queue, "draw_tokens", broken_model)
+        [failed] = subject.turn()
+    assert isinstance(failed, JobFailed)
+    assert "out of memory" in failed.message
+    assert not failed.cache_full
+    assert state(subject).slots_used == {"m": 0}
+    subject.take(sample_job(2, [Row((), 1, 5)]))
+    assert len(drawn(drain(subject), 2, 1)[0]) == 5
+
+
+def test_no_memory_for_moving_kv_makes_others_give_way_or_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever wants to grow while the device has no room to move anything waits, and is answered later as alone."""
+    jobs = [sample_job(number, [Row((), number, 200)]) for number in (1, 2)]
+    alone = []
+    for job in jobs:
+        subject = scheduler()
+        subject.take(job)
+        alone.append(drawn(drain(subject), job.id, 1))
+    subject = scheduler()
+    cache = subject._queues["m"].runner.cache
+    grow, refused = cache.grow, []
+
+    def no_room(region: Region, size: int) -> None:
+        if len(refused) < 3:
+            refused.append(size)
+            raise torch.OutOfMemoryError("out of memory")
+        grow(region, size)
+
+    monkeypatch.setattr(cache, "grow", no_room)
+    for job in jobs:
+        subject.take(job)
+    outcomes: list[Outcome] = []
+    while not subject.idle:
+        outcomes += subject.turn()
+        state(subject)
+    assert len(refused) == 3
+    assert not [o for o in outcomes if isinstance(o, JobFailed)]
+    assert [drawn(outcomes, job.id, 1) for job in jobs] == alone
+
+
+def test_a_device_that_answers_nobody_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After such an error no kernel runs in this process any more: the pool must start another."""
+
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError("device-side assert triggered")
+
+    subject = scheduler()
+    subject.take(sample_job(1, [Row((), 1, 5)]))
+    monkeypatch.setattr(model_queue, "draw_tokens", lost)
+    with pytest.raises(torch.AcceleratorError):
+        subject.turn()
+
+
+def broken_model(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("out of memory")
 
 

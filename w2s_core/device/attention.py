@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from w2s_core.device.kv_cache import KVCache
+from w2s_core.device.transfer import moved
 
 TREE_ATTENTION = "w2s_tree"
 
@@ -48,7 +49,7 @@ class Part:
             if window is not None:
                 visible = visible & (self.positions[:, None] - self.depths < window)
             values = np.where(visible, np.float32(0), np.float32("-inf"))
-            mask = self._masks[window] = torch.from_numpy(values).to(self.device, dtype)
+            mask = self._masks[window] = moved(torch.from_numpy(values), self.device).to(dtype)
         return mask
 
 
@@ -87,11 +88,20 @@ def tree_attention(
         v = values[part.start : part.start + part.keys].transpose(0, 1)[None]
         mask = part.mask(sliding_window, query.dtype)
         if softcap is None:
-            out = scaled_dot_product_attention(q, k, v, attn_mask=mask[None, None], scale=scaling, enable_gqa=True)
+            out = _attended(q, k, v, mask, scaling)
         else:
             out = _softcapped(q, k, v, mask, scaling=scaling, cap=softcap)
         outputs.append(out.transpose(1, 2))
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
+
+
+def _attended(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    groups = q.shape[1] // k.shape[1]
+    if q.device.type != "cpu" and groups > 1:  # no GPU kernel but the slowest takes a mask and shared heads
+        k, v, groups = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), 1
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask[None, None], scale=scaling, enable_gqa=groups > 1)
 
 
 def _softcapped(

@@ -10,6 +10,7 @@ import torch
 from w2s_core.device.attention import Part, Step
 from w2s_core.device.kv_cache import KVCache
 from w2s_core.device.token_tree import Node, TokenTree
+from w2s_core.device.transfer import send
 
 
 @dataclass(slots=True)
@@ -125,10 +126,10 @@ class Batch:
                 parts.append(_part(tree, share, first, np.array(positions[first:]), device))
             tree.prompt_fed += share.prompt_slice
         return Inputs(
-            tokens=torch.tensor([tokens], device=device),
-            positions=torch.tensor([positions], device=device),
-            wanted=torch.tensor([row_of[node] for node in self.wanted] + prompt_rows, device=device, dtype=torch.long),
-            step=Step(cache, torch.tensor(slots, device=device), parts),
+            tokens=send(tokens, device)[None],
+            positions=send(positions, device)[None],
+            wanted=send([row_of[node] for node in self.wanted] + prompt_rows, device),
+            step=Step(cache, send(slots, device), parts),
         )
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import torch
 
+_COPIED_AT_ONCE = 1024  # slots: bounds the memory that moving takes
+
 
 class CacheFullError(Exception):
     """There is no room for these tokens."""
@@ -64,13 +66,13 @@ class KVCache:
         if start is None:
             raise CacheFullError(f"No room for {size} tokens: {self.slots_used} of {self.slots} are in use.")
         region = Region(start, size)
-        self._regions.append(region)
-        self._regions.sort(key=lambda r: r.start)
+        self._insert(region)
         return region
 
     @torch.inference_mode()
     def grow(self, region: Region, size: int) -> None:
-        """Makes `region` at least `size` slots, in place or elsewhere; its content stays. Raises CacheFullError."""
+        """Makes `region` at least `size` slots, in place or elsewhere; its content stays. Raises CacheFullError,
+        or torch.OutOfMemoryError where moving takes more than there is; then nothing has changed."""
         index = self._regions.index(region)
         end = self._regions[index + 1].start if index + 1 < len(self._regions) else self.slots
         room = self.slots - self.slots_used + region.size
@@ -79,6 +81,12 @@ class KVCache:
         wanted = min(max(size, region.size * 2), room)
         if end - region.start >= size:
             region.size = min(wanted, end - region.start)
+            return
+        if (start := self._find(wanted)) is not None:  # elsewhere, straight away
+            self._copy(region.start, start, region.size)
+            self._regions.remove(region)
+            region.start, region.size = start, wanted
+            self._insert(region)
             return
         content = [pool[region.start : region.start + region.size].clone() for pool in self._pools()]
         self._regions.remove(region)
@@ -109,6 +117,10 @@ class KVCache:
             end = region.start + region.size
         assert end <= self.slots, "a region reaches past the pool"
 
+    def _insert(self, region: Region) -> None:
+        self._regions.append(region)
+        self._regions.sort(key=lambda r: r.start)
+
     def _find(self, size: int) -> int | None:
         end = 0
         for region in self._regions:
@@ -127,8 +139,11 @@ class KVCache:
             end += region.size
 
     def _copy(self, source: int, target: int, size: int) -> None:
+        """In order, so that a move downwards may overlap."""
         for pool in self._pools():
-            pool[target : target + size] = pool[source : source + size].clone()
+            for first in range(0, size, _COPIED_AT_ONCE):
+                last = min(first + _COPIED_AT_ONCE, size)
+                pool[target + first : target + last] = pool[source + first : source + last].clone()
 
     def _pools(self) -> Iterator[torch.Tensor]:
         for key, value in self._layers.values():

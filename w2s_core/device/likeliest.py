@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from w2s_core.device.transfer import send
 from w2s_core.types import Alternatives
 
 
@@ -21,7 +22,7 @@ def likeliest(logits: torch.Tensor, count: int) -> list[Alternatives]:
 
 def logprobs_and_ranks(logits: torch.Tensor, tokens: Sequence[int]) -> tuple[list[float], list[int]]:
     """Of one token per row: its log-probability in nats, and its rank, 1 + the number of likelier tokens."""
-    chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None])
+    chosen = logits.gather(1, send(tokens, logits.device)[:, None])
     nats = chosen - logits.logsumexp(1, keepdim=True)
     return nats[:, 0].tolist(), ((logits > chosen).sum(1) + 1).tolist()
 

@@ -21,6 +21,8 @@ _GPU_SHARE = 0.8  # of what is free after loading, over all models
 def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     """Loads every model of the spec. Raises OSError or ValueError, as transformers does, when one cannot be had."""
     device = torch.device(spec.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or what models bring along works on the first device
     dtype = pick_dtype(spec.dtype, device)
     models = {name: _load(model, dtype, device) for name, model in spec.models.items()}
     share = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
@@ -28,11 +30,14 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on a GPU and on CPUs with matrix units (AMX); elsewhere float32 is as fast, and exact."""
+    """ "auto": bfloat16 on GPUs that have it and on CPUs with AMX; elsewhere float32 is as fast, and exact."""
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -40,7 +45,8 @@ def make_runner(model: PreTrainedModel, device: torch.device, cache_bytes: int) 
     """Gives the model a KV cache of at most `cache_bytes` and learns a token's size by running one."""
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
-    per_token, vocabulary = _measure(model, device)
+    model.config.pad_token_id = None  # else some (GPT-2) look for padding in every batch, and wait for the device
+    per_token, vocabulary = _measure(model, KVCache(128), device)
     info = ModelInfo(
         context_length=_context_length(model.config),
         vocabulary=vocabulary,
@@ -49,7 +55,9 @@ def make_runner(model: PreTrainedModel, device: torch.device, cache_bytes: int) 
         kv_bytes_per_token=per_token,
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    return ModelRunner(model, KVCache(info.kv_slots), device), info
+    cache = KVCache(info.kv_slots)
+    _measure(model, cache, device)  # so that a cache too large for the device fails now and not in somebody's request
+    return ModelRunner(model, cache, device), info
 
 
 def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -70,13 +78,13 @@ def _suit_cpu(model: PreTrainedModel) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _measure(model: PreTrainedModel, device: torch.device) -> tuple[int, int]:
-    """Bytes of KV a token, and how many logits it has."""
-    cache = KVCache(128)
+def _measure(model: PreTrainedModel, cache: KVCache, device: torch.device) -> tuple[int, int]:
+    """Runs one token, which gives the cache its layers. Bytes of KV a token, and how many logits it has."""
     batch = Batch(1)
     tree = TokenTree(cache, (0,))
     batch.request(tree, tree.root)
     logits = ModelRunner(model, cache, device).forward(batch)
+    tree.close()
     return cache.bytes_per_token(), logits.shape[1]
 
 

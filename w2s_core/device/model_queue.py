@@ -26,6 +26,7 @@ from w2s_core.device.runner import ModelRunner
 from w2s_core.device.sampling import draw_tokens
 from w2s_core.device.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.device.token_tree import TokenTree
+from w2s_core.device.transfer import send
 
 _log = logging.getLogger(__name__)
 _SLICE = 256  # tokens of prompts and scoring a turn: bounds its time and its logits' memory (tokens × vocabulary)
@@ -64,7 +65,7 @@ class ModelQueue:
         if not isinstance(job, PromptJob):
             try:
                 self.prefixes.serve(tree, self.trees.values())
-            except CacheFullError:
+            except (CacheFullError, torch.OutOfMemoryError):
                 tree.evict()  # it will run its prompt when there is room
         self.trees[job.session] = tree
         return tree
@@ -77,10 +78,16 @@ class ModelQueue:
             return self._fail(stuck[:1], CacheFullError(f"{self.runner.cache.slots} tokens of KV are not enough."))
         try:
             logits = self.runner.forward(batch) if batch.size else torch.empty(0, 0)  # all was known already
+            return self._account(batch, logits, sampling, scoring)
+        except torch.AcceleratorError:
+            raise  # the device answers nobody any more: a new process is needed
         except Exception as error:  # out of memory, or a bug: it must not take the other requests with it
+            if not batch.size:
+                raise
             _log.exception("a batch of %d tokens failed", batch.size)
-            return self._fail(batch.trees, error)
-        return self._account(batch, logits, sampling, scoring)
+            failed = self._fail(batch.trees, error)
+        self.runner.relieve()
+        return failed
 
     def _decide(self) -> tuple[Batch, list[tuple[SampleTask, RowState]], list[ScoreTask], list[TokenTree]]:
         batch = Batch(_SLICE)
@@ -101,7 +108,7 @@ class ModelQueue:
         while True:
             try:
                 ask()
-            except CacheFullError:
+            except (CacheFullError, torch.OutOfMemoryError):
                 if not self._make_room(tree, batch):
                     return False
             else:
@@ -131,7 +138,7 @@ class ModelQueue:
         if sampling:
             places = [batch.wanted[row.leaf] for _, row in sampling]
             in_order = places == list(range(len(logits)))  # then there is no need to copy what is large
-            rows = logits if in_order else logits[torch.tensor(places, device=logits.device)]
+            rows = logits if in_order else logits[send(places, logits.device)]
             self._find_alternatives(rows, sampling)
             tokens, logprobs = draw_tokens(rows, [task.draw(row) for task, row in sampling])
             for (task, row), token, logprob in zip(sampling, tokens, logprobs, strict=True):
@@ -155,7 +162,7 @@ class ModelQueue:
         asking = [i for i, (task, _) in enumerate(sampling) if task.job.sampling.alternatives]
         if asking:
             most = max(sampling[i][0].job.sampling.alternatives for i in asking)
-            found = likeliest(rows if len(asking) == len(rows) else rows[asking], most)
+            found = likeliest(rows if len(asking) == len(rows) else rows[send(asking, rows.device)], most)
             for i, alternatives in zip(asking, found, strict=True):
                 task, row = sampling[i]
                 row.alternatives.append(alternatives[: task.job.sampling.alternatives])
@@ -164,8 +171,8 @@ class ModelQueue:
     def _score(batch: Batch, logits: torch.Tensor, tasks: list[ScoreTask]) -> None:
         pending = [pair for task in tasks for pair in task.pending(batch.wanted)]
         if pending:
-            rows = torch.tensor([row for _, row in pending], device=logits.device)
-            tokens = torch.tensor([node.token for node, _ in pending], device=logits.device)
+            rows = send([row for _, row in pending], logits.device)
+            tokens = send([node.token for node, _ in pending], logits.device)
             values = (logits[rows, tokens] - logits.logsumexp(1)[rows]).tolist()
             for (node, _), nats in sorted(zip(pending, values, strict=True), key=lambda item: item[0][0].depth):
                 assert node.parent is not None

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from w2s_core.device.jobs import Sampling
+from w2s_core.device.transfer import moved
 from w2s_core.types import Tokens
 
 _FORBIDDEN = float("-inf")
@@ -145,7 +146,7 @@ def _without_unlikely(logits: torch.Tensor, rows: Sequence[Adjustment]) -> torch
     floors = [_floor(row.job.sampling) for row in rows]
     if max(floors) == min(floors) == _FORBIDDEN:
         return logits
-    lowest = logits.amax(1, keepdim=True) + torch.tensor(floors, device=logits.device)[:, None]
+    lowest = logits.amax(1, keepdim=True) + moved(torch.tensor(floors), logits.device)[:, None]
     return logits.masked_fill(logits < lowest, _FORBIDDEN)
 
 
@@ -154,4 +155,4 @@ def _floor(sampling: Sampling) -> float:
 
 
 def _on(like: torch.Tensor, values: npt.NDArray[np.generic]) -> torch.Tensor:
-    return torch.from_numpy(values).to(like.device)
+    return moved(torch.from_numpy(values), like.device)

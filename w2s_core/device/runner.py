@@ -29,3 +29,8 @@ class ModelRunner:
         )
         logits: torch.Tensor = output.logits[0].float()
         return logits
+
+    def relieve(self) -> None:
+        """After a batch that was too large: gives what it had taken back to the device."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -12,6 +12,7 @@ import torch
 
 from w2s_core.device.jobs import Sampling
 from w2s_core.device.penalties import Adjustment, adjusted
+from w2s_core.device.transfer import moved, send
 
 _COLDEST = 1e-5  # below this a temperature divides logits into infinities; it is greedy, as in vLLM
 _FIRST_TRY = 1024  # top_p rarely needs more tokens than these; sorting the whole vocabulary is slow
@@ -30,7 +31,9 @@ def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int],
     """`logits` (rows, vocab) in float32. Returns each row's token and its log-probability in nats, before temperature
     and adjustment."""
     tokens, logprobs = _draw(logits, draws)
-    return tokens.tolist(), logprobs.tolist()
+    drawn = torch.stack([tokens.double(), logprobs.double()])  # both in one read; either is exact in float64
+    ids, nats = drawn.tolist()
+    return [int(token) for token in ids], nats
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +45,8 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, to
         if len(rows) == len(draws):
             tokens, logprobs = kind(logits, draws)
         else:
-            tokens[rows], logprobs[rows] = kind(logits[rows], [draws[i] for i in rows])
+            index = send(rows, logits.device)
+            tokens[index], logprobs[index] = kind(logits[index], [draws[i] for i in rows])
     return tokens, logprobs
 
 
@@ -95,12 +99,14 @@ def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tenso
     scaled = logits / _column([d.sampling.temperature for d in draws], logits)
     vocabulary = logits.shape[1]
     limits = [min(d.sampling.top_k, vocabulary) or vocabulary for d in draws]
-    top_k = torch.tensor(limits, device=logits.device)[:, None]
+    top_k = send(limits, logits.device)[:, None]
     top_p = _column([d.sampling.top_p for d in draws], logits)
-    size = min(vocabulary, max(_FIRST_TRY if limit == vocabulary else limit for limit in limits))
+    # A GPU sorts everything sooner than it can be asked whether the best few were enough.
+    first_try = _FIRST_TRY if logits.device.type == "cpu" else vocabulary
+    size = min(vocabulary, max(first_try if limit == vocabulary else limit for limit in limits))
     best, index = scaled.topk(size, dim=1)
     whole = _logsumexp(scaled)
-    if size < vocabulary:  # a nucleus larger than the best few needs the rest
+    if size < vocabulary and vocabulary in limits:  # a nucleus larger than the best few needs the rest
         mass = (_logsumexp(best) - whole).exp()
         if bool(((mass < top_p) & (top_k == vocabulary)).any()):
             best, index = scaled.sort(dim=1, descending=True, stable=True)
@@ -127,4 +133,4 @@ def _inverse_transform(probabilities: torch.Tensor, draws: Sequence[Draw]) -> to
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return moved(torch.tensor(values, dtype=like.dtype), like.device)[:, None]

@@ -1,0 +1,145 @@
+"""One step on a GPU: logits as uncached transformers', draws as on the CPU, one wait, memory that runs out."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+import torch
+
+from tests.device.test_scheduler import drain, drawn, sample_job, state
+from tests.device.test_token_tree import logits_of
+from tests.tiny import FAMILIES, tiny_model
+from w2s_core.device.batch import Batch
+from w2s_core.device.jobs import JobFailed, Row, Sampling
+from w2s_core.device.loading import make_runner
+from w2s_core.device.sampling import Draw, draw_tokens
+from w2s_core.device.scheduler import Scheduler
+from w2s_core.device.token_tree import TokenTree
+from w2s_core.noise import root_key, successor_key, uniform
+
+
+@contextmanager
+def waits_are(mode: str) -> Iterator[None]:
+    """What torch does when the host waits for the device: "error" or "default"."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(action="ignore"):  # that this is a prototype
+        torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_equals_uncached(cuda: torch.device, family: str) -> None:
+    """Branches, pruning, slots used again, prompts cut into slices; float32, which is not TF32 here."""
+    reference = tiny_model(family).to(cuda)
+    runner, _ = make_runner(tiny_model(family).to(cuda), cuda, 1 << 20)
+    chance = random.Random(family)
+    prompts = [tuple(chance.randrange(256) for _ in range(size)) for size in (21, 3)]
+    trees = [TokenTree(runner.cache, prompt) for prompt in prompts]
+    beams: list[list[tuple[int, ...]]] = [[()], [()]]
+    for _ in range(4):
+        answers = [
+            [(*y, *(chance.randrange(3) for _ in range(chance.randrange(1, 6)))) for y in beam for _ in range(4)]
+            for beam in beams
+        ]
+        leaves = [[tree.descend(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
+        for tree, nodes in zip(trees, leaves, strict=True):
+            tree.keep(nodes)
+        found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], limit=13)
+        for prompt, ys, nodes in zip(prompts, answers, leaves, strict=True):
+            for y, node in zip(ys, nodes, strict=True):
+                with torch.inference_mode():
+                    expected = reference(input_ids=torch.tensor([prompt + y], device=cuda)).logits[0, -1]
+                torch.testing.assert_close(found[node], expected, atol=1e-4, rtol=1e-4)
+        beams = [chance.sample(ys, 3) for ys in answers]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Sampling(temperature=0.0),
+        Sampling(),
+        Sampling(temperature=0.7),
+        Sampling(top_p=0.8),
+        Sampling(top_k=20),
+        Sampling(temperature=1.3, top_k=40, top_p=0.9),
+        Sampling(presence_penalty=0.5, min_p=0.01),
+    ],
+    ids=["greedy", "plain", "cool", "nucleus", "top-k", "both", "adjusted"],
+)
+def test_draws_are_the_cpus(cuda: torch.device, kind: Sampling) -> None:
+    """The same numbers give the same tokens, but where a number lies on the border of two to float32's last digits."""
+    torch.manual_seed(0)
+    logits = torch.randn(200, 5000) * 2
+    numbers = [uniform(successor_key(root_key(4), 0, i), 0) for i in range(200)]
+
+    def tokens(of: torch.Tensor, shift: float) -> list[int]:
+        return draw_tokens(of, [Draw(kind, min(max(u + shift, 0.0), 1 - 2**-53)) for u in numbers])[0]
+
+    below, middle, above = (tokens(logits, shift) for shift in (-1e-5, 0.0, 1e-5))
+    inside = [i for i in range(200) if below[i] == middle[i] == above[i]]
+    assert len(inside) > 100
+    found = tokens(logits.to(cuda), 0.0)
+    assert [found[i] for i in inside] == [middle[i] for i in inside]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_waits_for_nothing(cuda: torch.device, family: str) -> None:
+    runner, _ = make_runner(tiny_model(family).to(cuda), cuda, 1 << 20)
+    tree = TokenTree(runner.cache, tuple(range(20)))
+    for answers in ([(4, 5), (4, 6)], [(4, 5, 6), (4, 6, 7, 8)]):  # what a first forward sets up may wait
+        batch = Batch(100)
+        for answer in answers:
+            batch.request(tree, tree.descend(answer))
+        with waits_are("error" if answers[0] == (4, 5, 6) else "default"):
+            runner.forward(batch)
+
+
+def test_a_decoding_step_waits_once(cuda: torch.device) -> None:
+    subject = Scheduler({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
+    kinds = [Sampling(), Sampling(temperature=0.0), Sampling(top_p=0.9), Sampling(temperature=0.5, top_k=9)]
+    for number, kind in enumerate(kinds, start=1):
+        subject.take(sample_job(number, [Row((), number, 20)] * 2, sampling=kind))
+    subject.turn()
+    subject.turn()
+    with waits_are("warn"), pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
+        subject.turn()
+    assert len(waits) == 1, [str(wait.message) for wait in waits]
+
+
+@contextmanager
+def no_memory_left(device: torch.device) -> Iterator[None]:
+    """Whatever this process could still take, in large pieces and small ones, is taken."""
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + 1) / total, device)
+    taken: list[torch.Tensor] = []
+    for size in (2**20, 2**16, 2**12, 2**9):
+        with suppress(torch.OutOfMemoryError):
+            while True:
+                taken.append(torch.empty(size, dtype=torch.uint8, device=device))
+    try:
+        yield
+    finally:
+        taken.clear()
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def test_no_memory_on_the_device_fails_its_batch_only(cuda: torch.device) -> None:
+    subject = Scheduler({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
+    subject.take(sample_job(1, [Row((), 1, 5)]))
+    expected = drawn(drain(subject), 1, 1)
+    subject.take(sample_job(2, [Row((), 2, 50)] * 8, tuple(range(250))))
+    with no_memory_left(cuda):
+        [failed] = drain(subject)
+    assert isinstance(failed, JobFailed)
+    assert "out of memory" in failed.message
+    assert state(subject).slots_used == {"m": 3 + 64}, "the first session lives"
+    subject.take(sample_job(3, [Row((), 1, 5)]))
+    assert drawn(drain(subject), 3, 1) == expected
