@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from server.schemas.base import StreamOptions
-from server.schemas.chat import AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, Delta
-from server.schemas.completions import Completion, CompletionChoice
 from server.schemas.responses import Answer, AnswerChoice, ChoiceGuidance, GuidanceSummary, Usage, usage_of
-from w2s_core.types import ChoiceFinished, Event, FinishReason, RequestFinished, TextCommitted
+from server.shapes import Parts, Shape
+from w2s_core.types import (
+    ChoiceFinished,
+    Event,
+    FinishReason,
+    PlacedToken,
+    PromptRead,
+    RequestFinished,
+    TextCommitted,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,66 +38,6 @@ class Envelope:
     @property
     def fields(self) -> dict[str, Any]:
         return {"id": self.id, "model": self.model, "created": self.created, "system_fingerprint": None}
-
-
-class Shape(Protocol):
-    """How one endpoint writes its answers, of choices that it made itself; `extras` are fields not always there."""
-
-    id_prefix: str
-
-    def whole(self, choices: list[Any], **fields: Any) -> Answer: ...
-    def chunk(self, choices: list[Any], **fields: Any) -> Answer: ...
-    def whole_choice(self, index: int, text: str, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
-    def first_delta(self, index: int) -> AnswerChoice | None: ...
-    def text_delta(self, index: int, text: str) -> AnswerChoice: ...
-    def last_delta(self, index: int, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
-
-
-class CompletionShape:
-    id_prefix = "cmpl"
-
-    def whole(self, choices: list[Any], **fields: Any) -> Completion:
-        return Completion(object="text_completion", choices=choices, **fields)
-
-    chunk = whole
-
-    def whole_choice(self, index: int, text: str, reason: FinishReason, **extras: Any) -> CompletionChoice:
-        return CompletionChoice(index=index, text=text, logprobs=None, finish_reason=reason, **extras)
-
-    def first_delta(self, index: int) -> None:  # noqa: ARG002
-        return None
-
-    def text_delta(self, index: int, text: str) -> CompletionChoice:
-        return CompletionChoice(index=index, text=text, logprobs=None, finish_reason=None)
-
-    def last_delta(self, index: int, reason: FinishReason, **extras: Any) -> CompletionChoice:
-        return self.whole_choice(index, "", reason, **extras)
-
-
-class ChatShape:
-    id_prefix = "chatcmpl"
-
-    def whole(self, choices: list[Any], **fields: Any) -> ChatCompletion:
-        return ChatCompletion(object="chat.completion", choices=choices, **fields)
-
-    def chunk(self, choices: list[Any], **fields: Any) -> ChatChunk:
-        return ChatChunk(object="chat.completion.chunk", choices=choices, **fields)
-
-    def whole_choice(self, index: int, text: str, reason: FinishReason, **extras: Any) -> ChatChoice:
-        message = AssistantMessage(role="assistant", content=text, refusal=None)
-        return ChatChoice(index=index, message=message, logprobs=None, finish_reason=reason, **extras)
-
-    def first_delta(self, index: int) -> ChatChunkChoice:
-        return self._delta(index, Delta(role="assistant", content=""), None)
-
-    def text_delta(self, index: int, text: str) -> ChatChunkChoice:
-        return self._delta(index, Delta(content=text), None)
-
-    def last_delta(self, index: int, reason: FinishReason, **extras: Any) -> ChatChunkChoice:
-        return self._delta(index, Delta(), reason, **extras)
-
-    def _delta(self, index: int, delta: Delta, reason: FinishReason | None, **extras: Any) -> ChatChunkChoice:
-        return ChatChunkChoice(index=index, delta=delta, logprobs=None, finish_reason=reason, **extras)
 
 
 def _reason(event: ChoiceFinished) -> FinishReason:
@@ -110,14 +58,22 @@ async def whole_answer(events: AsyncIterator[Event], shape: Shape, envelope: Env
     """The answer in one piece, choices by index."""
     choices: list[AnswerChoice] = []
     extras: dict[str, Any] = {}
+    tokens: defaultdict[int, list[PlacedToken]] = defaultdict(list)
+    prompts: dict[int, PromptRead] = {}
     async for event in events:
-        if isinstance(event, ChoiceFinished):
-            hypothesis = event.hypothesis
-            choices.append(shape.whole_choice(event.index, hypothesis.text, _reason(event), **_score(event)))
-        elif isinstance(event, RequestFinished):
-            extras = {"usage": usage_of(event), **_report(event)}
+        match event:
+            case PromptRead():
+                prompts |= dict.fromkeys(event.choices, event)
+            case TextCommitted():
+                tokens[event.index] += event.tokens
+            case ChoiceFinished():
+                told = [*tokens[event.index], *event.tokens]
+                parts = Parts(event.hypothesis.text, told, prompts.get(event.index))
+                choices.append(shape.whole_choice(event.index, parts, _reason(event), **_score(event)))
+            case RequestFinished():
+                extras = {"usage": usage_of(event), **_report(event)}
     choices.sort(key=lambda choice: choice.index)
-    return shape.whole(choices, **envelope.fields, **extras)
+    return shape.whole(choices, prompts.get(0), **envelope.fields, **extras)
 
 
 @dataclass(slots=True)
@@ -134,6 +90,7 @@ class Chunks:
     options: StreamOptions
     choices: int
     _opened: set[int] = field(default_factory=set)
+    _prompts: dict[int, PromptRead] = field(default_factory=dict)
     _finished: int = 0
     _held: ChoiceFinished | None = None
     _usage: Usage = field(default_factory=lambda: Usage.of(0, 0))
@@ -147,12 +104,16 @@ class Chunks:
     def _chunks(self, event: Event) -> list[Answer]:
         if isinstance(event, RequestFinished):
             return self._end(event)
+        if isinstance(event, PromptRead):
+            self._prompts |= dict.fromkeys(event.choices, event)
+            return [chunk for index in event.choices for chunk in self._opening(index)]
         if isinstance(event, TextCommitted):  # the chunk with the role is sent before the text, and counts none of it
             self._usage = Usage.of(event.prompt_tokens, self._usage.completion_tokens)
         opening = self._opening(event.index)
         if isinstance(event, TextCommitted):
             self._usage = Usage.of(event.prompt_tokens, event.completion_tokens)
-            return [*opening, self._chunk(self.shape.text_delta(event.index, event.text))]
+            parts = Parts(event.text, event.tokens, echoed=self._echoed(event.index))
+            return [*opening, self._chunk(self.shape.text_delta(event.index, parts))]
         self._finished += 1
         if self._finished == self.choices:
             self._held = event
@@ -163,11 +124,16 @@ class Chunks:
         if index in self._opened:
             return []
         self._opened.add(index)
-        first = self.shape.first_delta(index)
-        return [] if first is None else [self._chunk(first)]
+        prompt = self._prompts.get(index)
+        first = self.shape.first_delta(index, prompt)
+        return [] if first is None else [self._chunk(first, prompt)]
+
+    def _echoed(self, index: int) -> int:
+        return len(self._prompts[index].text) if self.shape.details.echo else 0
 
     def _last(self, event: ChoiceFinished, **extras: Any) -> Answer:
-        choice = self.shape.last_delta(event.index, _reason(event), **_score(event))
+        parts = Parts(tokens=event.tokens, echoed=self._echoed(event.index))
+        choice = self.shape.last_delta(event.index, parts, _reason(event), **_score(event))
         return self._chunk(choice, **extras)
 
     def _end(self, event: RequestFinished) -> list[Answer]:
@@ -177,9 +143,9 @@ class Chunks:
             chunks.append(self.shape.chunk([], **self.envelope.fields, usage=self._usage))
         return chunks
 
-    def _chunk(self, choice: AnswerChoice, **extras: Any) -> Answer:
+    def _chunk(self, choice: AnswerChoice, prompt: PromptRead | None = None, **extras: Any) -> Answer:
         if self.options.continuous_usage_stats:
             extras["usage"] = self._usage
         elif self.options.include_usage:
             extras["usage"] = None
-        return self.shape.chunk([choice], **self.envelope.fields, **extras)
+        return self.shape.chunk([choice], prompt, **self.envelope.fields, **extras)

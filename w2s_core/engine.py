@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeAlias
 
 from w2s_core.admission import Admission, Ticket
 from w2s_core.concurrency import merged
@@ -16,7 +16,6 @@ from w2s_core.interfaces import LargeModel, Proposals, Scorer
 from w2s_core.noise import copy_key, root_key, successor_key
 from w2s_core.planning import Plan, Planner, ServedModel
 from w2s_core.search import search
-from w2s_core.text import common_prefix, withhold
 from w2s_core.trace import Trace
 from w2s_core.types import (
     Bought,
@@ -26,11 +25,15 @@ from w2s_core.types import (
     Guidance,
     GuidanceReport,
     Hypothesis,
+    PromptRead,
     RequestFinished,
     TextCommitted,
+    TextPrompt,
 )
+from w2s_core.writing import ChoiceWriter, TokenWriter, placed_prompt
 
 _RETRY_AFTER_S = 5
+_PromptEvent: TypeAlias = PromptRead | TextCommitted | ChoiceFinished
 
 
 class Devices(Protocol):
@@ -138,10 +141,19 @@ class PromptRun:
         self._first_choice = first_choice
         self._root = Hypothesis(key=root_key(plan.seed))
 
-    async def events(self, ticket: Ticket) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
+    async def events(self, ticket: Ticket) -> AsyncGenerator[_PromptEvent]:
         """Everything but the request's last event."""
         plan = self.plan
-        async with ticket, plan.large.open(plan.prompt, plan.sampling, rows=plan.rows) as proposals:
+        async with ticket:
+            if plan.with_prompt:
+                yield await self._read_prompt()
+            async with aclosing(self._answers()) as answers:
+                async for event in answers:
+                    yield event
+
+    async def _answers(self) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
+        plan = self.plan
+        async with plan.large.open(plan.prompt, plan.sampling, rows=plan.rows) as proposals:
             source = self._plain(proposals) if plan.scorer is None else self._guided(proposals, plan.scorer)
             async with aclosing(source):
                 async for event in source:
@@ -160,20 +172,21 @@ class PromptRun:
     async def _sample(
         self, proposals: Proposals, choice: int, start: Hypothesis
     ) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
-        writer = ChoiceWriter(self._first_choice + choice, self.plan.sampling.stop)
+        writer = self._writer(choice)
         last = start
-        async with aclosing(proposals.grow(start, length=self.plan.budget)) as growing:
-            async for last in growing:
-                self.lengths[choice] = last.length
-                for text in writer.commit([last]):
-                    yield text
+        if self.plan.budget > 0:
+            async with aclosing(proposals.grow(start, length=self.plan.budget)) as growing:
+                async for last in growing:
+                    self.lengths[choice] = last.length
+                    for text in writer.commit([last]):
+                        yield text
         for event in self._finish(writer, last):
             yield event
 
     async def _guided(self, proposals: Proposals, scorer: Scorer) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
         plan, guidance = self.plan, self.plan.guidance
         assert guidance is not None  # a scorer is planned for guided requests only
-        writers = [ChoiceWriter(self._first_choice + i, plan.sampling.stop) for i in range(plan.n)]
+        writers = [self._writer(i) for i in range(plan.n)]
         beam: Sequence[Hypothesis] = [replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.copies)]
         async with scorer.open(plan.pair_prompt) as scoring:
             rounds = search(
@@ -201,27 +214,20 @@ class PromptRun:
     def _finish(self, writer: ChoiceWriter, answer: Hypothesis) -> list[TextCommitted | ChoiceFinished]:
         answer = replace(answer, finish_reason=answer.finish_reason or "length")
         self.lengths[writer.index - self._first_choice] = answer.length
-        return [*writer.commit([answer]), ChoiceFinished(writer.index, answer, guided=self.plan.ranked)]
+        return writer.finish(answer, guided=self.plan.ranked)
 
+    def _writer(self, choice: int) -> ChoiceWriter:
+        index, plan = self._first_choice + choice, self.plan
+        if plan.with_tokens:
+            return TokenWriter(index, plan.sampling, plan.large.codec)
+        return ChoiceWriter(index, plan.sampling.stop)
 
-class ChoiceWriter:
-    """Sends text once it is final: what every hypothesis still in the beam agrees on, behind which no stop string
-    can begin any more."""
-
-    def __init__(self, index: int, stops: Sequence[str]) -> None:
-        self.index = index
-        self._stops = stops
-        self._sent = 0
-
-    def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
-        """What is final now and was not before: one event or none."""
-        agreed = common_prefix([self._visible(y) for y in beam])
-        new = agreed[self._sent :]
-        self._sent += len(new)
-        return [TextCommitted(self.index, new)] if new else []
-
-    def _visible(self, y: Hypothesis) -> str:
-        return y.text if y.finished else y.text[: len(y.text) - withhold(y.text, self._stops)]
+    async def _read_prompt(self) -> PromptRead:
+        large, prompt, top = self.plan.large, self.plan.prompt, self.plan.prompt_logprobs
+        found = None if top is None else await large.prompt_logprobs(prompt, top=top)
+        text = self.plan.pair_prompt.text if isinstance(self.plan.pair_prompt, TextPrompt) else ""
+        choices = range(self._first_choice, self._first_choice + self.plan.n)
+        return PromptRead(choices, text, placed_prompt(large.codec, prompt, found))
 
 
 def _padded(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
@@ -237,8 +243,8 @@ def _completion_tokens(runs: Sequence[PromptRun]) -> int:
     return sum(sum(run.lengths) for run in runs)
 
 
-def _with_usage(event: TextCommitted | ChoiceFinished, runs: Sequence[PromptRun]) -> TextCommitted | ChoiceFinished:
-    if isinstance(event, ChoiceFinished):
+def _with_usage(event: _PromptEvent, runs: Sequence[PromptRun]) -> _PromptEvent:
+    if not isinstance(event, TextCommitted):
         return event
     return replace(event, prompt_tokens=_prompt_tokens(runs), completion_tokens=_completion_tokens(runs))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -23,6 +24,7 @@ def piece_reader(tokenizer: PreTrainedTokenizerFast, rules: Mapping[str, Any]) -
     added = {token["id"]: token for token in rules["added_tokens"]}
     to_bytes = _bytes_of(tokenizer, rules["decoder"])
 
+    @lru_cache(maxsize=1 << 16)  # log-probabilities name the same few thousand tokens again and again
     def read(token: int) -> Piece:
         if token in added:
             content: str = added[token]["content"]

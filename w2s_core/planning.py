@@ -46,6 +46,9 @@ class Plan:
     keep: int
     copies: int
     ranked: bool
+    with_tokens: bool
+    with_prompt: bool
+    prompt_logprobs: int | None
 
     @property
     def rows(self) -> int:
@@ -145,6 +148,9 @@ class Planner:
             keep=guidance.beam_width if guidance else request.n,
             copies=guidance.beam_width if guidance and cbs else 1,
             ranked=guidance is not None and bool(guidance.pairs),
+            with_tokens=request.with_tokens,
+            with_prompt=request.with_prompt,
+            prompt_logprobs=request.prompt_logprobs,
         )
         self._check_rows(plan, request)
         return plan

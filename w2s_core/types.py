@@ -165,6 +165,22 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedToken:
+    """A token that is final, and its place in its text: `offset` counts the characters before the one in which it
+    begins. `logprob` is None where there is none (a prompt's first); `rank` (1 = the likeliest) is a prompt's.
+
+    `alternatives` are ids, texts and log-probabilities in nats of the likeliest tokens there, best first.
+    """
+
+    token: int
+    piece: Piece
+    offset: int
+    logprob: float | None
+    rank: int | None = None
+    alternatives: tuple[tuple[int, Piece, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """What guides the search: `total` = Σ w_j · pairs[j], and each pair's own log-ratio."""
 
@@ -186,6 +202,9 @@ class GenerationRequest:
 
     Each of `prompts` gets `n` choices, indexed `i + prompt_index * n`. Of a prompt longer than `truncate_prompt_tokens`
     tokens only its last ones are used; -1 means as many as fit the context beside the answer, None all.
+
+    `with_tokens` puts tokens beside committed text, `with_prompt` a PromptRead before it. `prompt_logprobs` asks for
+    the log-probabilities in that, with so many alternatives at each place.
     """
 
     model: str
@@ -195,17 +214,32 @@ class GenerationRequest:
     n: int = 1
     best_of: int | None = None
     truncate_prompt_tokens: int | None = None
+    with_tokens: bool = False
+    with_prompt: bool = False
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """The prompt of these choices, before anything else of them: its text, and its tokens placed in what they decode to
+    (the same, but for tokenizers that normalize)."""
+
+    choices: Sequence[int]
+    text: str
+    tokens: Sequence[PlacedToken]
 
 
 @dataclass(frozen=True, slots=True)
 class TextCommitted:
-    """More text of choice `index` that is final: nothing sent is ever taken back.
+    """More text of choice `index` that is final: nothing sent is ever taken back. `tokens`, where asked for, are those
+    that this text is made of.
 
     `prompt_tokens` and `completion_tokens` are the whole request's usage so far, as `RequestFinished` ends it.
     """
 
     index: int
     text: str
+    tokens: tuple[PlacedToken, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -214,12 +248,14 @@ class TextCommitted:
 class ChoiceFinished:
     """Choice `index` is complete; `hypothesis.text` equals the concatenation of what was committed of it.
 
-    `guided` tells whether its score means anything.
+    `guided` tells whether its score means anything. `tokens`, where asked for, are those that no text came of: behind
+    the others, the one that ended the answer.
     """
 
     index: int
     hypothesis: Hypothesis
     guided: bool
+    tokens: tuple[PlacedToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,4 +314,4 @@ class RequestFinished:
     guidance: GuidanceReport | None
 
 
-Event: TypeAlias = TextCommitted | ChoiceFinished | RequestFinished
+Event: TypeAlias = PromptRead | TextCommitted | ChoiceFinished | RequestFinished

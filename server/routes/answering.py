@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from server.answers import Chunks, Envelope, Shape, whole_answer
+from server.answers import Chunks, Envelope, whole_answer
 from server.disconnect import unless_disconnected
 from server.errors import request_id_of
 from server.hosting import EngineHost
@@ -17,6 +17,7 @@ from server.schemas.base import StreamOptions
 from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
 from server.schemas.responses import Answer, ErrorResponse
+from server.shapes import Shape
 from server.sse import EventStream
 from w2s_core.errors import UnknownModelError
 from w2s_core.types import GenerationRequest

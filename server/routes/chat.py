@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.answers import ChatShape
 from server.routes.answering import STREAM, answer
 from server.schemas.chat import ChatBody, ChatCompletion
+from server.shapes import ChatShape
 
 router = APIRouter()
 
@@ -15,4 +15,4 @@ router = APIRouter()
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses={200: {"content": STREAM}})
 async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     """Answer a conversation; with `stream` as server-sent events of `chat.completion.chunk`."""
-    return await answer(request, body, ChatShape())
+    return await answer(request, body, ChatShape(body.details))

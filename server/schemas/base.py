@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas.fields import NonEmpty, Strict
 from server.schemas.guidance import GuidanceOptions
+from server.schemas.logprobs import Alternatives, Details
 from server.schemas.sampling import SamplingExtras
 from w2s_core.types import SamplingParams
 
@@ -45,7 +46,6 @@ class GenerationBody(SamplingExtras):
 
     asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "response_format": (None, {"type": "text"}),
-        "logprobs": (None,),
     }
 
     model: str
@@ -59,6 +59,13 @@ class GenerationBody(SamplingExtras):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     guidance: GuidanceOptions | None = None
+    prompt_logprobs: Annotated[
+        Alternatives | None,
+        Field(description="The prompt's own log-probabilities, with so many alternatives at each place (vLLM's)."),
+    ] = None
+    return_token_ids: Annotated[
+        bool | None, Field(description="Return the token ids of prompt and answer (vLLM's).")
+    ] = None
 
     # Cannot change the answer: accepted and not used.
     user: str | None = None
@@ -82,6 +89,26 @@ class GenerationBody(SamplingExtras):
             )
         return self
 
+    @model_validator(mode="after")
+    def _prompt_logprobs_are_not_streamed(self) -> Self:
+        if self.prompt_logprobs is not None and self.stream:
+            raise PydanticCustomError("stream", "not available when `stream` is true", {"param": "prompt_logprobs"})
+        return self
+
+    @property
+    def details(self) -> Details:
+        """What is wanted beside the text."""
+        return Details(self.alternatives, self.prompt_logprobs, echo=self.echoes, token_ids=bool(self.return_token_ids))
+
+    @property
+    def alternatives(self) -> int | None:
+        """Per token of the answer; None = no log-probabilities."""
+        raise NotImplementedError
+
+    @property
+    def echoes(self) -> bool:
+        return False
+
     @property
     def choices_per_prompt(self) -> int:
         return self.n or 1
@@ -96,6 +123,7 @@ class GenerationBody(SamplingExtras):
             top_k=max(self.top_k or 0, 0),
             stop=stop,
             seed=self.seed,
+            logprobs=self.alternatives,
             **self.sampling_extras(),
         )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from server.schemas.base import GenerationBody, drop_neutral
 from server.schemas.fields import Strict, Text
 from server.schemas.guidance import effective_guidance
+from server.schemas.logprobs import Alternatives, ChatLogprobs, PromptLogprobs
 from server.schemas.responses import Answer, AnswerChoice, Sent
 from w2s_core.types import ChatPrompt, FinishReason, GenerationRequest, Guidance
 
@@ -64,8 +66,6 @@ class ChatBody(GenerationBody):
 
     asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **GenerationBody.asks_nothing,
-        "logprobs": (None, False),
-        "top_logprobs": (None, 0),
         "tools": (None, []),
         "tool_choice": (None, "none", "auto"),
         "functions": (None, []),
@@ -78,6 +78,18 @@ class ChatBody(GenerationBody):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[bool | None, Field(description="Log-probabilities of the answer's tokens.")] = None
+    top_logprobs: Annotated[Alternatives | None, Field(description="So many alternatives at each place.")] = None
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "only allowed when `logprobs` is true", {"param": "top_logprobs"})
+        return self
+
+    @property
+    def alternatives(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def to_request(self, default: Guidance | None) -> GenerationRequest:
         """`default` is the served model's guidance. Raises RequestError."""
@@ -90,6 +102,7 @@ class ChatBody(GenerationBody):
             guidance=effective_guidance(self.guidance, default, self.choices_per_prompt),
             n=self.choices_per_prompt,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
+            **self.details.asked,
         )
 
 
@@ -101,13 +114,16 @@ class AssistantMessage(Sent):
 
 class ChatChoice(AnswerChoice):
     message: AssistantMessage
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(Answer):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class Delta(Sent):
@@ -119,10 +135,12 @@ class Delta(Sent):
 
 class ChatChunkChoice(AnswerChoice):
     delta: Delta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None
+    token_ids: list[int] | None = None
 
 
 class ChatChunk(Answer):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
+    prompt_token_ids: list[int] | None = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from server.schemas.base import MAX_CHOICES, GenerationBody
 from server.schemas.fields import Text, TokenId
 from server.schemas.guidance import effective_guidance
+from server.schemas.logprobs import Alternatives, CompletionLogprobs, PromptLogprobs
 from server.schemas.responses import Answer, AnswerChoice
 from w2s_core.types import FinishReason, GenerationRequest, Guidance, Prompt, TextPrompt, TokenPrompt
 
@@ -39,12 +41,33 @@ class CompletionBody(GenerationBody):
 
     asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
         **GenerationBody.asks_nothing,
-        "echo": (None, False),
         "suffix": (None,),
     }
 
     prompt: PromptField
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[
+        Alternatives | None,
+        Field(description="Log-probabilities of the answer's tokens, with so many alternatives at each place."),
+    ] = None
+    echo: Annotated[bool | None, Field(description="Put the prompt before the answer; then max_tokens may be 0.")] = (
+        None
+    )
+
+    @model_validator(mode="after")
+    def _no_tokens_need_an_echo(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise PydanticCustomError("max_tokens", "must be at least 1 unless `echo` is true", {"param": "max_tokens"})
+        return self
+
+    @property
+    def alternatives(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
 
     def to_request(self, default: Guidance | None) -> GenerationRequest:
         """`default` is the served model's guidance. Raises RequestError."""
@@ -56,6 +79,7 @@ class CompletionBody(GenerationBody):
             n=self.choices_per_prompt,
             best_of=self.best_of,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
+            **self.details.asked,
         )
 
     def _prompts(self) -> tuple[Prompt, ...]:
@@ -71,8 +95,11 @@ class CompletionBody(GenerationBody):
 
 class CompletionChoice(AnswerChoice):
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class Completion(Answer):

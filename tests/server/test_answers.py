@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.answers import ChatShape, Chunks, CompletionShape, Envelope, whole_answer
+from server.answers import Chunks, Envelope, whole_answer
 from server.schemas.base import StreamOptions
+from server.shapes import ChatShape, CompletionShape
 from server.sse import DONE, event
 from tests.server.conftest import Connect
 from tests.server.fake_engine import REPORT, FakeEngine, Script, hypothesis
