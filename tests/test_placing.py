@@ -223,3 +223,15 @@ def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> Non
     events = writer.finish(answer, guided=False)
     assert [token.offset for event in events for token in event.tokens] == ([0, 1, 1] if skip else [0, 1, 6])
     assert answer.text == ("ab" if skip else "a<eos>b")
+
+
+def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:
+    """A stop string may begin right behind it, and then the answer ends before it."""
+    codec, sampling = ByteCodec(), SamplingParams(stop=("b",))
+    successors, writer = Successors(codec, sampling), TokenWriter(0, sampling, codec)  # type: ignore[arg-type]
+    longer = successors.make(Hypothesis(), 0, (97, EOS), (-1.0,) * 2, ended=False)
+    events = [*writer.commit([longer])]
+    answer = successors.make(longer, 0, (98,), (-1.0,), ended=False)
+    events += writer.finish(answer, guided=False)  # type: ignore[arg-type]
+    assert (answer.text, answer.tokens) == ("a", (97,))
+    assert [token.token for event in events for token in event.tokens] == [97]

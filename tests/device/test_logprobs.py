@@ -24,6 +24,7 @@ from w2s_core.device.jobs import (
 from w2s_core.device.likeliest import likeliest
 from w2s_core.device.loading import make_runner
 from w2s_core.device.scheduler import Scheduler
+from w2s_core.device.token_tree import TokenTree
 from w2s_core.types import PromptLogprobs, Tokens
 
 
@@ -96,19 +97,22 @@ def test_a_remembered_prompt_is_read_all_the_same_and_then_serves_the_next() -> 
     state(subject)
 
 
-def test_prompts_are_read_beside_other_work_and_when_memory_is_short() -> None:
+def test_prompts_are_read_beside_other_work_and_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """KV is taken from the younger ones in the middle of their prompts; what they know they keep."""
-    subject = scheduler(cache_bytes=256 * 330)
-    for number in range(1, 5):
-        subject.take(sample_job(number, [Row((), number, 40)] * 2, numbers(50, number)))
-    for number in range(5, 8):
+    monkeypatch.setattr("w2s_core.device.model_queue._SLICE", 32)
+    subject, lost = scheduler(cache_bytes=256 * 400), []
+    evict = TokenTree.evict
+    monkeypatch.setattr(TokenTree, "evict", lambda tree: lost.append(tree.prompt_fed) or evict(tree))
+    subject.take(sample_job(1, [Row((), i, 40) for i in range(8)]))
+    for number in (5, 6):
         subject.take(PromptJob(number, number, "m", numbers(300, number), 2))
     subject.take(ScoreJob(9, 9, "m", (8, 9), (tuple(range(60)),)))
     outcomes: list[Outcome] = []
     while not subject.idle:
         outcomes += subject.turn()
         state(subject)
-    for number in range(5, 8):
+    assert max(lost) > 32, "nobody lost KV in the middle of a prompt"
+    for number in (5, 6):
         assert_right(found(outcomes, number), numbers(300, number), 2)
 
 
@@ -136,6 +140,14 @@ def test_alternatives_stand_beside_what_was_drawn(changes: dict[str, Any]) -> No
         assert [nats for _, nats in alternatives] == pytest.approx(expected[i].topk(4).values.tolist(), abs=1e-4)
         assert asked.logprobs[i] == pytest.approx(expected[i, token].item(), abs=1e-4), "before temperature and top_k"
         assert dict(alternatives).get(token, asked.logprobs[i]) == asked.logprobs[i], "equal to the last bit"
+
+
+def test_a_drawn_tokens_logprob_is_the_same_among_the_alternatives_to_the_last_bit() -> None:
+    subject = scheduler()
+    subject.take(sample_job(1, [Row((), key, 20) for key in range(8)], sampling=Sampling(alternatives=300)))
+    for row in rows_of(drain(subject), 1):
+        for token, nats, alternatives in zip(row.tokens, row.logprobs, row.alternatives, strict=False):
+            assert dict(alternatives)[token] == nats
 
 
 def test_nobody_pays_who_does_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
