@@ -83,6 +83,7 @@ class FakeLargeModel:
         self.distribution = distribution or letters()
         self.context_length = context_length
         self.codec = ByteCodec()
+        self.token_ids = True
         self.gate = gate
         self.open_sessions = 0
         self.calls: list[tuple[int, int, int]] = []  # (hypotheses, k, length) of each propose

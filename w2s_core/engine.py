@@ -227,7 +227,7 @@ class PromptRun:
         found = None if top is None else await large.prompt_logprobs(prompt, top=top)
         text = self.plan.pair_prompt.text if isinstance(self.plan.pair_prompt, TextPrompt) else ""
         choices = range(self._first_choice, self._first_choice + self.plan.n)
-        return PromptRead(choices, text, placed_prompt(large.codec, prompt, found))
+        return PromptRead(choices, text, placed_prompt(large.codec, prompt, found) if large.token_ids else ())
 
 
 def _padded(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:

@@ -66,6 +66,11 @@ class LargeModel(Protocol):
         """
         ...
 
+    @property
+    def token_ids(self) -> bool:
+        """Whether `encode` and hypotheses give the model's own token ids; else only `open` and `codec` read them."""
+        ...
+
     def count(self, prompt: Tokens) -> int:
         """Tokens of an encoded prompt; 0 where only a provider can count them."""
         ...

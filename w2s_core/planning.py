@@ -114,6 +114,8 @@ class Planner:
 
     def _plan(self, request: GenerationRequest, prompt: Prompt, large: LargeModel, guidance: Guidance | None) -> Plan:
         tokens = large.encode(prompt)
+        if request.token_ids and not large.token_ids:
+            raise RequestError("Only its provider knows this model's token ids.", "return_token_ids")
         used = _truncated(request, tokens, large)
         if used < len(tokens):
             tokens = tokens[-used:]

@@ -204,7 +204,8 @@ class GenerationRequest:
     tokens only its last ones are used; -1 means as many as fit the context beside the answer, None all.
 
     `with_tokens` puts tokens beside committed text, `with_prompt` a PromptRead before it. `prompt_logprobs` asks for
-    the log-probabilities in that, with so many alternatives at each place.
+    the log-probabilities in that, with so many alternatives at each place. `token_ids`: tokens are wanted for
+    their ids, which not every provider tells.
     """
 
     model: str
@@ -217,12 +218,13 @@ class GenerationRequest:
     with_tokens: bool = False
     with_prompt: bool = False
     prompt_logprobs: int | None = None
+    token_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PromptRead:
     """The prompt of these choices, before anything else of them: its text, and its tokens placed in what they decode to
-    (the same, but for tokenizers that normalize)."""
+    (the same, but for tokenizers that normalize); none where only a provider knows them."""
 
     choices: Sequence[int]
     text: str

@@ -54,6 +54,10 @@ class LocalLargeModel:
     def encode(self, prompt: Prompt) -> Tokens:
         return encode_prompt(self.codec, prompt)
 
+    @property
+    def token_ids(self) -> bool:
+        return True
+
     def count(self, prompt: Tokens) -> int:
         return len(prompt)
 

@@ -47,6 +47,10 @@ class RemoteLargeModel:
     def encode(self, prompt: Prompt) -> Tokens:
         return self._language.encode(prompt)
 
+    @property
+    def token_ids(self) -> bool:
+        return self._language is self._by_tokens
+
     def count(self, prompt: Tokens) -> int:
         return self._language.count(prompt)
 
