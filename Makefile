@@ -49,8 +49,12 @@ bench: install ## every speed and ratio that we promise, measured (about 25 minu
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 .PHONY: load
-load: install ## 1 to 32 streams at once through HTTP: throughput, latency, memory, charts
+load: install ## 1 to 32 streams at once through HTTP: throughput, latency, memory, a chart (about 4 minutes)
 	$(BIN)/python -m benchmarks.load $(ARGS)
+
+.PHONY: cost
+cost: install ## what a token costs by length, rows, chunks and streams, and KV memory, beside the arithmetic
+	$(BIN)/python -m benchmarks.load --cost $(ARGS)
 
 .PHONY: pair
 pair: install ## trains the demo pair anew (about ten minutes)

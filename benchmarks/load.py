@@ -1,4 +1,4 @@
-"""`make load`: what many clients at once get from a real server, and what a request costs by its size."""
+"""`make load`: what many clients at once get from a real server; `make cost`: what a request costs by its size."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import click
 
 from benchmarks import client
 from benchmarks.figures import percentile
-from benchmarks.load_chart import draw
+from benchmarks.load_chart import draw_cost, draw_load
 from benchmarks.machine import machine
+from benchmarks.memory import Held, memory
 from benchmarks.processes import peak_bytes
 from benchmarks.prompts import excerpt
 from benchmarks.report import write
@@ -51,18 +52,27 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Sweeps:
-    """Levels by what is varied. `concurrency` has guided and plain ones; the others are single guided requests."""
+    """Levels by what is varied. `concurrency` has guided and plain ones; the others are single guided requests.
+
+    What was not asked for, or for what no time was left, is empty or short.
+    """
 
     concurrency: Sequence[Level]
-    length: Sequence[Level]
-    rows: Sequence[Level]
-    chunks: Sequence[Level]
+    length: Sequence[Level] = ()
+    rows: Sequence[Level] = ()
+    chunks: Sequence[Level] = ()
+    memory: Sequence[Held] = ()
 
 
 def concurrency(tokens: int, most: int) -> list[Workload]:
+    return guided(tokens, most) + [
+        Workload(20, tokens, None, w=1, k=1, streams=load.streams) for load in guided(tokens, most)
+    ]
+
+
+def guided(tokens: int, most: int) -> list[Workload]:
     counts = [2**i for i in range(most.bit_length()) if 2**i <= most]
-    guided = [Workload(20, tokens, DEMO, streams=count) for count in counts]
-    return guided + [Workload(20, tokens, None, w=1, k=1, streams=count) for count in counts]
+    return [Workload(20, tokens, DEMO, streams=count) for count in counts]
 
 
 def by_length(tokens: int) -> list[Workload]:
@@ -75,6 +85,10 @@ def by_rows(tokens: int) -> list[Workload]:
 
 def by_chunks(tokens: int) -> list[Workload]:
     return [Workload(20, tokens, DEMO, length=max(1, tokens // count)) for count in (32, 16, 8, 4, 2, 1)]
+
+
+def by_memory(tokens: int) -> list[Workload]:
+    return [Workload(prompt, tokens * factor, DEMO) for prompt in (20, 256) for factor in (1, 2, 3)]
 
 
 async def measure(server: Server, codec: TextCodec, load: Workload, seed: int) -> Level:
@@ -109,8 +123,9 @@ def _guidance(load: Workload) -> dict[str, Any]:
     return {"guidance": {"beam_width": load.w, "successors": load.k, "chunk_length": load.length}}
 
 
-async def sweep(settings: Settings, tokens: int, most: int) -> Sweeps:
-    """One server for all; every level after the one before."""
+async def sweep(settings: Settings, tokens: int, most: int, *, costs: bool) -> Sweeps:
+    """One server for all; every level after the one before, none begun after `settings.minutes`."""
+    end = time.monotonic() + 60 * settings.minutes
     with tempfile.TemporaryDirectory(prefix="w2s-load-") as folder:
         models = prepare(settings, Path(folder), equal=False)
         codec = TextCodec(models.large)
@@ -120,16 +135,22 @@ async def sweep(settings: Settings, tokens: int, most: int) -> Sweeps:
             async def levels(name: str, loads: Sequence[Workload]) -> list[Level]:
                 found = []
                 for load in loads:
+                    if time.monotonic() > end:
+                        click.echo(f"{name}: no time for the rest", err=True)
+                        break
                     found.append(await measure(server, codec, load, 1))
                     click.echo(f"{name}: {_line(found[-1])}", err=True)
                 return found
 
-            return Sweeps(
-                concurrency=await levels("concurrency", concurrency(tokens, most)),
+            if not costs:
+                return Sweeps(await levels("concurrency", concurrency(tokens, most)))
+            sweeps = Sweeps(
                 length=await levels("length", by_length(max(2, tokens // 2))),
                 rows=await levels("rows", by_rows(tokens)),
                 chunks=await levels("chunks", by_chunks(tokens)),
+                concurrency=await levels("concurrency", guided(tokens, most)),
             )
+        return replace(sweeps, memory=await memory(models, settings, by_memory(tokens)))
 
 
 def _line(level: Level) -> str:
@@ -156,30 +177,48 @@ def table(levels: Sequence[Level]) -> str:
     return "\n".join(lines)
 
 
-def run(settings: Settings, out: Path, *, tokens: int, most: int) -> Sweeps:
-    """Measures, prints the table on stdout, writes load.json, load.md, load.png and cost.png into `out`."""
+def cost_table(sweeps: Sweeps) -> str:
+    """What a request costs and holds, by what is varied, in Markdown."""
+    lines = ["| varied | W/K/L | T | streams | ms per committed token of one stream |", "|---|---|---|---|---|"]
+    for name in ("length", "rows", "chunks", "concurrency"):
+        for level in getattr(sweeps, name):
+            load = level.load
+            cost = 1000 * load.streams / level.speed
+            lines.append(f"| {name} | {load.w}/{load.k}/{load.length} | {load.tokens} | {load.streams} | {cost:.0f} |")
+    lines += ["", "| W/K/L | P | T | KV held, tokens | P + W·C + W·K·L | W·K·(P + T) |", "|---|---|---|---|---|---|"]
+    for held in sweeps.memory:
+        load, shape = held.load, f"{held.load.w}/{held.load.k}/{held.load.length}"
+        lines.append(f"| {shape} | {load.prompt} | {load.tokens} | {held.held} | {held.predicted} | {held.published} |")
+    return "\n".join(lines)
+
+
+def run(settings: Settings, out: Path, *, tokens: int, most: int, costs: bool) -> Sweeps:
+    """Measures, prints a table on stdout, writes load.json, load.md and load.png (or cost.…) into `out`."""
+    name = "cost" if costs else "load"
     about = {"machine": machine(), "settings": asdict(settings)}
-    sweeps = asyncio.run(sweep(settings, tokens, most))
-    text = table(sweeps.concurrency)
+    sweeps = asyncio.run(sweep(settings, tokens, most, costs=costs))
+    text = cost_table(sweeps) if costs else table(sweeps.concurrency)
     click.echo(text)
-    write(out / "load.json", json.dumps(about | asdict(sweeps), indent=1) + "\n")
-    write(out / "load.md", text + "\n")
-    draw(sweeps, out)
-    click.echo(f"wrote {out}/load.json, load.md, load.png and cost.png", err=True)
+    write(out / f"{name}.json", json.dumps(about | asdict(sweeps), indent=1) + "\n")
+    write(out / f"{name}.md", text + "\n")
+    (draw_cost if costs else draw_load)(sweeps, out / f"{name}.png")
+    click.echo(f"wrote {out}/{name}.json, {name}.md and {name}.png", err=True)
     return sweeps
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/load"), show_default=True)
+@click.option("--cost", "costs", is_flag=True, help="By length, rows, chunks and streams, and KV memory.")
 @click.option("--quick", is_flag=True, help="A third of the tokens.")
+@click.option("--minutes", type=float, default=6.0, show_default=True, help="After these no further level begins.")
 @click.option("--most", type=click.IntRange(min=1, max=32), default=32, show_default=True, help="Streams at once.")
 @click.option("--tokens", type=click.IntRange(min=2), default=48, show_default=True, help="Of an answer.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of the worker.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-def main(out: Path, most: int, tokens: int, *, quick: bool, **options: Any) -> None:
+def main(out: Path, most: int, tokens: int, *, costs: bool, quick: bool, **options: Any) -> None:
     """Sweep concurrent streams and sizes of requests through HTTP against a server of its own."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whoever ends us ends the server, too
-    run(replace(Settings(), **options), out, tokens=max(2, tokens // 3) if quick else tokens, most=most)
+    run(replace(Settings(), **options), out, tokens=max(2, tokens // 3) if quick else tokens, most=most, costs=costs)
 
 
 if __name__ == "__main__":

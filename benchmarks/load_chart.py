@@ -10,17 +10,21 @@ from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from benchmarks.load import Level, Sweeps
+    from benchmarks.memory import Held
 
 _GUIDED, _PLAIN, _PREDICTED = "#2f6fb0", "#9aa5b1", "#c0392b"
 _PANEL_INCHES, _DPI = (4.2, 3.4), 110
 Value = Callable[["Level"], float]
 
 
-def draw(sweeps: Sweeps, out: Path) -> None:
-    """Writes load.png and cost.png into `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    _load(sweeps.concurrency).savefig(out / "load.png", dpi=_DPI)
-    _cost(sweeps).savefig(out / "cost.png", dpi=_DPI)
+def draw_load(sweeps: Sweeps, path: Path) -> None:
+    """Writes a PNG: speed and latencies by the number of streams."""
+    _load(sweeps.concurrency).savefig(path, dpi=_DPI)
+
+
+def draw_cost(sweeps: Sweeps, path: Path) -> None:
+    """Writes a PNG: time by length, rows, chunks and streams, and memory by length."""
+    _cost(sweeps).savefig(path, dpi=_DPI)
 
 
 def _panels(count: int) -> tuple[Figure, list[Any]]:
@@ -54,7 +58,7 @@ def _load(levels: Sequence[Level]) -> Figure:
 
 def _cost(sweeps: Sweeps) -> Figure:
     """Predictions go through the largest request: flat in T and in chunks, linear in rows."""
-    figure, (length, rows, chunks, streams) = _panels(4)
+    figure, (length, rows, chunks, streams, memory) = _panels(5)
     guided = [level for level in sweeps.concurrency if level.load.pair is not None]
     _panel(length, sweeps.length, lambda level: level.load.tokens, per_token, lambda _: 1.0)
     _panel(rows, sweeps.rows, lambda level: level.load.rows, per_token, lambda x: x)
@@ -67,7 +71,20 @@ def _cost(sweeps: Sweeps) -> Figure:
         (streams, "ms per token of every stream, by all rows", "rows of all streams"),
     ):
         _finish(axes, title, label)
+    _memory(memory, sweeps.memory)
     return figure
+
+
+def _memory(axes: Any, found: Sequence[Held]) -> None:
+    """Lines by length of the prompt."""
+    for prompt, marker in zip(sorted({held.load.prompt for held in found}), "os", strict=False):
+        mine = [held for held in found if held.load.prompt == prompt]
+        x = [held.load.tokens for held in mine]
+        axes.plot(x, [held.held for held in mine], f"{marker}-", color=_GUIDED, label=f"held, P={prompt}")
+        axes.plot(x, [held.predicted for held in mine], f"{marker}--", color=_PREDICTED, label=f"predicted, P={prompt}")
+        axes.plot(x, [held.published for held in mine], f"{marker}:", color=_PLAIN, label=f"W·K·(P+T), P={prompt}")
+    axes.set_yscale("log")
+    _finish(axes, "tokens of KV, by T", "tokens T", bottom=None)
 
 
 def per_token(level: Level) -> float:
@@ -81,6 +98,8 @@ def per_step(level: Level) -> float:
 
 
 def _panel(axes: Any, levels: Sequence[Level], x: Value, y: Value, shape: Callable[[float], float]) -> None:
+    if not levels:
+        return
     xs, ys = [x(level) for level in levels], [y(level) for level in levels]
     largest = max(range(len(xs)), key=xs.__getitem__)
     scale = ys[largest] / shape(xs[largest])
@@ -88,11 +107,12 @@ def _panel(axes: Any, levels: Sequence[Level], x: Value, y: Value, shape: Callab
     axes.plot(xs, ys, "o-", color=_GUIDED, label="measured")
 
 
-def _finish(axes: Any, title: str, label: str) -> None:
+def _finish(axes: Any, title: str, label: str, bottom: float | None = 0) -> None:
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(label, fontsize=9)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=bottom)
     ticks = sorted({float(value) for line in axes.get_lines() for value in line.get_xdata()})
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks], fontsize=8)
     axes.minorticks_off()
-    axes.legend(fontsize=8)
+    if ticks:
+        axes.legend(fontsize=8)

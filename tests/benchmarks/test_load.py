@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import load
 from benchmarks.client import Stream
+from benchmarks.memory import Held
 from benchmarks.processes import Usage, peak_bytes
-from benchmarks.settings import Settings
+from benchmarks.settings import Settings, Workload
 from tests.tiny import save_tiny
 
 
@@ -28,22 +30,46 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def test_the_sweep_from_server_to_charts(settings: Settings, tmp_path: Path) -> None:
-    sweeps = load.run(settings, tmp_path, tokens=6, most=2)
+    sweeps = load.run(settings, tmp_path, tokens=6, most=2, costs=False)
     assert [(level.load.streams, level.load.pair) for level in sweeps.concurrency] == [
         (1, "demo"),
         (2, "demo"),
         (1, None),
         (2, None),
     ]
+    for level in sweeps.concurrency:
+        assert level.tokens == level.load.tokens * level.load.streams, "every answer is whole"
+        assert level.peak_bytes > 10**8, "a worker with torch in it"
+    content = json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))
+    assert len(content["concurrency"]) == len(sweeps.concurrency)
+    assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "load.md").read_text(encoding="utf-8").count("\n") == 2 + len(sweeps.concurrency)
+
+
+def test_the_cost_of_a_request_from_server_to_chart(settings: Settings, tmp_path: Path) -> None:
+    sweeps = load.run(settings, tmp_path, tokens=6, most=1, costs=True)
     for levels in (sweeps.concurrency, sweeps.length, sweeps.rows, sweeps.chunks):
+        assert levels
         for level in levels:
             assert level.tokens == level.load.tokens * level.load.streams, "every answer is whole"
-            assert level.peak_bytes > 10**8, "a worker with torch in it"
-    content = json.loads((tmp_path / "load.json").read_text(encoding="utf-8"))
-    assert len(content["rows"]) == len(sweeps.rows)
-    for name in ("load.png", "cost.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "load.md").read_text(encoding="utf-8").count("\n") == 2 + len(sweeps.concurrency)
+    for held in sweeps.memory:
+        assert held.load.prompt < held.held <= 2 * held.predicted, "a region doubles when it grows, no more"
+    content = json.loads((tmp_path / "cost.json").read_text(encoding="utf-8"))
+    assert [row["held"] for row in content["memory"]] == [held.held for held in sweeps.memory]
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "cost.md").read_text(encoding="utf-8").count("| rows |") == len(sweeps.rows)
+
+
+def test_no_level_begins_when_time_is_over(settings: Settings, tmp_path: Path) -> None:
+    sweeps = load.run(replace(settings, minutes=0.0), tmp_path, tokens=6, most=2, costs=False)
+    assert not sweeps.concurrency
+    assert (tmp_path / "load.png").exists()
+
+
+def test_memory_is_the_prompt_once_the_beams_once_and_a_chunk_of_every_row() -> None:
+    held = Held(Workload(20, 64, "demo", w=4, k=4, length=5), held=0)
+    assert held.predicted == 20 + 4 * 59 + 16 * 5
+    assert held.published == 16 * 84
 
 
 def test_the_sweep_doubles_up_to_the_most() -> None:

@@ -1,0 +1,77 @@
+"""How much KV a guided request holds at most, beside what the arithmetic says and what a search as published takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from benchmarks.prompts import excerpt
+from benchmarks.settings import DEMO, LARGE, Models, Settings, Workload
+from w2s_core.device.jobs import ModelSpec, WorkerSpec
+from w2s_core.device.pool import WorkerPool
+from w2s_core.engine import Engine
+from w2s_core.large.local import LocalLargeModel
+from w2s_core.scorers.local import LocalScorer
+from w2s_core.scorers.pair_model import PairModel
+from w2s_core.text import TextCodec
+from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TokenPrompt
+
+_LOOK_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Tokens of the large model's KV: at most `held` by the request, room to grow included."""
+
+    load: Workload
+    held: int
+
+    @property
+    def predicted(self) -> int:
+        """P + W·C + W·K·L, C being what is settled before the last chunk."""
+        load = self.load
+        return load.prompt + load.w * (load.tokens - load.length) + load.rows * load.length
+
+    @property
+    def published(self) -> int:
+        """W·K·(P + T): every row with a copy of its own."""
+        return self.load.rows * (self.load.prompt + self.load.tokens)
+
+
+async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) -> list[Held]:
+    """One request after the other, by the demo pair, on a worker of its own."""
+    tuned, untuned, template = models.pairs[DEMO]
+    specs = {name: ModelSpec(name, trust_remote_code=False) for name in (models.large, tuned, untuned)}
+    pool = WorkerPool([WorkerSpec("cpu", settings.dtype, settings.threads, 0, specs)])
+    codec = TextCodec(models.large)
+    pair = [PairModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
+    large = LocalLargeModel(models.large, codec, pool)
+    scorer = LocalScorer(pool, pair[0], pair[1], template)
+    async with Engine({LARGE: large}, {DEMO: scorer}, {LARGE: (LARGE, None)}, devices=pool) as engine:
+        return [Held(load, await _most_held(engine, pool, models.large, _request(codec, load))) for load in loads]
+
+
+def _request(codec: TextCodec, load: Workload) -> GenerationRequest:
+    return GenerationRequest(
+        LARGE,
+        (TokenPrompt(excerpt(codec, load.prompt, load.tokens)),),
+        SamplingParams(max_tokens=load.tokens, seed=1),
+        guidance=Guidance("cbs", {DEMO: 1.0}, load.w, load.k, load.length),
+    )
+
+
+async def _most_held(engine: Engine, pool: WorkerPool, model: str, request: GenerationRequest) -> int:
+    async def ask() -> None:
+        async with aclosing(engine.generate(request)) as events:
+            async for _ in events:
+                pass
+
+    most = 0
+    asking = asyncio.create_task(ask())
+    while not asking.done():
+        most = max(most, *(state.slots_used[model] for state in await pool.inspect()))
+        await asyncio.wait({asking}, timeout=_LOOK_S)
+    await asking
+    return most
