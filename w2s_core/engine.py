@@ -11,6 +11,7 @@ from typing import Protocol, Self, TypeAlias
 from w2s_core.admission import Admission, Ticket
 from w2s_core.concurrency import merged
 from w2s_core.config import Limits
+from w2s_core.eager import EagerProposals, ProposesByFamily
 from w2s_core.errors import DeadlineError, UnavailableError
 from w2s_core.interfaces import LargeModel, Proposals, Scorer
 from w2s_core.noise import copy_key, root_key, successor_key
@@ -190,7 +191,7 @@ class PromptRun:
         beam: Sequence[Hypothesis] = [replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.copies)]
         async with scorer.open(plan.pair_prompt) as scoring:
             rounds = search(
-                proposals,
+                EagerProposals(proposals, scoring) if isinstance(proposals, ProposesByFamily) else proposals,
                 scoring,
                 beam,
                 w=plan.keep,

@@ -51,11 +51,14 @@ class GrowingText:
         return answers
 
     def _known(self, y: Hypothesis) -> _Settled:
-        """What of this answer its parent has settled; a stop string may have cut it shorter than that."""
-        before = y.parent.text if y.parent else ""
-        settled = self._settled.get(before, _Settled())
-        beginning = before[: settled.characters + 2]  # the border's space and the letter behind it
-        return settled if y.text.startswith(beginning) else _Settled()
+        """What of this answer is settled, by itself or by its parent; a stop string may have cut it shorter than
+        that."""
+        for before in (y.text, y.parent.text if y.parent else ""):
+            settled = self._settled.get(before)
+            # Behind the settled characters come the border's space and a letter.
+            if settled is not None and y.text.startswith(before[: settled.characters + 2]):
+                return settled
+        return _Settled()
 
 
 def _last_border(text: str, start: int) -> int:

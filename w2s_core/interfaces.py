@@ -15,7 +15,15 @@ from w2s_core.text import Codec
 from w2s_core.types import Bought, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Score, Tokens
 
 
-class Proposals(Protocol):
+class Proposer(Protocol):
+    """Whoever continues hypotheses: all that the search itself asks of a large model."""
+
+    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        """k successors of each hypothesis in `beam`, of at most `length` more tokens; parents in order, k each."""
+        ...
+
+
+class Proposals(Proposer, Protocol):
     """One prompt's view of the large model; owns that prompt's KV."""
 
     @property
@@ -31,10 +39,6 @@ class Proposals(Protocol):
     @property
     def bought(self) -> Bought:
         """Had from a provider so far."""
-        ...
-
-    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
-        """k successors of each hypothesis in `beam`, of at most `length` more tokens; parents in order, k each."""
         ...
 
     def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:

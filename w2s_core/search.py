@@ -15,12 +15,12 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import replace
 from heapq import nlargest
 
-from w2s_core.interfaces import Proposals, Scoring
+from w2s_core.interfaces import Proposer, Scoring
 from w2s_core.types import Hypothesis, Round
 
 
 async def search(
-    proposals: Proposals, scoring: Scoring, start: Sequence[Hypothesis], *, w: int, k: int, length: int, budget: int
+    proposals: Proposer, scoring: Scoring, start: Sequence[Hypothesis], *, w: int, k: int, length: int, budget: int
 ) -> AsyncGenerator[Round]:
     """Yields every round; the last one's beam is H. W = `w`, K = `k`, L = `length` and `budget` in tokens of π_base.
 

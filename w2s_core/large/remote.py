@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from zlib import crc32
 
-from w2s_core.concurrency import all_of
+from w2s_core.concurrency import merged
 from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.large.asking import LargeFacts
 from w2s_core.large.wires import Drawn, Language, TextOnly, TokenIds, Wire
@@ -92,9 +92,21 @@ class RemoteProposals:
         self._successors = successors
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        families = {index: family async for index, family in self.families(beam, k=k, length=length)}
+        return [y for index in range(len(beam)) for y in families[index]]
+
+    async def families(
+        self, beam: Sequence[Hypothesis], *, k: int, length: int
+    ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
+        """As `w2s_core.eager.ProposesByFamily.families`."""
         self._successors.forget_all_but(beam)
-        families = await all_of([self._family(parent, k, length) for parent in beam])
-        return [y for family in families for y in family]
+
+        async def family(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
+            yield index, await self._family(beam[index], k, length)
+
+        async with aclosing(merged([family(index) for index in range(len(beam))])) as families:
+            async for arrived in families:
+                yield arrived
 
     async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
         piece, last = _FIRST_PIECE, hypothesis

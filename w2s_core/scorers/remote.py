@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 from zlib import crc32
 
 from w2s_core.concurrency import all_of
@@ -18,6 +20,8 @@ from w2s_core.remote.provider import Provider
 from w2s_core.scorers.pair_model import PairModel, shown
 from w2s_core.text import TextCodec
 from w2s_core.types import Bought, ChatPrompt, Hypothesis, Prompt, Score, Tokens
+
+A = TypeVar("A", Tokens, str)  # an answer, as it is sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class TokenReading:
         self._prompt = prompt
         self._text = GrowingText(reader.codec)
         self._affinity = crc32(repr(prompt).encode())
+        self._known: dict[Tokens, float] = {}
 
     async def logprobs(self, candidates: Sequence[Hypothesis]) -> list[float]:
         """Of each whole answer, in nats."""
@@ -86,7 +91,8 @@ class TokenReading:
         facts = self._model.discovery.found
         if facts.context_length is not None:
             self._reader.check_length(self._prompt, answers, facts.context_length)
-        return await all_of([self._logprob(facts.way, answer) for answer in answers])
+        self._known = await _all_known(self._known, answers, partial(self._logprob, facts.way))
+        return [self._known[answer] for answer in answers]
 
     async def _logprob(self, way: Way, answer: Tokens) -> float:
         if not answer:
@@ -104,10 +110,13 @@ class TextReading:
         self._model = model
         self._prompt = prompt
         self._affinity = crc32(prompt.encode())
+        self._known: dict[str, float] = {}
 
     async def logprobs(self, candidates: Sequence[Hypothesis]) -> list[float]:
         """Of each whole answer's text, in nats; see `Way.of_text` for a token that straddles its beginning."""
-        return await all_of([self._logprob(y.text) for y in candidates])
+        texts = [y.text for y in candidates]
+        self._known = await _all_known(self._known, texts, self._logprob)
+        return [self._known[text] for text in texts]
 
     async def _logprob(self, answer: str) -> float:
         if not answer:
@@ -116,6 +125,15 @@ class TextReading:
         completion = await ask(self._model.provider, way, self._prompt + answer, self._affinity)
         self.bought += completion.bought
         return way.of_text(completion.choices[0], answer, _prompt_tokens(completion))
+
+
+async def _all_known(
+    known: Mapping[A, float], answers: Sequence[A], ask: Callable[[A], Coroutine[Any, Any, float]]
+) -> dict[A, float]:
+    """Each answer's log-probability; only those that are not `known` are asked for, once each, all at the same time."""
+    missing = [answer for answer in dict.fromkeys(answers) if answer not in known]
+    found = dict(zip(missing, await all_of([ask(answer) for answer in missing]), strict=True))
+    return {answer: found[answer] if answer in found else known[answer] for answer in answers}
 
 
 class RemoteScorer:

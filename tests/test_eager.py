@@ -1,0 +1,105 @@
+"""Scoring while slower beams are drawn changes when things happen, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes import FakeLargeModel, FakeProposals, FakeScorer
+from w2s_core.eager import EagerProposals, ProposesByFamily
+from w2s_core.noise import copy_key, root_key
+from w2s_core.search import search
+from w2s_core.types import Hypothesis, SamplingParams, Score, TextPrompt
+
+PROMPT = (1, 2, 3)
+
+
+class InOrder(FakeProposals):
+    """Families end in an order that the test names, each when it has been let go."""
+
+    order: Sequence[int] = ()
+
+    async def families(
+        self, beam: Sequence[Hypothesis], *, k: int, length: int
+    ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
+        for index in sorted(range(len(beam)), key=lambda i: self.order[i % len(self.order)] if self.order else i):
+            yield index, await self.propose([beam[index]], k=k, length=length)
+            await self.between()
+
+    async def between(self) -> None:
+        await asyncio.sleep(0)
+
+
+def start(seed: int, copies: int) -> list[Hypothesis]:
+    root = Hypothesis(key=root_key(seed))
+    return [replace(root, key=copy_key(root.key, i)) for i in range(copies)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), order=st.permutations(range(4)), w=st.integers(1, 4), k=st.integers(1, 3))
+async def test_the_same_answers_with_the_same_scores(seed: int, order: list[int], w: int, k: int) -> None:
+    results = []
+    for eager in (False, True):
+        proposals = InOrder(FakeLargeModel(), PROMPT, SamplingParams())
+        proposals.order = order
+        async with FakeScorer().open(TextPrompt("x")) as scoring:
+            proposer = EagerProposals(proposals, scoring) if eager else proposals
+            rounds = search(proposer, scoring, start(seed, w), w=w, k=k, length=3, budget=12)
+            results.append([round_ async for round_ in rounds][-1].beam)
+    assert results[0] == results[1]
+    assert [y.score for y in results[0]] == [y.score for y in results[1]]
+
+
+async def test_a_fast_beam_is_scored_before_a_slow_one_is_drawn() -> None:
+    scored = asyncio.Event()
+
+    class Slow(InOrder):
+        async def between(self) -> None:
+            await scored.wait()  # the next beam is not drawn before the first one's successors have been scored
+
+    class Watched:
+        scored_tokens = 0
+
+        async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+            assert all(y.tokens == () for y in candidates[:1]), "the beam is named first"
+            if any(y.tokens for y in candidates):
+                scored.set()
+            return [Score(0.0)] * len(candidates)
+
+    proposals = Slow(FakeLargeModel(), PROMPT, SamplingParams())
+    async with asyncio.timeout(10):
+        families = await EagerProposals(proposals, Watched()).propose(start(1, 3), k=2, length=4)  # type: ignore[arg-type]
+    assert len(families) == 6
+
+
+async def test_whoever_fails_ends_the_other() -> None:
+    class Broken(InOrder):
+        async def between(self) -> None:
+            raise ConnectionError("gone")
+
+    cancelled = asyncio.Event()
+
+    class Waiting:
+        async def score(self, _candidates: Sequence[Hypothesis]) -> list[Score]:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+            raise AssertionError("unreachable")
+
+    before = asyncio.all_tasks()
+    with pytest.raises(ConnectionError, match="gone"):
+        await EagerProposals(Broken(FakeLargeModel(), PROMPT, SamplingParams()), Waiting()).propose(  # type: ignore[arg-type]
+            start(1, 2), k=1, length=2
+        )
+    assert asyncio.all_tasks() == before
+
+
+def test_local_proposals_end_together_and_stay_as_they_are() -> None:
+    assert not isinstance(FakeProposals(FakeLargeModel(), PROMPT, SamplingParams()), ProposesByFamily)
+    assert isinstance(InOrder(FakeLargeModel(), PROMPT, SamplingParams()), ProposesByFamily)

@@ -1,0 +1,56 @@
+"""Scores successors as soon as they arrive, while slower beams are still drawn: beams of a provider end at different
+times, and a pair that waits for the last of them wastes that time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Protocol, runtime_checkable
+
+from w2s_core.concurrency import all_of
+from w2s_core.interfaces import Proposals, Scoring
+from w2s_core.search import distinct
+from w2s_core.types import Hypothesis
+
+
+@runtime_checkable
+class ProposesByFamily(Proposals, Protocol):
+    """Proposals whose beams end at different times."""
+
+    def families(
+        self, beam: Sequence[Hypothesis], *, k: int, length: int
+    ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
+        """As `propose`, but a parent's successors come with its index in `beam`, whoever is first."""
+        ...
+
+
+class EagerProposals:
+    """What `search` takes for `proposals` to that effect: when it asks for all scores, most of them are known."""
+
+    def __init__(self, proposals: ProposesByFamily, scoring: Scoring) -> None:
+        self._proposals = proposals
+        self._scoring = scoring
+
+    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        """As `Proposals.propose`. All that is scored meanwhile is scored in one call, the last arrivals by `search`."""
+        arrived: dict[int, list[Hypothesis]] = {}
+        news = asyncio.Event()
+
+        async def draw() -> None:
+            async with aclosing(self._proposals.families(beam, k=k, length=length)) as families:
+                async for index, family in families:
+                    arrived[index] = family
+                    news.set()
+
+        async def score() -> None:
+            while True:
+                await news.wait()
+                news.clear()
+                if len(arrived) == len(beam):
+                    return
+                # The beam is named as well: a scoring session forgets whom it does not hear of.
+                await self._scoring.score(distinct([*beam, *(y for family in arrived.values() for y in family)]))
+
+        await all_of([draw(), score()])
+        return [y for index in range(len(beam)) for y in arrived[index]]
