@@ -56,6 +56,10 @@ load: install ## 1 to 32 streams at once through HTTP: throughput, latency, memo
 cost: install ## what a token costs by length, rows, chunks and streams, and KV memory, beside the arithmetic
 	$(BIN)/python -m benchmarks.load --cost $(ARGS)
 
+.PHONY: overlap
+overlap: install ## what scoring early gains over a slow provider (about three minutes)
+	$(BIN)/python -m benchmarks.overlap $(ARGS)
+
 .PHONY: pair
 pair: install ## trains the demo pair anew (about ten minutes)
 	$(BIN)/python -m w2s_core.demo.train_pair $(ARGS)

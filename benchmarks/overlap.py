@@ -1,0 +1,159 @@
+"""What scoring early gains: the same search over a slow provider, with successors scored as they arrive and in turn.
+
+The provider here only waits: a call takes a fixed time plus an exponentially distributed one, as a busy cluster's do,
+and answers with random words. The pair is either the demo pair in a local worker or behind the same provider.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import click
+import uvicorn
+from fastapi import FastAPI
+
+from benchmarks.figures import Spread
+from w2s_core import engine as engine_module
+from w2s_core.build import build_engine
+from w2s_core.config import (
+    EngineConfig,
+    LargeModelConfig,
+    PairConfig,
+    RemoteLargeModelConfig,
+    RemoteModelConfig,
+    RemotePairConfig,
+    ServedModelConfig,
+)
+from w2s_core.demo.models import PREFIX, SMOLLM2, resolve
+from w2s_core.eager import EagerProposals
+from w2s_core.engine import Engine
+from w2s_core.interfaces import Proposer
+from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TextPrompt
+
+_CONTEXT = 4096
+_WORDS = range(1000, 20000)  # token ids of SmolLM2 that are plain words or pieces of them
+_TOKENS, _W, _K, _L = 60, 4, 4, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds of a call: `least` plus an exponentially distributed time of mean `more`."""
+
+    least: float
+    more: float
+
+
+def provider(drawing: Latency, reading: Latency) -> FastAPI:
+    """vLLM's surface as far as a search needs it."""
+    app = FastAPI()
+    chance = random.Random(0)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"data": [{"id": "slow", "max_model_len": _CONTEXT}]}
+
+    @app.post("/v1/completions")
+    async def completions(body: dict[str, Any]) -> dict[str, Any]:
+        prompt: list[int] = body["prompt"] if isinstance(body["prompt"], list) else []
+        reads = "prompt_logprobs" in body
+        latency = reading if reads else drawing
+        await asyncio.sleep(latency.least + chance.expovariate(1 / latency.more))
+        size, n = body["max_tokens"], body.get("n", 1)
+        choices = [_choice(index, [chance.choice(_WORDS) for _ in range(size)]) for index in range(n)]
+        if reads:
+            told = [None, *({str(token): {"logprob": -chance.random()}} for token in prompt[1:])]
+            choices = [choice | {"prompt_logprobs": told} for choice in choices]
+        return {"choices": choices, "usage": {"prompt_tokens": len(prompt), "completion_tokens": n * size}}
+
+    return app
+
+
+def _choice(index: int, tokens: Sequence[int]) -> dict[str, Any]:
+    logprobs = {"tokens": [str(token) for token in tokens], "token_logprobs": [-1.0] * len(tokens)}
+    return {"index": index, "text": "", "finish_reason": "length", "token_ids": tokens, "logprobs": logprobs}
+
+
+@asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """Its base_url, on a free port of 127.0.0.1."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        server.should_exit = True
+        await task
+
+
+def config_of(url: str, *, remote_pair: bool) -> EngineConfig:
+    tokenizer = PREFIX + SMOLLM2
+    model = RemoteModelConfig(base_url=url, model="slow", tokenizer=tokenizer)
+    pair: PairConfig | RemotePairConfig = (
+        RemotePairConfig(tuned=model, untuned=model, prompt_template="{prompt}")
+        if remote_pair
+        else PairConfig(tuned=f"{PREFIX}reviews-positive", untuned=f"{PREFIX}reviews", prompt_template="")
+    )
+    large: LargeModelConfig | RemoteLargeModelConfig = RemoteLargeModelConfig(
+        base_url=url, model="slow", tokenizer=tokenizer, context_length=_CONTEXT
+    )
+    guidance = Guidance("cbs", {"pair": 1.0}, _W, _K, _L)
+    return EngineConfig({"large": large}, {"guided": ServedModelConfig("large", guidance)}, {"pair": pair})
+
+
+class InTurn:
+    """Takes the place of EagerProposals: waits for all beams."""
+
+    def __init__(self, proposals: Proposer, _scoring: object) -> None:
+        self.propose = proposals.propose
+
+
+async def seconds(engine: Engine, seed: int) -> float:
+    """Of one request."""
+    request = GenerationRequest("guided", (TextPrompt("Say it."),), SamplingParams(max_tokens=_TOKENS, seed=seed))
+    start = time.perf_counter()
+    events: AsyncGenerator[Any] = engine.generate(request)
+    async for event in events:
+        if isinstance(event, RequestFinished):
+            assert event.completion_tokens == _TOKENS
+    return time.perf_counter() - start
+
+
+async def compare(repeats: int, drawing: Latency, reading: Latency, *, remote_pair: bool) -> tuple[Spread, ...]:
+    """Seconds of both ways and the ratio, early ÷ in turn, repeat by repeat."""
+    ways: dict[str, type] = {"early": EagerProposals, "in turn": InTurn}
+    taken: dict[str, list[float]] = {way: [] for way in ways}
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(served(provider(drawing, reading)))
+        engine = await stack.enter_async_context(build_engine(config_of(url, remote_pair=remote_pair)))
+        for repeat in range(-1, repeats):
+            for way, proposals in ways.items():
+                with patch.object(engine_module, "EagerProposals", proposals):
+                    taken[way].append(await seconds(engine, repeat))
+    early, in_turn = taken["early"][1:], taken["in turn"][1:]  # the first ones warmed up
+    return Spread.of(early), Spread.of(in_turn), Spread.of([a / b for a, b in zip(early, in_turn, strict=True)])
+
+
+@click.command()
+@click.option("--repeats", default=7, type=click.IntRange(1))
+@click.option("--draw-ms", default=(60.0, 60.0), nargs=2, help="Of a call for a chunk: least, mean above that.")
+@click.option("--read-ms", default=(20.0, 20.0), nargs=2, help="Of a call of the remote pair.")
+def main(repeats: int, draw_ms: tuple[float, float], read_ms: tuple[float, float]) -> None:
+    """Scores successors early and in turn; prints seconds per answer and their ratio."""
+    resolve(PREFIX + SMOLLM2)
+    drawing, reading = (Latency(least / 1000, more / 1000) for least, more in (draw_ms, read_ms))
+    click.echo(f"W={_W} K={_K} L={_L} T={_TOKENS}, {repeats} repeats, median (min .. max)\n")
+    click.echo("| pair | early, s | in turn, s | early ÷ in turn |\n|---|---|---|---|")
+    for remote_pair in (False, True):
+        row = asyncio.run(compare(repeats, drawing, reading, remote_pair=remote_pair))
+        click.echo(f"| {'remote' if remote_pair else 'local, demo'} | {' | '.join(map(str, row))} |")
+
+
+if __name__ == "__main__":
+    main()
