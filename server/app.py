@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import Depends, FastAPI, Security
 
@@ -13,9 +14,10 @@ from server.auth import require_api_key
 from server.config import ServerConfig
 from server.hosting import EngineHost
 from server.middleware import BodyLimit, RequestContext
-from server.routes import chat, completions, health, models
+from server.routes import chat, completions, health, models, tokenizing
 from server.routes.answering import ERRORS, require_engine
 
+VERSION = version("w2s-server")
 TITLE = "w2s"
 DESCRIPTION = "OpenAI-compatible server for weak-to-strong search: alignment at test time (arXiv:2405.19262)."
 
@@ -29,7 +31,7 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
         async with host.running():
             yield
 
-    app = FastAPI(title=TITLE, description=DESCRIPTION, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(title=TITLE, description=DESCRIPTION, version=VERSION, lifespan=lifespan, redirect_slashes=False)
     app.state.host = host
     app.state.api_keys = config.api_keys
     app.state.created = int(time.time())
@@ -38,7 +40,8 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
     app.add_middleware(RequestContext, leaving=lambda: host.draining)
     errors.install(app)
     app.include_router(health.router, tags=["operations"])
+    guards = [Security(require_api_key), Depends(require_engine)]
     for router in (completions.router, chat.router, models.router):
-        guards = [Security(require_api_key), Depends(require_engine)]
         app.include_router(router, tags=["OpenAI"], dependencies=guards, responses=ERRORS)
+    app.include_router(tokenizing.router, tags=["tokens"], dependencies=guards, responses=ERRORS)
     return app

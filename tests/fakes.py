@@ -49,8 +49,18 @@ class ByteCodec:
     def verbatim(self) -> ByteCodec:
         return ByteCodec(special_tokens_show=True)
 
+    @property
+    def size(self) -> int:
+        return EOS + 1
+
     def encode(self, text: str, *, special_tokens: bool = False) -> Tokens:
         return tuple(text.encode())
+
+    def encode_chat(self, prompt: ChatPrompt) -> Tokens:
+        return self.encode("".join(f"<{m['role']}>{m['content']}" for m in prompt.messages))
+
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        return [chr(token) for token in tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
         eos = b"<eos>" if self.special_tokens_show else b""
@@ -58,6 +68,9 @@ class ByteCodec:
 
     def piece(self, token: int) -> Piece:
         return Piece(text_of(bytes([token])), bytes([token])) if token < EOS else Piece("<eos>", None)
+
+
+CODEC = ByteCodec()
 
 
 def letters(alphabet: str = "ab ", eos: float = 0.1) -> Distribution:
@@ -79,7 +92,9 @@ class FakeLargeModel:
         *,
         context_length: int = 1000,
         gate: Callable[[], Any] | None = None,
+        tokenizer: Any = CODEC,
     ) -> None:
+        self.tokenizer = tokenizer
         self.distribution = distribution or letters()
         self.context_length = context_length
         self.codec = ByteCodec()
@@ -98,7 +113,7 @@ class FakeLargeModel:
             roles = {message["role"] for message in prompt.messages}
             if "tool" in roles:
                 raise RequestError("The template knows no tools.", "messages")
-            return self.codec.encode("".join(f"<{m['role']}>{m['content']}" for m in prompt.messages))
+            return self.codec.encode_chat(prompt)
         return self.codec.encode(prompt.text)
 
     def count(self, prompt: Tokens) -> int:

@@ -121,7 +121,7 @@ def test_common_prefix(texts: list[str]) -> None:
 
 
 def test_the_codec_renders_chats_and_names_its_tokens(codec: TextCodec) -> None:
-    tokens = codec.encode_chat([{"role": "user", "content": "Hi"}])
+    tokens = codec.encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
     assert codec.decode(tokens) == "<user>Hi\n<assistant>"
     assert codec.start == (256,)
     assert codec.eos == 257
@@ -131,7 +131,7 @@ def test_the_codec_renders_chats_and_names_its_tokens(codec: TextCodec) -> None:
 def test_a_template_that_refuses_is_the_callers_error(tmp_path: Path) -> None:
     byte_tokenizer("{{ raise_exception('roles must alternate') }}").save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="roles must alternate") as caught:
-        TextCodec(str(tmp_path)).encode_chat([{"role": "user", "content": "Hi"}])
+        TextCodec(str(tmp_path)).encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
     assert caught.value.param == "messages"
 
 

@@ -12,11 +12,12 @@ from w2s_core.admission import Admission, Ticket
 from w2s_core.concurrency import merged
 from w2s_core.config import Limits
 from w2s_core.eager import EagerProposals, ProposesByFamily
-from w2s_core.errors import DeadlineError, UnavailableError
+from w2s_core.errors import DeadlineError, RequestError, UnavailableError
 from w2s_core.interfaces import LargeModel, Proposals, Scorer
 from w2s_core.noise import copy_key, root_key, successor_key
 from w2s_core.planning import Plan, Planner, ServedModel
 from w2s_core.search import search
+from w2s_core.text import Tokenizer
 from w2s_core.trace import Trace
 from w2s_core.types import (
     Bought,
@@ -102,6 +103,13 @@ class Engine:
     def served_models(self) -> Mapping[str, ServedModel]:
         """By API name, in the order of the configuration. Context lengths are known once the engine has started."""
         return self._planner.served_models
+
+    def tokenizer(self, model: str) -> Tokenizer:
+        """Of the large model behind a served name. Raises RequestError."""
+        tokenizer = self._planner.large_model(model).tokenizer
+        if tokenizer is None:
+            raise RequestError(f"Only the provider of `{model}` has its tokenizer.", "model")
+        return tokenizer
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.

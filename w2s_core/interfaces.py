@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from w2s_core.text import Codec
+from w2s_core.text import Codec, Tokenizer
 from w2s_core.types import Bought, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Score, Tokens
 
 
@@ -57,6 +57,11 @@ class LargeModel(Protocol):
     @property
     def codec(self) -> Codec:
         """What its tokens are as text."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What makes tokens of text; None where only a provider has it."""
         ...
 
     def check(self, sampling: SamplingParams) -> None:

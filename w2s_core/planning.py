@@ -74,14 +74,18 @@ class Planner:
             for name, (large, guidance) in self.served.items()
         }
 
+    def large_model(self, name: str) -> LargeModel:
+        """Behind an API name. Raises UnknownModelError."""
+        if name not in self.served:
+            raise UnknownModelError(name)
+        return self.large_models[self.served[name][0]]
+
     def plan(self, request: GenerationRequest) -> list[Plan]:
         """One plan per prompt. Raises RequestError, naming the field at fault."""
-        if request.model not in self.served:
-            raise UnknownModelError(request.model)
-        name, default = self.served[request.model]
+        large, default = self.large_model(request.model), self.served[request.model][1]
         guidance = self._guidance(request, default)
-        self.large_models[name].check(request.sampling)
-        return [self._plan(request, prompt, self.large_models[name], guidance) for prompt in request.prompts]
+        large.check(request.sampling)
+        return [self._plan(request, prompt, large, guidance) for prompt in request.prompts]
 
     def _guidance(self, request: GenerationRequest, default: Guidance | None) -> Guidance | None:
         guidance = request.guidance or default

@@ -8,12 +8,12 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from w2s_core.errors import ConfigurationError, RequestError
+from w2s_core.chat_template import ChatTemplate
+from w2s_core.errors import ConfigurationError
 from w2s_core.pieces import piece_reader
-from w2s_core.types import Piece, Tokens
+from w2s_core.types import ChatPrompt, Piece, Tokens
 
 _INCOMPLETE = "\ufffd"  # what decoding yields for bytes that are no character, or not yet
 
@@ -30,15 +30,12 @@ class TextCodec:
             ) from None
 
         self._skip_special_tokens = True
+        self.chat_template = ChatTemplate(self._tokenizer)
         #: What decides about tokens, as one string: equal for equal tokenizers.
         self.tokenization: str = self._tokenizer.backend_tokenizer.to_str()
         rules = json.loads(self.tokenization)
         self.splits_at_words = _splits_at_words(rules)
         self._read_piece = piece_reader(self._tokenizer, rules)
-
-    @property
-    def has_chat_template(self) -> bool:
-        return bool(self._tokenizer.chat_template)
 
     @property
     def eos(self) -> int | None:
@@ -80,24 +77,20 @@ class TextCodec:
             return []
         return [tuple(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, special_tokens: bool = False) -> Tokens:
-        """The conversation with the opening of an assistant's turn. Raises RequestError where the template refuses.
+    def encode_chat(self, prompt: ChatPrompt) -> Tokens:
+        """The conversation as the model reads it. Raises RequestError where the template refuses."""
+        return self.encode(self.chat_template.render(prompt), special_tokens=prompt.special_tokens)
 
-        `special_tokens` adds the tokenizer's own to those that the template writes."""
-        return self.encode(self._render(messages), special_tokens=special_tokens)
-
-    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        try:
-            return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
-
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render_chat(self, prompt: ChatPrompt) -> str:
         """The conversation as the text that a provider turns into tokens itself: without the BOS that it then adds.
         Raises RequestError where the template refuses."""
-        text, bos = self._render(messages), self._tokenizer.bos_token
+        text, bos = self.chat_template.render(prompt), self._tokenizer.bos_token
         adds_bos = self.encode("", special_tokens=True)[:1] == (self._tokenizer.bos_token_id,)
         return text.removeprefix(str(bos)) if bos and adds_bos else text
+
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        """What the vocabulary calls these tokens; each id must be one of its own."""
+        return [str(self._tokenizer.convert_ids_to_tokens(token)) for token in tokens]
 
     def is_special(self, token: int) -> bool:
         """Whether this token stands for no text, such as EOS."""
@@ -144,6 +137,16 @@ class Codec(Decoder, Protocol):
     """Tells also what one token is alone."""
 
     def piece(self, token: int) -> Piece: ...
+
+
+class Tokenizer(Codec, Protocol):
+    """Makes tokens of text, too; as `TextCodec`, where each is explained."""
+
+    @property
+    def size(self) -> int: ...
+    def encode(self, text: str, *, special_tokens: bool) -> Tokens: ...
+    def encode_chat(self, prompt: ChatPrompt) -> Tokens: ...
+    def names(self, tokens: Sequence[int]) -> list[str]: ...
 
 
 @dataclass(frozen=True, slots=True)

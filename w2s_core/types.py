@@ -101,11 +101,17 @@ class TokenPrompt:
 class ChatPrompt:
     """A conversation: messages as the chat templates take them, for example {"role": "user", "content": "Hi"}.
 
-    `special_tokens` has the tokenizer add its own (BOS) to those that the template writes.
+    `special_tokens` has the tokenizer add its own (BOS) to those that the template writes. Behind the messages the
+    template opens an assistant's turn if `opens_answer`; with `continues` the last message is left open instead.
+    `tools` are function schemas as OpenAI writes them; `template_variables` are the template's own, by name.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     special_tokens: bool = False
+    opens_answer: bool = True
+    continues: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt

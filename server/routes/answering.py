@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # For the API's description: every error has one shape; naming 4XX keeps FastAPI from promising a 422 of its own.
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
-STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def host_of(request: Request) -> EngineHost:

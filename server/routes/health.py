@@ -1,10 +1,11 @@
-"""`GET /health`: the process is alive. `GET /ready`: a request would be served now. Neither asks for a key."""
+"""`GET /health`: the process is alive. `GET /ready`: a request would be served now. `GET /version`. No keys."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 
 from server.routes.answering import ERRORS, host_of
+from server.schemas import examples
 from w2s_core.errors import UnavailableError
 
 router = APIRouter()
@@ -24,3 +25,10 @@ async def ready(request: Request) -> dict[str, str]:
     if not host.ready:
         raise UnavailableError("No worker is alive at the moment.", retry_after_s=5)
     return {"status": "ready"}
+
+
+@router.get("/version", responses=examples.VERSION)
+async def tell_version(request: Request) -> dict[str, str]:
+    """This software's version, in vLLM's shape."""
+    app: FastAPI = request.app
+    return {"version": app.version}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 
 from server.routes.answering import host_of
+from server.schemas import examples
 from server.schemas.responses import Model, ModelList
 from w2s_core.errors import UnknownModelError
 
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=examples.MODELS)
 async def list_models(request: Request) -> ModelList:
     """Every served model, in the configuration's order."""
     served = host_of(request).engine.served_models
     return ModelList(data=[_described(request, model) for model in served.values()])
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", responses=examples.MODEL)
 async def retrieve_model(model_id: str, request: Request) -> Model:
     """One served model; its name may contain slashes."""
     model = host_of(request).engine.served_models.get(model_id)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.fields import NonEmpty, Strict
+from server.schemas.fields import NonEmpty, Strict, drop_neutral
 from server.schemas.guidance import GuidanceOptions
 from server.schemas.logprobs import Alternatives, Details
 from server.schemas.sampling import SamplingExtras
@@ -126,14 +126,3 @@ class GenerationBody(SamplingExtras):
             logprobs=self.alternatives,
             **self.sampling_extras(),
         )
-
-
-def drop_neutral(body: Any, neutral: Mapping[str, tuple[object, ...]]) -> Any:
-    """A copy of `body` without the fields whose value is listed as neutral (of the same type: false is not 0)."""
-    if not isinstance(body, dict):
-        return body
-    return {key: value for key, value in body.items() if not _among(value, neutral.get(key, ()))}
-
-
-def _among(value: object, candidates: tuple[object, ...]) -> bool:
-    return any(type(value) is type(candidate) and value == candidate for candidate in candidates)

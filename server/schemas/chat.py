@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import GenerationBody, drop_neutral
-from server.schemas.fields import Strict, Text
+from server.schemas.base import GenerationBody
 from server.schemas.guidance import effective_guidance
 from server.schemas.logprobs import Alternatives, ChatLogprobs, PromptLogprobs
+from server.schemas.messages import Conversation
 from server.schemas.responses import Answer, AnswerChoice, Sent
-from w2s_core.types import ChatPrompt, FinishReason, GenerationRequest, Guidance
+from w2s_core.types import FinishReason, GenerationRequest, Guidance
 
 
-class TextPart(Strict):
-    type: Literal["text"]
-    text: Text
-
-
-def _content_kind(value: Any) -> str:
-    return "parts" if isinstance(value, list) else "string"
-
-
-Content = Annotated[
-    Annotated[Text, Tag("string")] | Annotated[list[TextPart], Field(min_length=1), Tag("parts")],
-    Discriminator(_content_kind),
-]
-
-
-class Message(Strict):
-    """One turn. An answer of ours may be sent back as it came, with its empty fields."""
-
-    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "refusal": (None,),
-        "annotations": (None, []),
-        "audio": (None,),
-        "function_call": (None,),
-        "tool_calls": (None, []),
-    }
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
-    name: Text | None = None
-    tool_call_id: Text | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_what_asks_nothing(cls, message: Any) -> Any:
-        return drop_neutral(message, cls.asks_nothing)
-
-    def for_template(self) -> dict[str, str]:
-        """As chat templates take it: `developer` is the newer name of `system`, which every template knows; text parts
-        are joined by a newline, as vLLM does."""
-        content = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-        message = {"role": "system" if self.role == "developer" else self.role, "content": content}
-        extras = {"name": self.name, "tool_call_id": self.tool_call_id}
-        return message | {key: value for key, value in extras.items() if value is not None}
-
-
-class ChatBody(GenerationBody):
+class ChatBody(Conversation, GenerationBody):
     """A conversation. Without a limit the answer may take what fits the context."""
 
     asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -76,7 +31,6 @@ class ChatBody(GenerationBody):
         "web_search_options": (None,),
     }
 
-    messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[bool | None, Field(description="Log-probabilities of the answer's tokens.")] = None
     top_logprobs: Annotated[Alternatives | None, Field(description="So many alternatives at each place.")] = None
@@ -94,10 +48,9 @@ class ChatBody(GenerationBody):
     def to_request(self, default: Guidance | None) -> GenerationRequest:
         """`default` is the served model's guidance. Raises RequestError."""
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        messages = tuple(message.for_template() for message in self.messages)
         return GenerationRequest(
             model=self.model,
-            prompts=(ChatPrompt(messages, special_tokens=bool(self.add_special_tokens)),),
+            prompts=(self.chat_prompt(special_tokens=bool(self.add_special_tokens)),),
             sampling=self.sampling(limit),
             guidance=effective_guidance(self.guidance, default, self.choices_per_prompt),
             n=self.choices_per_prompt,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -28,3 +29,14 @@ class Strict(BaseModel):
     """No unknown keys, no "5" for 5, no true for 1."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def drop_neutral(body: Any, neutral: Mapping[str, tuple[object, ...]]) -> Any:
+    """A copy of `body` without the fields whose value is listed as neutral (of the same type: false is not 0)."""
+    if not isinstance(body, dict):
+        return body
+    return {key: value for key, value in body.items() if not _among(value, neutral.get(key, ()))}
+
+
+def _among(value: object, candidates: tuple[object, ...]) -> bool:
+    return any(type(value) is type(candidate) and value == candidate for candidate in candidates)

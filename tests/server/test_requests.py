@@ -18,6 +18,7 @@ from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingPara
 COMPLETION = {"model": "plain", "prompt": "x"}
 CHAT = {"model": "plain", "messages": [{"role": "user", "content": "Hi"}]}
 PATHS = {"completions": ("/v1/completions", COMPLETION), "chat": ("/v1/chat/completions", CHAT)}
+CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 BOTH = pytest.mark.parametrize("endpoint", ["completions", "chat"])
 
 
@@ -312,7 +313,18 @@ async def test_messages_reach_the_template(ask: Asker) -> None:
         ([{"role": "user", "content": [{"type": "image_url", "text": "x"}]}], "messages.0.content.0.type"),
         ([{"role": "user", "content": "Hi", "mood": "good"}], "messages.0.mood"),
         ([{"role": "user", "content": "a"}, {"role": "user", "content": "\ud800"}], "messages.1.content"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]}], "messages.0.tool_calls"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]}], "messages.0.tool_calls.0.function"),
+        ([{"role": "assistant", "content": None}], "messages.0.content"),
+        ([{"role": "user", "content": "Hi", "tool_calls": [CALL]}], "messages.0.tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{**CALL, "type": "x"}]}], "messages.0.tool_calls.0.type"),
+        (
+            [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[1]"}}]}],
+            "messages.0.tool_calls.0.function.arguments",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}]}],
+            "messages.0.tool_calls.0.function.arguments",
+        ),
     ],
 )
 async def test_messages_that_are_none(ask: Asker, messages: Any, param: str) -> None:
@@ -366,6 +378,65 @@ async def test_best_of_n_keeps_as_many_as_are_returned(ask: Asker, endpoint: str
 @BOTH
 async def test_pairs_emptied_by_the_body_cannot_guide(ask: Asker, endpoint: str) -> None:
     assert await ask.refused(endpoint, model="steered", guidance={"pairs": {}}) == "guidance.pairs"
+
+
+# How a conversation is rendered
+
+
+async def test_calls_reach_the_template_with_their_arguments_as_they_are(ask: Asker) -> None:
+    messages = [
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [CALL, {**CALL, "function": {"name": "now", "arguments": ""}}],
+        },
+        {"role": "tool", "content": "2", "tool_call_id": "1"},
+    ]
+    [prompt] = (await ask.asked("chat", messages=messages)).prompts
+    assert isinstance(prompt, ChatPrompt)
+    function = {"type": "function", "id": "1"}
+    assert prompt.messages == (
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {**function, "function": {"name": "add", "arguments": {"a": 1}}},
+                {**function, "function": {"name": "now", "arguments": {}}},
+            ],
+        },
+        {"role": "tool", "content": "2", "tool_call_id": "1"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "opens", "continues"),
+    [
+        ({}, True, False),
+        ({"add_generation_prompt": True}, True, False),
+        ({"add_generation_prompt": False}, False, False),
+        ({"continue_final_message": False}, True, False),
+        ({"continue_final_message": True}, False, True),
+        ({"continue_final_message": True, "add_generation_prompt": False}, False, True),
+    ],
+)
+async def test_an_answer_begins_a_turn_or_goes_on(
+    ask: Asker, fields: dict[str, Any], opens: bool, continues: bool
+) -> None:
+    [prompt] = (await ask.asked("chat", **fields)).prompts
+    assert isinstance(prompt, ChatPrompt)
+    assert (prompt.opens_answer, prompt.continues) == (opens, continues)
+
+
+async def test_an_answer_cannot_do_both(ask: Asker) -> None:
+    both = {"add_generation_prompt": True, "continue_final_message": True}
+    assert await ask.refused("chat", **both) == "continue_final_message"
+    assert await ask.refused("completions", continue_final_message=True) == "continue_final_message"
+
+
+async def test_the_templates_variables_reach_it(ask: Asker) -> None:
+    assert await ask.refused("chat", chat_template_kwargs=["x"]) == "chat_template_kwargs"
+    [prompt] = (await ask.asked("chat", chat_template_kwargs={"enable_thinking": False})).prompts
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.template_variables == {"enable_thinking": False}
 
 
 # Any JSON at all

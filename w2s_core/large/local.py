@@ -44,6 +44,10 @@ class LocalLargeModel:
     def context_length(self) -> int:
         return self._pool.info(self._model).longest
 
+    @property
+    def tokenizer(self) -> TextCodec:
+        return self._codec
+
     def check(self, sampling: SamplingParams) -> None:
         info = self._pool.info(self._model)
         check_token_ids(sampling, min(info.vocabulary, self.codec.size))

@@ -15,7 +15,7 @@ def encode_prompt(codec: TextCodec, prompt: Prompt) -> Tokens:
                 raise RequestError(f"Token ids must be between 0 and {codec.size - 1}.", "prompt")
             tokens = prompt.tokens
         case ChatPrompt():
-            tokens = codec.encode_chat(prompt.messages, special_tokens=prompt.special_tokens)
+            tokens = codec.encode_chat(prompt)
         case TextPrompt():
             tokens = codec.encode(prompt.text, special_tokens=prompt.special_tokens)
     tokens = tokens or codec.start

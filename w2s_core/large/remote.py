@@ -30,6 +30,7 @@ class RemoteLargeModel:
     def __init__(self, provider: Provider, codec: TextCodec | None, discovery: Discovery[LargeFacts]) -> None:
         self._provider = provider
         self._discovery = discovery
+        self.tokenizer = codec
         self._by_text = TextOnly(provider.name, codec)
         self._by_tokens = None if codec is None else TokenIds(provider.name, codec)
 

@@ -168,7 +168,7 @@ class TextOnly:
             field, what = ("messages", "a chat template") if isinstance(prompt, ChatPrompt) else ("prompt", "token ids")
             raise RequestError(f"`{self._who}` is configured without a tokenizer, so it knows no {what[2:]}.", field)
         if isinstance(prompt, ChatPrompt):
-            return self._codec.render_chat(prompt.messages)
+            return self._codec.render_chat(prompt)
         return self._codec.decode(encode_prompt(self._codec, prompt))
 
 

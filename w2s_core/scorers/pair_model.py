@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError
 from w2s_core.text import TextCodec
@@ -23,7 +23,7 @@ class PairModel:
 
     def check_template(self, template: str | None) -> None:
         """Raises ConfigurationError when the model cannot do with this template (see `PairConfig.prompt_template`)."""
-        if template is None and not self.codec.has_chat_template:
+        if template is None and not self.codec.chat_template.exists:
             raise ConfigurationError(
                 f"{self.name}: its tokenizer has no chat template, so the pair needs a prompt_template."
             )
@@ -33,7 +33,8 @@ class PairModel:
     def prompt(self, prompt: Prompt, template: str | None) -> Tokens:
         """What this model sees before the answer."""
         if template is None and isinstance(prompt, ChatPrompt):
-            return self.codec.encode_chat(prompt.messages)
+            tools = prompt.tools if self.codec.chat_template.knows_tools else ()
+            return self.codec.encode_chat(replace(prompt, special_tokens=False, tools=tools))
         return self.codec.encode(shown(prompt, template), special_tokens=True) or self.codec.start
 
     def room(self, prompt: Prompt, template: str | None, limit: int, max_tokens: int) -> int:
@@ -83,7 +84,7 @@ def shown(prompt: Prompt, template: str | None) -> str:
 
 def _last_user_message(prompt: ChatPrompt) -> str:
     for message in reversed(prompt.messages):
-        if message["role"] == "user":
+        if message["role"] == "user" and "content" in message:
             content = message["content"]
             return content if isinstance(content, str) else "".join(part["text"] for part in content)
     return ""

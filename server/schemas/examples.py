@@ -1,0 +1,108 @@
+"""Requests and answers for the API's description, of the demo's models. A test sends and checks every one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_QUESTION = [{"role": "user", "content": "Write one sentence about a film."}]
+_GUIDANCE = {"pairs": {"positive": 1.0}, "beam_width": 2, "successors": 4, "chunk_length": 10}
+_SUMMARY = {
+    "method": "cbs",
+    "beam_width": 4,
+    "successors": 4,
+    "chunk_length": 5,
+    "chunks": 4,
+    "sampled_tokens": 262,
+    "scored_tokens": 310,
+}
+_SCORE = {"score": 4.25, "scores": {"positive": 4.25}}
+_USAGE = {"prompt_tokens": 38, "completion_tokens": 17, "total_tokens": 55}
+_TEXT = "It is a warm and funny film that I would gladly see again."
+_ENVELOPE = {"created": 1763900000, "model": "smollm2-positive", "system_fingerprint": None}
+
+
+def _named(**bodies: Any) -> dict[str, Any]:
+    return {name: {"summary": name.replace("_", " "), "value": body} for name, body in bodies.items()}
+
+
+def _answer(example: Any, stream: str | None = None) -> dict[int | str, dict[str, Any]]:
+    content: dict[str, Any] = {"application/json": {"example": example}}
+    if stream is not None:
+        content["text/event-stream"] = {"schema": {"type": "string"}, "example": stream}
+    return {200: {"content": content}}
+
+
+CHAT = _named(
+    guided={"model": "smollm2-positive", "messages": _QUESTION, "max_tokens": 30},
+    streamed={
+        "model": "smollm2-positive",
+        "messages": _QUESTION,
+        "max_tokens": 30,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    guided_by_the_body={"model": "smollm2", "messages": _QUESTION, "max_tokens": 30, "guidance": _GUIDANCE},
+    continued={
+        "model": "smollm2",
+        "messages": [*_QUESTION, {"role": "assistant", "content": "The film is "}],
+        "continue_final_message": True,
+        "max_tokens": 30,
+    },
+)
+CHAT_ANSWER = _answer(
+    {
+        "id": "chatcmpl-4f1c",
+        "object": "chat.completion",
+        **_ENVELOPE,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": _TEXT, "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+                "guidance": _SCORE,
+            }
+        ],
+        "usage": _USAGE,
+        "guidance": _SUMMARY,
+    },
+    'data: {"id": "chatcmpl-4f1c", "object": "chat.completion.chunk", "created": 1763900000, '
+    '"model": "smollm2-positive", "system_fingerprint": null, "choices": [{"index": 0, '
+    '"delta": {"content": "It is a warm"}, "logprobs": null, "finish_reason": null}]}\n\ndata: [DONE]\n\n',
+)
+COMPLETION = _named(
+    guided={"model": "smollm2-positive", "prompt": "The film is", "max_tokens": 20},
+    best_of={"model": "smollm2", "prompt": "The film is", "max_tokens": 20, "best_of": 4},
+    several_prompts={"model": "smollm2", "prompt": ["The film is", "The book is"], "max_tokens": 20, "seed": 1},
+)
+COMPLETION_ANSWER = _answer(
+    {
+        "id": "cmpl-9b2e",
+        "object": "text_completion",
+        **_ENVELOPE,
+        "choices": [{"index": 0, "text": " a delight.", "logprobs": None, "finish_reason": "stop", "guidance": _SCORE}],
+        "usage": _USAGE,
+        "guidance": _SUMMARY,
+    },
+    'data: {"id": "cmpl-9b2e", "object": "text_completion", "created": 1763900000, "model": "smollm2-positive", '
+    '"system_fingerprint": null, "choices": [{"index": 0, "text": " a delight", "logprobs": null, '
+    '"finish_reason": null}]}\n\ndata: [DONE]\n\n',
+)
+TOKENIZE = _named(
+    prompt={"model": "smollm2", "prompt": "Once upon a time", "return_token_strs": True},
+    messages={"model": "smollm2", "messages": _QUESTION, "add_generation_prompt": True},
+)
+TOKENIZED = _answer(
+    {
+        "count": 4,
+        "max_model_len": 2048,
+        "tokens": [6403, 1980, 253, 655],
+        "token_strs": ["Once", "Ġupon", "Ġa", "Ġtime"],
+    }
+)
+DETOKENIZE = _named(tokens={"model": "smollm2", "tokens": [6403, 1980, 253, 655]})
+DETOKENIZED = _answer({"prompt": "Once upon a time"})
+_MODEL = {"id": "smollm2", "object": "model", "created": 1763900000, "owned_by": "w2s", "max_model_len": 2048}
+MODEL = _answer(_MODEL)
+MODELS = _answer({"object": "list", "data": [_MODEL]})
+VERSION = _answer({"version": "0.1.0"})
