@@ -49,11 +49,11 @@ bench: install ## every speed and ratio that we promise, measured (about 25 minu
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 .PHONY: load
-load: install ## 1 to 32 streams at once through HTTP: throughput, latency, memory, a chart (about 4 minutes)
+load: install ## 1 to 32 streams at once through HTTP: throughput, latency, memory, a chart (about 2 minutes)
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
 .PHONY: cost
-cost: install ## what a token costs by length, rows, chunks and streams, and KV memory, beside the arithmetic
+cost: install ## what a token costs by length, rows, chunks and streams, and KV memory, beside the arithmetic (4 minutes)
 	$(BIN)/python -m benchmarks.load --cost $(ARGS)
 
 .PHONY: overlap

@@ -27,10 +27,14 @@ def draw_cost(sweeps: Sweeps, path: Path) -> None:
     _cost(sweeps).savefig(path, dpi=_DPI)
 
 
-def _panels(count: int) -> tuple[Figure, list[Any]]:
+def _panels(count: int, columns: int = 3) -> tuple[Figure, list[Any]]:
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    axes = list(figure.subplots(1, count))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    places = list(figure.subplots(rows, columns).flat)
+    for spare in places[count:]:
+        spare.set_axis_off()
+    axes = places[:count]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xscale("log", base=2)
@@ -82,9 +86,10 @@ def _memory(axes: Any, found: Sequence[Held]) -> None:
         x = [held.load.tokens for held in mine]
         axes.plot(x, [held.held for held in mine], f"{marker}-", color=_GUIDED, label=f"held, P={prompt}")
         axes.plot(x, [held.predicted for held in mine], f"{marker}--", color=_PREDICTED, label=f"predicted, P={prompt}")
-        axes.plot(x, [held.published for held in mine], f"{marker}:", color=_PLAIN, label=f"W·K·(P+T), P={prompt}")
+        axes.plot(x, [held.published for held in mine], f"{marker}:", color=_PLAIN, label=f"as published, P={prompt}")
+    _finish(axes, "tokens of KV held at most, by T", "tokens T")
     axes.set_yscale("log")
-    _finish(axes, "tokens of KV, by T", "tokens T", bottom=None)
+    axes.set_ylim(100, 100_000)  # with room for the legend
 
 
 def per_token(level: Level) -> float:
@@ -107,12 +112,12 @@ def _panel(axes: Any, levels: Sequence[Level], x: Value, y: Value, shape: Callab
     axes.plot(xs, ys, "o-", color=_GUIDED, label="measured")
 
 
-def _finish(axes: Any, title: str, label: str, bottom: float | None = 0) -> None:
+def _finish(axes: Any, title: str, label: str) -> None:
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(label, fontsize=9)
-    axes.set_ylim(bottom=bottom)
+    axes.set_ylim(bottom=0, top=1.3 * axes.get_ylim()[1])  # with room for the legend
     ticks = sorted({float(value) for line in axes.get_lines() for value in line.get_xdata()})
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks], fontsize=8)
     axes.minorticks_off()
     if ticks:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", ncols=2)
