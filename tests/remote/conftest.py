@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.remote.misbehaving import SOON, Behaviour, MisbehavingProvider
+from tests.tiny import TEMPLATE, byte_tokenizer
 from w2s_core.config import ProviderConfig
 from w2s_core.remote.provider import Attempt, Provider
+from w2s_core.text import TextCodec
 
 KEY = "sk-very-secret-0123456789"
 
@@ -88,3 +91,19 @@ async def world() -> AsyncIterator[World]:
     if left:  # handlers of connections just closed
         await asyncio.wait(left, timeout=SOON)
     assert not [task for task in left if not task.done()]
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    """One token a byte."""
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    byte_tokenizer(TEMPLATE).save_pretrained(folder)
+    return TextCodec(str(folder))
+
+
+@pytest.fixture(scope="session")
+def merging(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+    """Some letters merge, so that more text changes the tokens of the text before."""
+    folder: Path = tmp_path_factory.mktemp("merging")
+    byte_tokenizer(TEMPLATE, pairs=True).save_pretrained(folder)
+    return TextCodec(str(folder))

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeScorer, answer
 from tests.remote.fake_provider import FakeProvider, words
-from tests.tiny import TEMPLATE, byte_tokenizer
 from w2s_core.engine import Engine
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError, UpstreamError
 from w2s_core.large.asking import ask_large
@@ -41,13 +39,6 @@ KEY = "large_models.far"
 FLAVORS = ("vllm", "openai")
 CBS = Guidance("cbs", {"likes-a": 1.0}, beam_width=2, successors=3, chunk_length=4)
 ASK = GenerationRequest("guided", (TextPrompt("Say"),), SamplingParams(max_tokens=12, seed=1))
-
-
-@pytest.fixture(scope="session")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
-    folder: Path = tmp_path_factory.mktemp("tokenizer")
-    byte_tokenizer(TEMPLATE).save_pretrained(folder)
-    return TextCodec(str(folder))
 
 
 def remote_model(provider: FakeProvider, *, tokenizer: bool = True, **config: Any) -> Discovery[Any]:
