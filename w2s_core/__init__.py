@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from w2s_core.build import build_engine
-    from w2s_core.config import EngineConfig, LargeModelConfig, Limits, PairConfig, ServedModelConfig, WorkersConfig
+    from w2s_core.config import (
+        EngineConfig,
+        LargeModelConfig,
+        Limits,
+        PairConfig,
+        RemoteLargeModelConfig,
+        RemoteModelConfig,
+        RemotePairConfig,
+        ServedModelConfig,
+        WorkersConfig,
+    )
     from w2s_core.engine import Engine
     from w2s_core.errors import W2SError
     from w2s_core.types import (
@@ -34,6 +44,9 @@ __all__ = [
     "LargeModelConfig",
     "Limits",
     "PairConfig",
+    "RemoteLargeModelConfig",
+    "RemoteModelConfig",
+    "RemotePairConfig",
     "RequestFinished",
     "SamplingParams",
     "ServedModelConfig",

@@ -34,7 +34,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 WORKERS = WorkersConfig(devices=("cpu",), threads=1, dtype="float32")
 NAMES = ("large", "tuned", "untuned")
 GUIDED = Guidance("cbs", {"near": 1.0}, beam_width=2, successors=3, chunk_length=4)
-FLAVORS = ("ids", "text", "found")  # the large models of the client that are the provider's `large`
 HI = [{"role": "user", "content": "Hi there"}]
 
 
