@@ -21,6 +21,7 @@ from w2s_core.types import (
     ChatPrompt,
     ChoiceFinished,
     GenerationRequest,
+    Grammar,
     Guidance,
     Hypothesis,
     Piece,
@@ -105,6 +106,11 @@ class FakeLargeModel:
 
     def check(self, sampling: SamplingParams) -> None:
         check_token_ids(sampling, EOS + 1)
+
+    continues_grammars = True
+
+    async def check_grammar(self, grammar: Grammar) -> Grammar:
+        raise RequestError("Fakes follow no grammar.", grammar.field)
 
     def encode(self, prompt: Prompt) -> Tokens:
         if isinstance(prompt, TokenPrompt):

@@ -21,6 +21,7 @@ from w2s_core.device.jobs import ModelSpec, WorkerSpec
 from w2s_core.device.pool import WorkerPool
 from w2s_core.engine import Engine
 from w2s_core.errors import ConfigurationError
+from w2s_core.grammar.checker import GrammarChecker
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.large.local import LocalLargeModel
 from w2s_core.remote.parts import RemoteParts
@@ -42,12 +43,14 @@ def build_engine(config: EngineConfig) -> Engine:
     pool, codecs = _pool(config.workers, large, pairs)
     remote = RemoteParts(lambda reference: _codec(codecs, reference))
     large_models: dict[str, LargeModel] = {}
+    checkers: list[GrammarChecker] = []
     for name, there in config.large_models.items():
         if isinstance(there, RemoteLargeModelConfig):
             large_models[name] = remote.large_model(name, there)
         elif pool is not None:
             source = _source(there.model)
-            large_models[name] = LocalLargeModel(source, codecs[source], pool)
+            large_models[name] = local = LocalLargeModel(source, codecs[source], pool)
+            checkers.append(local.checker)
     shares = _sharing(config, codecs)
     scorers: dict[str, Scorer] = {}
     for name, pair in config.pairs.items():
@@ -61,7 +64,7 @@ def build_engine(config: EngineConfig) -> Engine:
         {name: (served.large, served.guidance) for name, served in config.served_models.items()},
         limits=config.limits,
         devices=pool,
-        providers=remote.parts,
+        providers=[*remote.parts, *checkers],
     )
 
 

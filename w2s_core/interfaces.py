@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from w2s_core.text import Codec, Tokenizer
-from w2s_core.types import Bought, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Score, Tokens
+from w2s_core.types import Bought, Grammar, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Score, Tokens
 
 
 class Proposer(Protocol):
@@ -66,6 +66,16 @@ class LargeModel(Protocol):
 
     def check(self, sampling: SamplingParams) -> None:
         """Raises RequestError, naming the field, for what this model cannot do (a token id that it does not have)."""
+        ...
+
+    @property
+    def continues_grammars(self) -> bool:
+        """Whether an answer in a grammar can be drawn chunk by chunk."""
+        ...
+
+    async def check_grammar(self, grammar: Grammar) -> Grammar:
+        """The same as `SamplingParams.grammar` must be for `open`. Raises RequestError, naming its field, for what is
+        malformed, not supported, or too complex."""
         ...
 
     def encode(self, prompt: Prompt) -> Tokens:

@@ -10,16 +10,7 @@ from w2s_core.errors import ContextLengthError, RequestError, UnavailableError, 
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
-from w2s_core.types import (
-    ChatPrompt,
-    GenerationRequest,
-    Guidance,
-    Prompt,
-    SamplingParams,
-    TextPrompt,
-    TokenPrompt,
-    Tokens,
-)
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, SamplingParams, TokenPrompt, Tokens
 
 _SEED_BITS = 63
 
@@ -41,7 +32,6 @@ class Plan:
     """One prompt's work. `guidance` None = `n` plain samples; `copies` of the empty answer start the search.
 
     `budget` is the number of tokens of π_base that an answer may have; `ranked` whether a pair does the ranking.
-    `scored`: nothing is sampled, this text is scored behind `pair_prompt`.
     """
 
     large: LargeModel
@@ -59,13 +49,10 @@ class Plan:
     with_tokens: bool
     with_prompt: bool
     prompt_logprobs: int | None
-    scored: str | None
 
     @property
     def rows(self) -> int:
-        """Sequences that the large model samples at once; one where it samples none."""
-        if self.scored is not None:
-            return 1
+        """Sequences that the large model samples at once."""
         return self.n if self.guidance is None else self.copies * self.guidance.successors
 
 
@@ -93,10 +80,26 @@ class Planner:
             raise UnknownModelError(name)
         return self.large_models[self.served[name][0]]
 
+    async def with_checked_grammar(self, request: GenerationRequest) -> GenerationRequest:
+        """The same, its grammar as `plan` takes it. Raises RequestError, naming the field at fault."""
+        sampling = request.sampling
+        if sampling.grammar is None:
+            return request
+        if sampling.ignore_eos:
+            raise RequestError(f"Not with {sampling.grammar.field}: that ends an answer by an EOS.", "ignore_eos")
+        grammar = await self.large_model(request.model).check_grammar(sampling.grammar)
+        return replace(request, sampling=replace(sampling, grammar=grammar))
+
     def plan(self, request: GenerationRequest) -> list[Plan]:
         """One plan per prompt. Raises RequestError, naming the field at fault."""
         large, default = self.large_model(request.model), self.served[request.model][1]
         guidance = self._guidance(request, default)
+        grammar = request.sampling.grammar
+        if grammar and guidance and guidance.method == "cbs" and not large.continues_grammars:
+            raise RequestError(
+                "This model's provider follows it in whole answers only: use guidance of method best_of_n, or none.",
+                grammar.field,
+            )
         large.check(request.sampling)
         return [self._plan(request, prompt, large, guidance) for prompt in request.prompts]
 
@@ -138,7 +141,7 @@ class Planner:
             tokens = tokens[-used:]
             # A conversation is the pair's own to render: what the large model does not see of it, the pair may.
             prompt = prompt if isinstance(prompt, ChatPrompt) else TokenPrompt(tokens)
-        pair_prompt, scored = _given(request, large.text_of(prompt), guidance)
+        pair_prompt = large.text_of(prompt)
         budget = self._budget(request, prompt, tokens, large)
         scorer: Scorer | None = None
         if guidance is not None:
@@ -170,7 +173,6 @@ class Planner:
             with_tokens=request.with_tokens,
             with_prompt=request.with_prompt,
             prompt_logprobs=request.prompt_logprobs,
-            scored=scored,
         )
         self._check_rows(plan, request)
         return plan
@@ -187,7 +189,7 @@ class Planner:
         """Tokens of answer so short that the request cannot draw more than it may, whatever is pruned."""
         asked = guidance.max_sampled_tokens if guidance else None
         bounds = [bound for bound in (asked, self.max_sampled_tokens) if bound is not None]
-        if not bounds or not budget:
+        if not bounds:
             return budget
         drawn_at_once = request.n if guidance is None else guidance.successors
         if guidance is not None and guidance.method == "cbs":
@@ -227,20 +229,6 @@ def _context_length(large: LargeModel) -> int | None:
         return large.context_length
     except UnavailableError:
         return None
-
-
-def _given(request: GenerationRequest, prompt: Prompt, guidance: Guidance | None) -> tuple[Prompt, str | None]:
-    """What the pairs see as x, and the text that they score as y where none is to be sampled."""
-    only_scored = request.sampling.max_tokens == 0 and guidance is not None and bool(guidance.pairs)
-    behind = request.scored_behind
-    if not only_scored or not isinstance(prompt, TextPrompt):
-        if behind is not None:
-            raise RequestError("Only for texts that pairs score: with echo, and max_tokens 0.", "guidance.prompt")
-        return prompt, None
-    if not prompt.text.startswith(behind or ""):
-        raise RequestError("Every prompt must begin with it.", "guidance.prompt")
-    x = behind or ""
-    return replace(prompt, text=x), prompt.text[len(x) :]
 
 
 def _truncated(request: GenerationRequest, tokens: Tokens, large: LargeModel) -> int:

@@ -12,7 +12,21 @@ from typing import Any, Literal, TypeAlias
 Method: TypeAlias = Literal["cbs", "best_of_n", "none"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 Tokens: TypeAlias = tuple[int, ...]
+GrammarKind: TypeAlias = Literal["json", "json_object", "regex", "choice", "grammar", "compiled"]
 Alternatives: TypeAlias = tuple[tuple[int, float], ...]  # the likeliest tokens at one place and their nats, best first
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a whole answer must be.
+
+    `source`, by `kind`: a JSON schema; nothing (any JSON object); a regular expression; a JSON list of strings; a Lark
+    or GBNF grammar; "compiled": what `LargeModel.check_grammar` made of one of them. `field` of the request asked.
+    """
+
+    kind: GrammarKind
+    source: str
+    field: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +46,10 @@ class SamplingParams:
 
     Until `min_tokens` are drawn no EOS, `stop_token_ids` or stop string ends the answer; with `ignore_eos` an EOS never
     does. Only `allowed_token_ids` may be drawn (None: all), and never the last token that completes one of `bad_words`.
+
+    With a `grammar` only tokens are drawn that it can go on from, and EOS and `stop_token_ids` where it is complete.
+    Stop strings, and stop tokens that are text of the grammar, end an answer anywhere. Where masks and `min_tokens`
+    leave no token, they are lifted.
 
     `include_stop_str_in_output` keeps what ended an answer in its text; special tokens show there only where
     `skip_special_tokens` is false.
@@ -56,6 +74,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +231,6 @@ class GenerationRequest:
     `with_tokens` puts tokens beside committed text, `with_prompt` a PromptRead before it. `prompt_logprobs` asks for
     the log-probabilities in that, with so many alternatives at each place. `token_ids`: tokens are wanted for
     their ids, which not every provider tells.
-
-    With `max_tokens` 0 and pairs, the prompts' texts are scored as answers; `scored_behind` is what each of them begins
-    with that is not: the pairs' prompt x, else empty.
     """
 
     model: str
@@ -228,7 +244,6 @@ class GenerationRequest:
     with_prompt: bool = False
     prompt_logprobs: int | None = None
     token_ids: bool = False
-    scored_behind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

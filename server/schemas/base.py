@@ -12,6 +12,7 @@ from server.schemas.fields import NonEmpty, Strict, drop_neutral
 from server.schemas.guidance import GuidanceOptions
 from server.schemas.logprobs import Alternatives, Details
 from server.schemas.sampling import SamplingExtras
+from server.schemas.structured import StructuredFields
 from w2s_core.types import SamplingParams
 
 INT64_MAX = 2**63 - 1
@@ -36,7 +37,7 @@ class StreamOptions(Strict):
     continuous_usage_stats: bool = False
 
 
-class GenerationBody(SamplingExtras):
+class GenerationBody(SamplingExtras, StructuredFields):
     """Fields of both endpoints. Null means "not given", as at OpenAI.
 
     `asks_nothing` lists fields that are not honoured yet, each with the values that change nothing; clients send those
@@ -44,9 +45,7 @@ class GenerationBody(SamplingExtras):
     delete it there.
     """
 
-    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "response_format": (None, {"type": "text"}),
-    }
+    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -124,5 +123,6 @@ class GenerationBody(SamplingExtras):
             stop=stop,
             seed=self.seed,
             logprobs=self.alternatives,
+            grammar=self.grammar,
             **self.sampling_extras(),
         )

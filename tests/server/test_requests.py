@@ -162,22 +162,6 @@ async def test_what_is_out_of_range_is_refused_by_name(
     assert await ask.refused(endpoint, **{field: value}) == param
 
 
-@BOTH
-@pytest.mark.parametrize(
-    ("field", "neutral", "asking"),
-    [
-        ("response_format", [{"type": "text"}, None], [{"type": "json_object"}, {}]),
-    ],
-)
-async def test_a_field_not_honoured_yet_may_only_ask_for_nothing(
-    ask: Asker, endpoint: str, field: str, neutral: list[Any], asking: list[Any]
-) -> None:
-    for value in asking:
-        assert await ask.refused(endpoint, **{field: value}) == field
-    for value in neutral:
-        await ask.asked(endpoint, **{field: value})
-
-
 @pytest.mark.parametrize(
     ("endpoint", "fields"),
     [

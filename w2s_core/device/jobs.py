@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from w2s_core.types import Alternatives, PromptLogprobs, Tokens
+from w2s_core.types import Alternatives, Grammar, PromptLogprobs, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,18 @@ class Sampling:
     allowed_token_ids: Tokens | None = None
     bad_words: tuple[Tokens, ...] = ()
     alternatives: int = 0
+    grammar: Grammar | None = None
+
+    @property
+    def forbids(self) -> bool:
+        """Whether there are tokens that may not be drawn, whatever the answer."""
+        return bool(self.bad_words) or self.allowed_token_ids is not None or self.min_tokens > 0
 
     @property
     def adjusts(self) -> bool:
         """Whether logits change before a token is drawn from them."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
-        masks = bool(self.bad_words) or self.allowed_token_ids is not None or self.min_tokens > 0 or self.min_p > 0
+        masks = self.forbids or self.min_p > 0 or self.grammar is not None
         return masks or bool(self.logit_bias) or penalties != (0, 0, 1)
 
 
@@ -235,11 +241,13 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class JobFailed:
-    """The job is over. `cache_full` tells "no room for its KV" from other failures."""
+    """The job is over. `cache_full` tells "no room for its KV" from other failures; `field` of the request is named
+    where that cannot be honoured."""
 
     id: int
     message: str
     cache_full: bool = False
+    field: str | None = None
 
 
 Outcome: TypeAlias = SampleNews | ScoreResult | PromptResult | WorkerState | JobFailed

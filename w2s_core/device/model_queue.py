@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 import torch
+from llguidance import LLMatcher
 
 from w2s_core.device.batch import Batch
+from w2s_core.device.following import begin_masks, enter_grammars, refused
+from w2s_core.device.grammar import Grammars
 from w2s_core.device.jobs import JobFailed, ModelInfo, Outcome, PromptJob, SampleJob, ScoreJob
 from w2s_core.device.kv_cache import CacheFullError
 from w2s_core.device.likeliest import likeliest
@@ -35,8 +39,10 @@ _SLICE = 256  # tokens of prompts and scoring a turn: bounds its time and its lo
 class ModelQueue:
     """One model's sessions and jobs."""
 
-    def __init__(self, runner: ModelRunner, info: ModelInfo) -> None:
+    def __init__(self, runner: ModelRunner, info: ModelInfo, grammars: Grammars | None = None) -> None:
+        """Without `grammars` no job may ask for one."""
         self.runner = runner
+        self.grammars = grammars
         self.trees: dict[int, TokenTree] = {}
         self.sampling: list[SampleTask] = []
         self.scoring: list[ScoreTask] = []
@@ -53,12 +59,18 @@ class ModelQueue:
         tree = self.trees.get(job.session) or self._new_tree(job)
         match job:
             case SampleJob():
-                self.sampling.append(SampleTask(job, tree, self._eos))
+                self.sampling.append(SampleTask(job, tree, self._eos, self._beginning(job)))
             case ScoreJob():
                 self.scoring.append(ScoreTask(job, tree))
             case PromptJob():
                 self.reading.append(PromptTask(job, tree))
         tree.keep(leaf for other in self.tasks if other.tree is tree for leaf in other.leaves)
+
+    def _beginning(self, job: SampleJob) -> Future[LLMatcher] | None:
+        if job.sampling.grammar is None:
+            return None
+        assert self.grammars is not None
+        return self.grammars.beginning(job.sampling.grammar.source)
 
     def _new_tree(self, job: SampleJob | ScoreJob | PromptJob) -> TokenTree:
         tree = TokenTree(self.runner.cache, job.prompt)
@@ -72,13 +84,23 @@ class ModelQueue:
 
     def turn(self) -> list[Outcome]:
         """One forward and what came of it."""
+        without_grammar = enter_grammars(self.sampling, nothing_else=len(self.sampling) == len(self.tasks))
+        return [*self._give_up(without_grammar), *self._step()]
+
+    def _step(self) -> list[Outcome]:
         batch, sampling, scoring, stuck = self._decide()
+        masks = begin_masks(self.grammars, sampling)
         if stuck and not batch.size:
             # Everybody waits, and the oldest could not be given room: it does not fit even alone.
             return self._fail(stuck[:1], CacheFullError(f"{self.runner.cache.slots} tokens of KV are not enough."))
         try:
             logits = self.runner.forward(batch) if batch.size else torch.empty(0, 0)  # all was known already
-            return self._account(batch, logits, sampling, scoring)
+            gone: list[Outcome] = []
+            if masks is not None:
+                masks.result()
+                gone = self._give_up(refused(sampling))
+                sampling = [(task, row) for task, row in sampling if task in self.sampling]
+            return [*gone, *self._account(batch, logits, sampling, scoring)]
         except torch.AcceleratorError:
             raise  # the device answers nobody any more: a new process is needed
         except Exception as error:  # out of memory, or a bug: it must not take the other requests with it
@@ -189,6 +211,11 @@ class ModelQueue:
             self.close_session(session)
         full = isinstance(error, CacheFullError)
         return [JobFailed(task.job.id, str(error), cache_full=full) for task in failed]
+
+    def _give_up(self, failed: list[JobFailed]) -> list[Outcome]:
+        for failure in failed:
+            self.cancel(failure.id)
+        return [*failed]
 
     def cancel(self, job: int) -> None:
         self.sampling = [task for task in self.sampling if task.job.id != job]

@@ -1,5 +1,5 @@
 """What changes logits before a draw: penalties, biases, masks. Order as in vLLM: bias, repetition, presence and
-frequency, min_p; masks win over all.
+frequency, min_p; masks win over all, and a grammar over other masks.
 
 Counts are of the whole answer so far, whichever job drew it, and grow by one token a step.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from w2s_core.device.grammar import Ends, GrammarRow, within_grammars
 from w2s_core.device.jobs import Sampling
 from w2s_core.device.transfer import moved
 from w2s_core.types import Tokens
@@ -29,6 +30,7 @@ class Adjustments:
     def __init__(self, sampling: Sampling, prompt: Tokens, eos: Collection[int]) -> None:
         self.sampling = sampling
         self.ends = sorted({*eos, *sampling.stop_token_ids})
+        self.end_bits = Ends(self.ends)
         self.counts = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self.repeats = sampling.repetition_penalty != 1
         #: Of each sequence that must not be completed: its tokens but the last, and the last.
@@ -61,10 +63,11 @@ class Adjustments:
 class Adjustment:
     """One row's: the tokens whose logits change, and by how much. Its task appends the tokens that are drawn."""
 
-    __slots__ = ("_counts", "_ids", "_places", "_table", "_tail", "job", "length", "size")
+    __slots__ = ("_counts", "_ids", "_places", "_table", "_tail", "grammar", "job", "length", "size")
 
     def __init__(self, job: Adjustments, answer: Tokens) -> None:
         self.job = job
+        self.grammar: GrammarRow | None = None  # its task sets it, when the grammar is there
         self.length = 0  # of the answer, in tokens
         self.size = len(job.ids)
         self._ids = job.ids.copy()
@@ -89,6 +92,8 @@ class Adjustment:
         """The answer's next token."""
         job = self.job
         self.length += 1
+        if self.grammar is not None:
+            self.grammar.append(token)
         if job.memory:
             self._tail = (*self._tail, token)[-job.memory :]
         if not (job.counts or job.repeats):
@@ -138,6 +143,7 @@ def adjusted(logits: torch.Tensor, rows: Sequence[Adjustment]) -> torch.Tensor:
         if forbidden is not None:
             mine = _on(logits, np.array([row.job is job for row in rows]))
             changed.masked_fill_(mine[:, None] & forbidden, _FORBIDDEN)
+    within_grammars(changed, logits, [row.grammar for row in rows])
     return _without_unlikely(changed, rows)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from w2s_core.device.grammar import Grammars
 from w2s_core.device.jobs import (
     CancelJob,
     CloseSession,
@@ -24,8 +27,12 @@ from w2s_core.device.runner import ModelRunner
 class Scheduler:
     """All models of one worker; they take turns."""
 
-    def __init__(self, models: dict[str, tuple[ModelRunner, ModelInfo]]) -> None:
-        self._queues = {name: ModelQueue(runner, info) for name, (runner, info) in models.items()}
+    def __init__(
+        self, models: Mapping[str, tuple[ModelRunner, ModelInfo]], grammars: Mapping[str, Grammars] | None = None
+    ) -> None:
+        """Models that are not in `grammars` cannot follow any."""
+        grammars = grammars or {}
+        self._queues = {name: ModelQueue(runner, info, grammars.get(name)) for name, (runner, info) in models.items()}
 
     @property
     def idle(self) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 
+from llguidance import LLMatcher
+
+from w2s_core.device.grammar import places
 from w2s_core.device.jobs import Row, RowNews, SampleJob, SampleNews, ScoreJob, ScoreResult
 from w2s_core.device.likeliest import with_chosen
 from w2s_core.device.penalties import Adjustment, Adjustments
@@ -63,12 +67,31 @@ class RowState:
 class SampleTask:
     """A SampleJob: every live row wants its leaf's logits and draws one token from them."""
 
-    def __init__(self, job: SampleJob, tree: TokenTree, eos: frozenset[int]) -> None:
+    def __init__(
+        self, job: SampleJob, tree: TokenTree, eos: frozenset[int], beginning: Future[LLMatcher] | None = None
+    ) -> None:
+        """`beginning` is that of the job's grammar."""
         self.job = job
         self.tree = tree
+        self.beginning = beginning
         self._ends = (frozenset() if job.sampling.ignore_eos else eos) | frozenset(job.sampling.stop_token_ids)
-        adjustments = Adjustments(job.sampling, job.prompt, eos) if job.sampling.adjusts else None
-        self.rows = [RowState(i, tree.descend(row.tokens), row, adjustments) for i, row in enumerate(job.rows)]
+        self._adjustments = Adjustments(job.sampling, job.prompt, eos) if job.sampling.adjusts else None
+        self.rows = [RowState(i, tree.descend(row.tokens), row, self._adjustments) for i, row in enumerate(job.rows)]
+
+    def enter_grammar(self) -> None:
+        """Where the job waits for its grammar and that is there: gives every row its place in it. Raises what the
+        compiling raised."""
+        if self.beginning is None or not self.beginning.done():
+            return
+        assert self.job.sampling.grammar is not None
+        assert self._adjustments is not None
+        found = places(
+            self.leaves, self.job.sampling.grammar.source, self.beginning.result(), self._adjustments.end_bits
+        )
+        for row, place in zip(self.rows, found, strict=True):
+            assert row.adjustment is not None
+            row.adjustment.grammar = place
+        self.beginning = None
 
     @property
     def live(self) -> list[RowState]:
@@ -79,7 +102,7 @@ class SampleTask:
         return [row.leaf for row in self.rows]
 
     def wanted(self) -> Iterator[Node]:
-        return (row.leaf for row in self.rows if not row.done)
+        return (row.leaf for row in self.rows if not row.done and self.beginning is None)
 
     def draw(self, row: RowState) -> Draw:
         """How this row's next token is drawn."""
@@ -100,6 +123,8 @@ class SampleTask:
             if row.adjustment is not None:
                 row.adjustment.append(token)
         row.done = row.ending is not None or row.remaining == 0
+        if row.done and row.adjustment is not None and row.ending is None:
+            row.leaf.place = row.adjustment.grammar
 
     def stop(self, rows: Sequence[int]) -> None:
         """These rows need no more tokens; nothing more is said of them."""

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from heapq import heappop
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from w2s_core.device.kv_cache import CacheFullError, KVCache, Region
 from w2s_core.types import Tokens
+
+if TYPE_CHECKING:
+    from w2s_core.device.grammar import GrammarRow
 
 _UNFED = -1
 _HEADROOM = 64  # slots behind the prompt that a new session gets at once
@@ -27,7 +31,7 @@ Slots = npt.NDArray[np.int64]
 class Node:
     """A token of an answer (the root: the prompt's last token). `logprob` is log p(answer up to here | prompt)."""
 
-    __slots__ = ("children", "depth", "logprob", "parent", "path", "slot", "token")
+    __slots__ = ("children", "depth", "logprob", "parent", "path", "place", "slot", "token")
 
     def __init__(self, token: int, parent: Node | None, depth: int) -> None:
         self.token = token
@@ -37,6 +41,7 @@ class Node:
         self.slot = _UNFED
         self.path: Slots | None = None  # slots from the answer's first token to this one; a cache
         self.logprob: float | None = None
+        self.place: GrammarRow | None = None  # of the answer up to here in its grammar, left for who goes on from it
 
     @property
     def fed(self) -> bool:

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
+from llguidance import LLTokenizer
 
-from w2s_core.device.jobs import LoadFailed, Order, Ready, WorkerSpec
+from w2s_core.device.grammar import Grammars
+from w2s_core.device.jobs import LoadFailed, ModelInfo, Order, Ready, WorkerSpec
 from w2s_core.device.loading import load_models
 from w2s_core.device.scheduler import Scheduler
+from w2s_core.grammar.compiling import new_tokenizer
+from w2s_core.text import TextCodec
 
 
 def main(fd: int) -> None:
@@ -54,7 +59,16 @@ def _load(parent: Connection) -> Scheduler | None:
         parent.send(LoadFailed(f"{type(error).__name__}: {error}"))
         return None
     parent.send(Ready({name: info for name, (_, info) in models.items()}))
-    return Scheduler(models)
+    grammars = {
+        name: Grammars(partial(_grammar_tokenizer, spec.models[name].source, info))
+        for name, (_, info) in models.items()
+    }
+    return Scheduler(models, grammars)
+
+
+def _grammar_tokenizer(source: str, info: ModelInfo) -> LLTokenizer:
+    codec = TextCodec(source)
+    return new_tokenizer(codec.tokenization, sorted(info.eos), max(info.vocabulary, codec.size))
 
 
 if __name__ == "__main__":

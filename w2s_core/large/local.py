@@ -8,6 +8,8 @@ from contextlib import aclosing, asynccontextmanager
 from w2s_core.device.jobs import Row, Sampling
 from w2s_core.device.pool import WorkerPool
 from w2s_core.device.session import Session
+from w2s_core.errors import RequestError
+from w2s_core.grammar.checker import GrammarChecker
 from w2s_core.large.prompts import encode_prompt
 from w2s_core.large.token_sampling import check_possible, check_token_ids, in_tokens
 from w2s_core.noise import successor_key
@@ -16,6 +18,7 @@ from w2s_core.text import TextCodec
 from w2s_core.types import (
     Alternatives,
     Bought,
+    Grammar,
     Hypothesis,
     Prompt,
     PromptLogprobs,
@@ -29,9 +32,10 @@ _CHUNK_NEWS = 16  # tokens between two looks for stop strings while a long chunk
 
 
 class LocalLargeModel:
-    """`model` is its name in the pool."""
+    """`model` is its name in the pool. `checker` must be stopped when the model is not needed any more."""
 
     def __init__(self, model: str, codec: TextCodec, pool: WorkerPool) -> None:
+        self.checker = GrammarChecker(codec.tokenization, codec.eos)
         self._codec = codec
         self._model = model
         self._pool = pool
@@ -52,8 +56,17 @@ class LocalLargeModel:
         info = self._pool.info(self._model)
         check_token_ids(sampling, min(info.vocabulary, self.codec.size))
         resolved = in_tokens(sampling, self.codec, info.vocabulary)
-        if resolved.adjusts:
+        if resolved.forbids:
             check_possible(resolved, info.eos, info.vocabulary)
+
+    @property
+    def continues_grammars(self) -> bool:
+        return True
+
+    async def check_grammar(self, grammar: Grammar) -> Grammar:
+        if not self._pool.info(self._model).eos:
+            raise RequestError("This model has no EOS token, so that no answer could end.", grammar.field)
+        return await self.checker.check(grammar)
 
     def encode(self, prompt: Prompt) -> Tokens:
         return encode_prompt(self.codec, prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import fields
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from w2s_core.errors import RequestError
 from w2s_core.large.token_sampling import check_token_ids, in_tokens
 from w2s_core.text import TextCodec
-from w2s_core.types import Hypothesis, SamplingParams
+from w2s_core.types import Grammar, Hypothesis, SamplingParams
 
 _DEFAULTS = SamplingParams()
 _PER_CALL = frozenset({"max_tokens", "seed", "min_tokens", "frequency_penalty", "logit_bias"})
 _DONE_HERE = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens", "logprobs"})
+_RENAMED = frozenset({"grammar"})
 _PUBLIC = frozenset(
     {"temperature", "top_p", "logit_bias", "max_tokens", "seed", "stop", "include_stop_str_in_output", "logprobs"}
 )
@@ -45,9 +47,32 @@ def asked_of_all(sampling: SamplingParams) -> dict[str, Any]:
     asked: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
     for field in fields(sampling):
         value = getattr(sampling, field.name)
-        if field.name not in _PER_CALL | _DONE_HERE and value != getattr(_DEFAULTS, field.name):
+        if field.name not in _PER_CALL | _DONE_HERE | _RENAMED and value != getattr(_DEFAULTS, field.name):
             asked[field.name] = list(value) if isinstance(value, tuple) else value
+    if sampling.grammar is not None:
+        asked["structured_outputs"] = _structured(sampling.grammar)
     return asked
+
+
+def check_schema(grammar: Grammar) -> None:
+    """Raises RequestError for a JSON schema that is no JSON object."""
+    if grammar.kind == "json":
+        try:
+            found = json.loads(grammar.source)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise RequestError("A JSON schema must be an object.", grammar.field)
+
+
+def _structured(grammar: Grammar) -> dict[str, Any]:
+    match grammar.kind:
+        case "json_object":
+            return {"json_object": True}
+        case "json" | "choice":
+            return {grammar.kind: json.loads(grammar.source)}
+        case _:
+            return {grammar.kind: grammar.source}
 
 
 def asked_of_one(sampling: SamplingParams, parent: Hypothesis, length: int) -> dict[str, Any]:

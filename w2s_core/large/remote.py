@@ -8,8 +8,9 @@ from contextlib import aclosing, asynccontextmanager
 from zlib import crc32
 
 from w2s_core.concurrency import merged
-from w2s_core.errors import RequestError, UpstreamError
+from w2s_core.errors import RequestError, UpstreamError, UpstreamRefusedError
 from w2s_core.large.asking import LargeFacts
+from w2s_core.large.parameters import check_schema
 from w2s_core.large.wires import Drawn, Language, TextOnly, TokenIds, Wire
 from w2s_core.noise import call_seed
 from w2s_core.remote.completion import Completion, read_completion
@@ -17,7 +18,7 @@ from w2s_core.remote.discovery import Discovery
 from w2s_core.remote.provider import Provider
 from w2s_core.successors import Successors
 from w2s_core.text import Codec, TextCodec
-from w2s_core.types import Bought, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Tokens
+from w2s_core.types import Bought, Grammar, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Tokens
 
 PATH = "/completions"
 _ATTEMPTS = 3  # at getting all choices that were asked for
@@ -44,6 +45,16 @@ class RemoteLargeModel:
 
     def check(self, sampling: SamplingParams) -> None:
         self._language.check(sampling)
+
+    @property
+    def continues_grammars(self) -> bool:
+        return False  # a call that begins in the middle of an answer would begin the grammar anew
+
+    async def check_grammar(self, grammar: Grammar) -> Grammar:
+        if not self.token_ids:
+            raise RequestError(f"The provider of `{self._provider.name}` cannot follow it.", grammar.field)
+        check_schema(grammar)  # the rest of it the provider knows better
+        return grammar
 
     def encode(self, prompt: Prompt) -> Tokens:
         return self._language.encode(prompt)
@@ -90,6 +101,7 @@ class RemoteProposals:
         self._affinity = affinity
         self._greedy = sampling.temperature == 0
         self._most = sampling.max_tokens
+        self._grammar = sampling.grammar
         self._successors = successors
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
@@ -110,7 +122,7 @@ class RemoteProposals:
                 yield arrived
 
     async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
-        piece, last = _FIRST_PIECE, hypothesis
+        piece, last = _FIRST_PIECE if self._grammar is None else length, hypothesis
         end = len(hypothesis.tokens) + length
         while len(last.tokens) < end and not last.finished:
             [drawn] = await self._draw(last, 1, min(piece, end - len(last.tokens)))
@@ -159,6 +171,10 @@ class RemoteProposals:
         except RequestError as error:  # it says that the prompt is too long
             error.param = error.param or "prompt"
             raise
+        except UpstreamRefusedError as error:
+            if self._grammar is None:
+                raise
+            raise RequestError(str(error), self._grammar.field) from None
         completion = read_completion(answer, provider.name)
         self.bought += completion.bought
         self.sampled_tokens += completion.bought.completion_tokens

@@ -29,6 +29,7 @@ def in_tokens(sampling: SamplingParams, codec: TextCodec, vocabulary: int) -> Sa
         allowed_token_ids=sampling.allowed_token_ids,
         bad_words=_sequences(sampling.bad_words, codec, vocabulary),
         alternatives=sampling.logprobs or 0,
+        grammar=sampling.grammar,
     )
 
 
