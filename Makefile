@@ -10,7 +10,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,10 @@ install: $(VENV)/.ready ## the environment in .venv, pinned by constraints.txt
 .PHONY: serve
 serve: install ## from nothing to a listening server with the demo models (PORT=, CONFIG=, ARGS=)
 	$(BIN)/w2s serve --port $(PORT) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
+
+.PHONY: deploy-local
+deploy-local: install ## two replicas behind nginx (PORT=, CONFIG=, ARGS="--replicas 3"); needs nginx
+	$(BIN)/python -m deploy.local --port $(PORT) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 .PHONY: test
 test: install ## from nothing to a green test suite

@@ -16,8 +16,12 @@ _HEAD = ("figure", "target", "median (min .. max)", "reached", "of tokens/s")
 
 def table(figures: Sequence[Figure]) -> str:
     """One line a figure, in Markdown."""
-    rows = [_HEAD, *(_row(figure) for figure in figures)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    return markdown([_HEAD, *(_row(figure) for figure in figures)])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 

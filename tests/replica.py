@@ -117,9 +117,9 @@ def _read(running: Replica) -> None:
     running.lines.put(None)
 
 
-def eventually(true: Callable[[], bool]) -> None:
-    """Returns once it holds; fails after SOON seconds."""
-    end = time.monotonic() + SOON
+def eventually(true: Callable[[], bool], within: float = SOON) -> None:
+    """Returns once it holds; fails after `within` seconds."""
+    end = time.monotonic() + within
     while not true():
         assert time.monotonic() < end, "it never came true"
         time.sleep(0.01)
