@@ -12,7 +12,7 @@ from w2s_core.admission import Admission, Ticket
 from w2s_core.concurrency import merged
 from w2s_core.config import Limits
 from w2s_core.eager import EagerProposals, ProposesByFamily
-from w2s_core.errors import DeadlineError, RequestError, UnavailableError
+from w2s_core.errors import ContextLengthError, DeadlineError, OutgrownError, RequestError, UnavailableError
 from w2s_core.interfaces import LargeModel, Proposals, Scorer
 from w2s_core.noise import copy_key, root_key, successor_key
 from w2s_core.planning import Plan, Planner, ServedModel
@@ -162,6 +162,10 @@ class PromptRun:
 
     async def _answers(self) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
         plan = self.plan
+        if plan.scored is not None and plan.scorer is not None:
+            for event in await self._scored(plan.scored, plan.scorer):
+                yield event
+            return
         async with plan.large.open(plan.prompt, plan.sampling, rows=plan.rows) as proposals:
             source = self._plain(proposals) if plan.scorer is None else self._guided(proposals, plan.scorer)
             async with aclosing(source):
@@ -220,6 +224,18 @@ class PromptRun:
             for event in self._finish(writer, answer):
                 yield event
 
+    async def _scored(self, text: str, scorer: Scorer) -> list[TextCommitted | ChoiceFinished]:
+        """Each choice the same: nothing new, and what the pairs think of the text."""
+        async with scorer.open(self.plan.pair_prompt) as scoring:
+            try:
+                [score] = await scoring.score([replace(self._root, text=text, finish_reason="length")])
+            except OutgrownError as error:
+                raise ContextLengthError(error.limit, error.prompt_tokens, error.answer_tokens, "prompt") from None
+            self.scored_tokens = scoring.scored_tokens
+            self.bought += scoring.bought
+        answer = replace(self._root, score=score.total, scores=score.pairs)
+        return [event for i in range(self.plan.n) for event in self._finish(self._writer(i), answer)]
+
     def _finish(self, writer: ChoiceWriter, answer: Hypothesis) -> list[TextCommitted | ChoiceFinished]:
         answer = replace(answer, finish_reason=answer.finish_reason or "length")
         self.lengths[writer.index - self._first_choice] = answer.length
@@ -234,7 +250,8 @@ class PromptRun:
     async def _read_prompt(self) -> PromptRead:
         large, prompt, top = self.plan.large, self.plan.prompt, self.plan.prompt_logprobs
         found = None if top is None else await large.prompt_logprobs(prompt, top=top)
-        text = self.plan.pair_prompt.text if isinstance(self.plan.pair_prompt, TextPrompt) else ""
+        shown = self.plan.pair_prompt
+        text = shown.text + (self.plan.scored or "") if isinstance(shown, TextPrompt) else ""
         choices = range(self._first_choice, self._first_choice + self.plan.n)
         return PromptRead(choices, text, placed_prompt(large.codec, prompt, found) if large.token_ids else ())
 

@@ -5,6 +5,7 @@
     ├── RequestError             the caller's mistake (400); `param` names the field
     │   ├── ContextLengthError   prompt and answer do not fit the model (400, context_length_exceeded)
     │   │   └── UpstreamContextLengthError   so says a provider
+    │   ├── OutgrownError        an answer has become longer than a pair can read (400)
     │   └── UnknownModelError    no such served model (404)
     ├── OverloadedError          the queue is full (429); `retry_after_s`
     ├── UnavailableError         loading, or no worker alive (503); `retry_after_s`
@@ -47,6 +48,20 @@ class ContextLengthError(RequestError):
             "Please reduce the length of the prompt or max_tokens.",
             param,
         )
+
+
+class OutgrownError(RequestError):
+    """Prompt and answer, in tokens of the pair's model `name`, exceed the `limit` of what it can read."""
+
+    def __init__(self, name: str, limit: int, prompt_tokens: int, answer_tokens: int) -> None:
+        super().__init__(
+            f"The answer has outgrown the pair: {prompt_tokens} + {answer_tokens} tokens exceed the {limit} tokens of "
+            f"{name}. Please lower max_tokens.",
+            "max_tokens",
+        )
+        self.limit = limit
+        self.prompt_tokens = prompt_tokens
+        self.answer_tokens = answer_tokens
 
 
 class UpstreamContextLengthError(ContextLengthError):

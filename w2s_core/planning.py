@@ -10,7 +10,16 @@ from w2s_core.errors import ContextLengthError, RequestError, UnavailableError, 
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
-from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, SamplingParams, TokenPrompt, Tokens
+from w2s_core.types import (
+    ChatPrompt,
+    GenerationRequest,
+    Guidance,
+    Prompt,
+    SamplingParams,
+    TextPrompt,
+    TokenPrompt,
+    Tokens,
+)
 
 _SEED_BITS = 63
 
@@ -32,6 +41,7 @@ class Plan:
     """One prompt's work. `guidance` None = `n` plain samples; `copies` of the empty answer start the search.
 
     `budget` is the number of tokens of π_base that an answer may have; `ranked` whether a pair does the ranking.
+    `scored`: nothing is sampled, this text is scored behind `pair_prompt`.
     """
 
     large: LargeModel
@@ -49,10 +59,13 @@ class Plan:
     with_tokens: bool
     with_prompt: bool
     prompt_logprobs: int | None
+    scored: str | None
 
     @property
     def rows(self) -> int:
-        """Sequences that the large model samples at once."""
+        """Sequences that the large model samples at once; one where it samples none."""
+        if self.scored is not None:
+            return 1
         return self.n if self.guidance is None else self.copies * self.guidance.successors
 
 
@@ -141,7 +154,7 @@ class Planner:
             tokens = tokens[-used:]
             # A conversation is the pair's own to render: what the large model does not see of it, the pair may.
             prompt = prompt if isinstance(prompt, ChatPrompt) else TokenPrompt(tokens)
-        pair_prompt = large.text_of(prompt)
+        pair_prompt, scored = _given(request, large.text_of(prompt), guidance)
         budget = self._budget(request, prompt, tokens, large)
         scorer: Scorer | None = None
         if guidance is not None:
@@ -173,6 +186,7 @@ class Planner:
             with_tokens=request.with_tokens,
             with_prompt=request.with_prompt,
             prompt_logprobs=request.prompt_logprobs,
+            scored=scored,
         )
         self._check_rows(plan, request)
         return plan
@@ -189,7 +203,7 @@ class Planner:
         """Tokens of answer so short that the request cannot draw more than it may, whatever is pruned."""
         asked = guidance.max_sampled_tokens if guidance else None
         bounds = [bound for bound in (asked, self.max_sampled_tokens) if bound is not None]
-        if not bounds:
+        if not bounds or not budget:
             return budget
         drawn_at_once = request.n if guidance is None else guidance.successors
         if guidance is not None and guidance.method == "cbs":
@@ -229,6 +243,20 @@ def _context_length(large: LargeModel) -> int | None:
         return large.context_length
     except UnavailableError:
         return None
+
+
+def _given(request: GenerationRequest, prompt: Prompt, guidance: Guidance | None) -> tuple[Prompt, str | None]:
+    """What the pairs see as x, and the text that they score as y where none is to be sampled."""
+    only_scored = request.sampling.max_tokens == 0 and guidance is not None and bool(guidance.pairs)
+    behind = request.scored_behind
+    if not only_scored or not isinstance(prompt, TextPrompt):
+        if behind is not None:
+            raise RequestError("Only for texts that pairs score: with echo, and max_tokens 0.", "guidance.prompt")
+        return prompt, None
+    if not prompt.text.startswith(behind or ""):
+        raise RequestError("Every prompt must begin with it.", "guidance.prompt")
+    x = behind or ""
+    return replace(prompt, text=x), prompt.text[len(x) :]
 
 
 def _truncated(request: GenerationRequest, tokens: Tokens, large: LargeModel) -> int:

@@ -231,6 +231,9 @@ class GenerationRequest:
     `with_tokens` puts tokens beside committed text, `with_prompt` a PromptRead before it. `prompt_logprobs` asks for
     the log-probabilities in that, with so many alternatives at each place. `token_ids`: tokens are wanted for
     their ids, which not every provider tells.
+
+    With `max_tokens` 0 and pairs, the prompts' texts are scored as answers; `scored_behind` is what each of them begins
+    with that is not: the pairs' prompt x, else empty.
     """
 
     model: str
@@ -244,6 +247,7 @@ class GenerationRequest:
     with_prompt: bool = False
     prompt_logprobs: int | None = None
     token_ids: bool = False
+    scored_behind: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.schemas.fields import Text
 from w2s_core.errors import RequestError
 from w2s_core.types import Guidance, Method
 
@@ -25,6 +26,13 @@ class GuidanceOptions(BaseModel):
     successors: Annotated[Positive, Field(description="K: continuations of each; for best_of_n, N.")] = 4
     chunk_length: Annotated[Positive, Field(description="L: tokens per chunk.")] = 5
     trace: Annotated[bool, Field(description="Return the search tree.")] = False
+    prompt: Annotated[
+        Text | None,
+        Field(
+            description="Of texts that are only scored (`echo` with `max_tokens` 0): the beginning that is the pairs' "
+            "prompt and not scored. By default all is scored, behind an empty prompt."
+        ),
+    ] = None
     max_sampled_tokens: Annotated[
         Positive | None,
         Field(description="Tokens that may be drawn, pruned ones included; answers that could take more end early."),
@@ -35,7 +43,7 @@ def effective_guidance(asked: GuidanceOptions | None, default: Guidance | None, 
     """What the engine shall do, or None for the served model's own. Raises RequestError("guidance.pairs")."""
     if asked is None and (default is None or default.method != "best_of_n"):
         return None
-    overrides = {key: getattr(asked, key) for key in asked.model_fields_set} if asked is not None else {}
+    overrides = {key: getattr(asked, key) for key in asked.model_fields_set - {"prompt"}} if asked is not None else {}
     guidance = replace(default or Guidance(), **overrides)
     if guidance.method == "cbs" and not guidance.pairs:
         raise RequestError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError
+from w2s_core.errors import ConfigurationError, ContextLengthError, OutgrownError, RequestError
 from w2s_core.text import TextCodec
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt, TokenPrompt, Tokens
 
@@ -40,11 +40,13 @@ class PairModel:
     def room(self, prompt: Prompt, template: str | None, limit: int, max_tokens: int) -> int:
         """Tokens of answer that fit behind the prompt, where the vocabulary is shared; elsewhere only the text tells.
 
-        Raises ContextLengthError when not one does.
+        Raises RequestError when not one does.
         """
         used = len(self.prompt(prompt, template))
+        field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        if not used:
+            raise RequestError(f"{self.name} has no BOS, so it cannot score behind an empty prompt.", field)
         if used >= limit:
-            field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
             raise ContextLengthError(limit, used, 1, field)
         return min(max_tokens, limit - used) if self.shares_tokens else max_tokens
 
@@ -62,14 +64,10 @@ class PairModel:
         ]
 
     def check_length(self, prompt: Tokens, answers: Sequence[Tokens], limit: int) -> None:
-        """Raises RequestError where an answer has become longer than this model can read."""
+        """Raises OutgrownError where an answer has become longer than this model can read."""
         longest = max(map(len, answers), default=0)
         if len(prompt) + longest > limit:
-            raise RequestError(
-                f"The answer has outgrown the pair: {len(prompt)} + {longest} tokens exceed the {limit} tokens of "
-                f"{self.name}. Please lower max_tokens.",
-                "max_tokens",
-            )
+            raise OutgrownError(self.name, limit, len(prompt), longest)
 
 
 def shown(prompt: Prompt, template: str | None) -> str:

@@ -65,6 +65,11 @@ class RemotePairModel:
                 f"The pair's provider `{self.provider.name}` has no tokenizer to render a conversation with.",
                 "messages",
             )
+        if self.reader is None and not isinstance(prompt, ChatPrompt) and not shown(prompt, template):
+            raise RequestError(
+                f"The pair's provider `{self.provider.name}` has no tokenizer: the prompt must not be empty.",
+                "prompt",
+            )
         return max_tokens
 
     def open(self, prompt: Prompt, template: str | None) -> TokenReading | TextReading:
