@@ -113,12 +113,12 @@ class Chunks:
         if isinstance(event, TextCommitted):
             self._usage = Usage.of(event.prompt_tokens, event.completion_tokens)
             parts = Parts(event.text, event.tokens, echoed=self._echoed(event.index))
-            return [*opening, self._chunk(self.shape.text_delta(event.index, parts))]
+            return [*opening, *(self._chunk(choice) for choice in self.shape.text_deltas(event.index, parts))]
         self._finished += 1
         if self._finished == self.choices:
             self._held = event
             return opening
-        return [*opening, self._last(event)]
+        return [*opening, *self._last(event)]
 
     def _opening(self, index: int) -> list[Answer]:
         if index in self._opened:
@@ -131,14 +131,14 @@ class Chunks:
     def _echoed(self, index: int) -> int:
         return len(self._prompts[index].text) if self.shape.details.echo else 0
 
-    def _last(self, event: ChoiceFinished, **extras: Any) -> Answer:
+    def _last(self, event: ChoiceFinished, **extras: Any) -> list[Answer]:
         parts = Parts(tokens=event.tokens, echoed=self._echoed(event.index))
-        choice = self.shape.last_delta(event.index, parts, _reason(event), **_score(event))
-        return self._chunk(choice, **extras)
+        *others, last = self.shape.last_deltas(event.index, parts, _reason(event), **_score(event))
+        return [*(self._chunk(choice) for choice in others), self._chunk(last, **extras)]
 
     def _end(self, event: RequestFinished) -> list[Answer]:
         self._usage = usage_of(event)
-        chunks = [] if self._held is None else [self._last(self._held, **_report(event))]
+        chunks = [] if self._held is None else self._last(self._held, **_report(event))
         if self.options.include_usage:
             chunks.append(self.shape.chunk([], **self.envelope.fields, usage=self._usage))
         return chunks

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from server.schemas.chat import AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, Delta
+from server.schemas.chat import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatFinishReason,
+    Delta,
+)
 from server.schemas.completions import Completion, CompletionChoice
 from server.schemas.logprobs import NO_DETAILS, Details, chat_logprobs, completion_logprobs, prompt_logprobs
 from server.schemas.responses import Answer, AnswerChoice
@@ -16,7 +24,8 @@ from w2s_core.types import FinishReason, PlacedToken, PromptRead
 class Shape(Protocol):
     """How one endpoint writes its answers, of choices that it made itself; `extras` are fields not always there.
 
-    `prompt` is given where the request asks for something of it, and in deltas only at the first of a choice.
+    `prompt` is given where the request asks for something of it, and in deltas only at the first of a choice. The last
+    of `last_deltas` ends the choice, and has the `extras`.
     """
 
     id_prefix: str
@@ -26,8 +35,8 @@ class Shape(Protocol):
     def chunk(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> Answer: ...
     def whole_choice(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
     def first_delta(self, index: int, prompt: PromptRead | None) -> AnswerChoice | None: ...
-    def text_delta(self, index: int, parts: Parts) -> AnswerChoice: ...
-    def last_delta(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
+    def text_deltas(self, index: int, parts: Parts) -> Sequence[AnswerChoice]: ...
+    def last_deltas(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> Sequence[AnswerChoice]: ...
 
 
 @dataclass(slots=True)
@@ -65,11 +74,11 @@ class CompletionShape:
         echo = prompt if self.details.echo else None
         return self._choice(index, echo.text if echo else "", Parts(prompt=prompt), None, echo)
 
-    def text_delta(self, index: int, parts: Parts) -> CompletionChoice:
-        return self._choice(index, parts.text, parts, None)
+    def text_deltas(self, index: int, parts: Parts) -> list[CompletionChoice]:
+        return [self._choice(index, parts.text, parts, None)]
 
-    def last_delta(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> CompletionChoice:
-        return self._choice(index, "", parts, reason, **extras)
+    def last_deltas(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> list[CompletionChoice]:
+        return [self._choice(index, "", parts, reason, **extras)]
 
     def _choice(
         self,
@@ -121,14 +130,14 @@ class ChatShape:
     def first_delta(self, index: int, prompt: PromptRead | None) -> ChatChunkChoice:  # noqa: ARG002
         return self._delta(index, Delta(role="assistant", content=""), (), None)
 
-    def text_delta(self, index: int, parts: Parts) -> ChatChunkChoice:
-        return self._delta(index, Delta(content=parts.text), parts.tokens, None)
+    def text_deltas(self, index: int, parts: Parts) -> list[ChatChunkChoice]:
+        return [self._delta(index, Delta(content=parts.text), parts.tokens, None)]
 
-    def last_delta(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> ChatChunkChoice:
-        return self._delta(index, Delta(), parts.tokens, reason, **extras)
+    def last_deltas(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> list[ChatChunkChoice]:
+        return [self._delta(index, Delta(), parts.tokens, reason, **extras)]
 
     def _delta(
-        self, index: int, delta: Delta, tokens: Sequence[PlacedToken], reason: FinishReason | None, **extras: Any
+        self, index: int, delta: Delta, tokens: Sequence[PlacedToken], reason: ChatFinishReason | None, **extras: Any
     ) -> ChatChunkChoice:
         return ChatChunkChoice(index=index, delta=delta, finish_reason=reason, **self._told(tokens), **extras)
 

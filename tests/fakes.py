@@ -15,6 +15,7 @@ from w2s_core.large.token_sampling import check_token_ids
 from w2s_core.noise import successor_key, uniform
 from w2s_core.pieces import text_of
 from w2s_core.successors import Successors
+from w2s_core.tools.formats import ToolFormat
 from w2s_core.types import (
     Alternatives,
     Bought,
@@ -96,6 +97,7 @@ class FakeLargeModel:
         tokenizer: Any = CODEC,
     ) -> None:
         self.tokenizer = tokenizer
+        self.tool_format: ToolFormat | None = None
         self.distribution = distribution or letters()
         self.context_length = context_length
         self.codec = ByteCodec()

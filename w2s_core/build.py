@@ -28,6 +28,7 @@ from w2s_core.remote.parts import RemoteParts
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text import TextCodec
+from w2s_core.tools.formats import chosen
 
 _DEMO = "demo:"
 
@@ -49,7 +50,8 @@ def build_engine(config: EngineConfig) -> Engine:
             large_models[name] = remote.large_model(name, there)
         elif pool is not None:
             source = _source(there.model)
-            large_models[name] = local = LocalLargeModel(source, codecs[source], pool)
+            tool_format = chosen(there.tool_format, codecs[source].chat_template)
+            large_models[name] = local = LocalLargeModel(source, codecs[source], pool, tool_format)
             checkers.append(local.checker)
     shares = _sharing(config, codecs)
     scorers: dict[str, Scorer] = {}

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from w2s_core.types import Guidance
 
+ToolFormatName: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral"]
 _FORBID: dict[str, str] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, slots=True)
 class LargeModelConfig:
     """`model`: a folder, a hub id, or "demo:NAME". `trust_remote_code` runs Python code from the model's folder.
-    `devices`: those of `workers.devices` that hold it; None = all."""
+    `devices`: those of `workers.devices` that hold it; None = all. `tool_format`: how it writes calls of tools; "auto"
+    = as its chat template shows."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     model: str
     backend: Literal["local"] = "local"
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
+    tool_format: ToolFormatName = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +111,11 @@ class RemoteModelConfig(ProviderConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteLargeModelConfig(RemoteModelConfig):
-    """A large model elsewhere."""
+    """A large model elsewhere. `tool_format`: as in `LargeModelConfig`, with the `tokenizer`'s chat template."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     backend: Literal["remote"] = "remote"
+    tool_format: ToolFormatName = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

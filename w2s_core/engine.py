@@ -18,6 +18,7 @@ from w2s_core.noise import copy_key, root_key, successor_key
 from w2s_core.planning import Plan, Planner, ServedModel
 from w2s_core.search import search
 from w2s_core.text import Tokenizer
+from w2s_core.tools.formats import ToolFormat
 from w2s_core.trace import Trace
 from w2s_core.types import (
     Bought,
@@ -110,6 +111,10 @@ class Engine:
         if tokenizer is None:
             raise RequestError(f"Only the provider of `{model}` has its tokenizer.", "model")
         return tokenizer
+
+    def tool_format(self, model: str) -> ToolFormat | None:
+        """How the large model behind a served name writes calls of tools. Raises UnknownModelError."""
+        return self._planner.large_model(model).tool_format
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.

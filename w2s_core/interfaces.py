@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from w2s_core.text import Codec, Tokenizer
+from w2s_core.tools.formats import ToolFormat
 from w2s_core.types import Bought, Grammar, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Score, Tokens
 
 
@@ -62,6 +63,11 @@ class LargeModel(Protocol):
     @property
     def tokenizer(self) -> Tokenizer | None:
         """What makes tokens of text; None where only a provider has it."""
+        ...
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How it writes calls of tools; None where that is not known."""
         ...
 
     def check(self, sampling: SamplingParams) -> None:

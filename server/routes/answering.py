@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -40,13 +40,20 @@ async def require_engine(request: Request) -> None:
     _ = host_of(request).engine
 
 
-async def answer(request: Request, body: CompletionBody | ChatBody, shape: Shape) -> Response:
-    """Run the search and answer. Raises the engine's errors when it fails before the first event."""
+async def answer(
+    request: Request,
+    body: CompletionBody | ChatBody,
+    shape: Shape,
+    adjusted: Callable[[GenerationRequest], GenerationRequest] = lambda asked: asked,
+) -> Response:
+    """Run the search and answer; `adjusted` is what the engine is asked for.
+
+    Raises the engine's errors when it fails before the first event."""
     engine = host_of(request).engine
     served = engine.served_models.get(body.model)
     if served is None:
         raise UnknownModelError(body.model)
-    asked = body.to_request(served.guidance)
+    asked = adjusted(body.to_request(served.guidance))
     envelope = Envelope.new(shape.id_prefix, body.model)
     if body.stream:
         chunks = Chunks(shape, envelope, body.stream_options or StreamOptions(), asked.n * len(asked.prompts))

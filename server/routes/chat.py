@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
-from server.routes.answering import answer
+from server.routes.answering import answer, host_of
 from server.schemas import examples
 from server.schemas.chat import ChatBody, ChatCompletion
 from server.shapes import ChatShape
+from server.tool_calls import ToolChatShape, calling_of
 
 router = APIRouter()
 
@@ -20,4 +21,7 @@ async def create_chat_completion(
     body: Annotated[ChatBody, Body(openapi_examples=examples.CHAT)], request: Request
 ) -> Response:
     """Answer a conversation; with `stream` as server-sent events of `chat.completion.chunk`."""
-    return await answer(request, body, ChatShape(body.details))
+    if not body.offered:
+        return await answer(request, body, ChatShape(body.details))
+    calling = calling_of(host_of(request).engine, body)
+    return await answer(request, body, ToolChatShape(body.details, calling), calling.adjusted)

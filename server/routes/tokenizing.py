@@ -27,7 +27,7 @@ async def tokenize(
     tokenizer = engine.tokenizer(model.name)
     special = bool(body.add_special_tokens)
     if isinstance(body, TokenizeChat):
-        tokens = tokenizer.encode_chat(body.chat_prompt(special_tokens=special))
+        tokens = tokenizer.encode_chat(body.chat_prompt(body.tools or [], special_tokens=special))
     else:
         tokens = tokenizer.encode(body.prompt, special_tokens=special)
     return Tokenized(

@@ -42,6 +42,21 @@ CHAT = _named(
         "stream_options": {"include_usage": True},
     },
     guided_by_the_body={"model": "smollm2", "messages": _QUESTION, "max_tokens": 30, "guidance": _GUIDANCE},
+    tools_where_the_chat_template_knows_them={
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": "What is the weather in Bern?"}],
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": "weather",
+                    "description": "Tells the weather in a city.",
+                    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+                },
+            }
+        ],
+        "max_tokens": 60,
+    },
     continued={
         "model": "smollm2",
         "messages": [*_QUESTION, {"role": "assistant", "content": "The film is "}],

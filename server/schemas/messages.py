@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.fields import NonEmpty, Strict, Text, drop_neutral
+from server.schemas.tools import Tool
 from w2s_core.types import ChatPrompt
 
 
@@ -117,6 +118,10 @@ class Conversation(Strict):
         dict[str, Any] | None, Field(description="Variables of the chat template, by name.")
     ] = None
 
+    tools: Annotated[list[Tool] | None, Field(description="Functions, which the chat template tells the model of.")] = (
+        None
+    )
+
     @model_validator(mode="after")
     def _messages_are_whole(self) -> Self:
         for number, message in enumerate(self.messages):
@@ -133,12 +138,13 @@ class Conversation(Strict):
             )
         return self
 
-    def chat_prompt(self, *, special_tokens: bool) -> ChatPrompt:
+    def chat_prompt(self, tools: Sequence[Tool], *, special_tokens: bool) -> ChatPrompt:
         continues = bool(self.continue_final_message)
         return ChatPrompt(
             tuple(message.for_template() for message in self.messages),
             special_tokens=special_tokens,
             opens_answer=self.add_generation_prompt is not False and not continues,
             continues=continues,
+            tools=tuple(tool.for_template() for tool in tools),
             template_variables=self.chat_template_kwargs or {},
         )

@@ -13,6 +13,7 @@ from server.app import VERSION, create_app
 from server.hosting import EngineHost
 from tests.fakes import FakeLargeModel, fake_engine, letters
 from tests.server.conftest import Connect
+from w2s_core.tools.formats import HERMES
 
 SCHEMA = create_app(EngineHost(fake_engine)).openapi()
 PATHS = {
@@ -49,7 +50,9 @@ def valid(operation: dict[str, Any], status: str, body: Any) -> None:
 @pytest.fixture
 async def client(connect: Connect) -> httpx.AsyncClient:
     """An engine whose models bear the demo's names."""
-    engine = fake_engine(FakeLargeModel(letters(eos=0.05)))
+    large = FakeLargeModel(letters(eos=0.05))
+    large.tool_format = HERMES
+    engine = fake_engine(large)
     names = {"smollm2": "plain", "smollm2-positive": "guided"}
     engine._planner.served.update({new: engine._planner.served[old] for new, old in names.items()})  # type: ignore[attr-defined]
     return await connect(engine)

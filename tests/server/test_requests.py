@@ -181,7 +181,6 @@ async def test_what_real_clients_send_without_meaning_it(ask: Asker, endpoint: s
         ("completions", "messages", []),
         ("completions", "max_completion_tokens", 5),
         ("completions", "tools", []),
-        ("chat", "tools", [{"type": "function", "function": {"name": "f"}}]),
         ("chat", "tool_choice", "required"),
         ("chat", "modalities", ["text", "audio"]),
         ("chat", "functions", [{"name": "f"}]),

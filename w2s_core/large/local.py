@@ -15,6 +15,7 @@ from w2s_core.large.token_sampling import check_possible, check_token_ids, in_to
 from w2s_core.noise import successor_key
 from w2s_core.successors import Successors
 from w2s_core.text import TextCodec
+from w2s_core.tools.formats import ToolFormat
 from w2s_core.types import (
     Alternatives,
     Bought,
@@ -34,7 +35,8 @@ _CHUNK_NEWS = 16  # tokens between two looks for stop strings while a long chunk
 class LocalLargeModel:
     """`model` is its name in the pool. `checker` must be stopped when the model is not needed any more."""
 
-    def __init__(self, model: str, codec: TextCodec, pool: WorkerPool) -> None:
+    def __init__(self, model: str, codec: TextCodec, pool: WorkerPool, tool_format: ToolFormat | None = None) -> None:
+        self.tool_format = tool_format
         self.checker = GrammarChecker(codec.tokenization, codec.eos)
         self._codec = codec
         self._model = model

@@ -18,6 +18,7 @@ from w2s_core.remote.discovery import Discovery
 from w2s_core.remote.provider import Provider
 from w2s_core.successors import Successors
 from w2s_core.text import Codec, TextCodec
+from w2s_core.tools.formats import ToolFormat
 from w2s_core.types import Bought, Grammar, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Tokens
 
 PATH = "/completions"
@@ -28,7 +29,14 @@ _FIRST_PIECE, _LARGEST_PIECE = 4, 64  # tokens asked for at once where text shal
 class RemoteLargeModel:
     """`discovery` starts and stops the provider. Until that has been reached nothing can be asked of the model."""
 
-    def __init__(self, provider: Provider, codec: TextCodec | None, discovery: Discovery[LargeFacts]) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        codec: TextCodec | None,
+        discovery: Discovery[LargeFacts],
+        tool_format: ToolFormat | None = None,
+    ) -> None:
+        self.tool_format = tool_format
         self._provider = provider
         self._discovery = discovery
         self.tokenizer = codec

@@ -14,6 +14,7 @@ from w2s_core.remote.provider import Provider, read_api_key
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, ask_pair
 from w2s_core.text import TextCodec
+from w2s_core.tools.formats import chosen
 
 
 class RemoteParts:
@@ -29,7 +30,8 @@ class RemoteParts:
         codec = self._codec(config.tokenizer) if config.tokenizer is not None else None
         discovery = Discovery(provider, partial(ask_large, provider, config, codec, key))
         self.parts.append(discovery)
-        return RemoteLargeModel(provider, codec, discovery)
+        tool_format = chosen(config.tool_format, codec.chat_template if codec else None)
+        return RemoteLargeModel(provider, codec, discovery, tool_format)
 
     def scorer(self, name: str, config: RemotePairConfig, shares: Callable[[TextCodec], bool]) -> RemoteScorer:
         """`shares`: whether the large models' token ids are those of a tokenizer."""

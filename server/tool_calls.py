@@ -1,0 +1,143 @@
+"""From the text of an answer to OpenAI's tool calls, whole and streamed."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from server.schemas.chat import AssistantMessage, ChatBody, ChatChoice, ChatChunkChoice, ChatFinishReason, Delta
+from server.schemas.logprobs import Details
+from server.schemas.tools import FunctionCall, ToolCall, ToolCallDelta
+from server.shapes import ChatShape, Parts
+from w2s_core.errors import RequestError
+from w2s_core.tools.formats import Call, ToolFormat
+from w2s_core.tools.parsing import Piece, ToolCallParser
+from w2s_core.types import FinishReason, GenerationRequest, PlacedToken
+
+if TYPE_CHECKING:
+    from w2s_core.engine import Engine
+
+_ID_LETTERS = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """How one request's answers call tools. `known`: the names of its tools; `most` calls an answer, None = any number;
+    `hidden`: the format's marks are special tokens, which a text shows only where they are not skipped."""
+
+    form: ToolFormat
+    known: frozenset[str]
+    most: int | None
+    hidden: bool
+
+    def parser(self) -> ToolCallParser:
+        return ToolCallParser(self.form, self.known, most=self.most)
+
+    def adjusted(self, asked: GenerationRequest) -> GenerationRequest:
+        """What the engine must do besides."""
+        if not self.hidden:
+            return asked
+        return replace(asked, sampling=replace(asked.sampling, skip_special_tokens=False))
+
+    def new_id(self) -> str:
+        letters = "".join(secrets.choice(_ID_LETTERS) for _ in range(self.form.id_length))
+        return letters if self.form.id_length < 10 else f"call_{letters}"
+
+
+def calling_of(engine: Engine, body: ChatBody) -> Calling:
+    """Raises RequestError where this model's calls cannot be read."""
+    form = engine.tool_format(body.model)
+    if form is None:
+        raise RequestError(
+            "How this model writes calls of tools is not known; the operator can set its tool_format.", "tools"
+        )
+    if body.tool_choice is not None and body.tool_choice != "auto":
+        raise RequestError("Calls cannot be enforced.", "tool_choice")
+    tokenizer = engine.tokenizer(body.model)
+    shown = tokenizer.decode(tokenizer.encode(form.opening, special_tokens=False))
+    return Calling(
+        form,
+        frozenset(tool.function.name for tool in body.offered),
+        most=1 if body.parallel_tool_calls is False else None,
+        hidden=form.opening not in shown,
+    )
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What is known of a streamed choice: `tokens` wait for a delta to go with."""
+
+    parser: ToolCallParser
+    calls: int = 0
+    tokens: list[PlacedToken] = field(default_factory=list)
+
+
+class ToolChatShape(ChatShape):
+    """Chat answers that may call tools."""
+
+    def __init__(self, details: Details, calling: Calling) -> None:
+        super().__init__(details)
+        self._calling = calling
+        self._choices: dict[int, _Choice] = {}
+
+    def whole_choice(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> ChatChoice:
+        parser = self._calling.parser()
+        pieces = [*parser.feed(parts.text), *parser.finish()]
+        calls = [piece for piece in pieces if isinstance(piece, Call)]
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        said: dict[str, Any] = {"content": text if text or not calls else None}
+        if calls:
+            said["tool_calls"] = [
+                ToolCall(
+                    id=self._calling.new_id(),
+                    type="function",
+                    function=FunctionCall(name=call.name, arguments=call.arguments),
+                )
+                for call in calls
+            ]
+        message = AssistantMessage(role="assistant", refusal=None, **said)
+        told = self._told(parts.tokens, whole=True)
+        return ChatChoice(index=index, message=message, finish_reason=_reason(reason, len(calls)), **told, **extras)
+
+    def text_deltas(self, index: int, parts: Parts) -> list[ChatChunkChoice]:
+        choice = self._choice(index)
+        choice.tokens += parts.tokens
+        return self._deltas(index, choice, choice.parser.feed(parts.text))
+
+    def last_deltas(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> list[ChatChunkChoice]:
+        choice = self._choice(index)
+        choice.tokens += parts.tokens
+        deltas = self._deltas(index, choice, choice.parser.finish())
+        last = self._delta(index, Delta(), choice.tokens, _reason(reason, choice.calls), **extras)
+        return [*deltas, last]
+
+    def _choice(self, index: int) -> _Choice:
+        return self._choices.setdefault(index, _Choice(self._calling.parser()))
+
+    def _deltas(self, index: int, choice: _Choice, pieces: Sequence[Piece]) -> list[ChatChunkChoice]:
+        said: list[Delta] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                said.append(Delta(content=piece))
+            else:
+                said += self._call_deltas(choice.calls, piece)
+                choice.calls += 1
+        deltas = []
+        for delta in said:
+            deltas.append(self._delta(index, delta, choice.tokens, None))
+            choice.tokens = []
+        return deltas
+
+    def _call_deltas(self, number: int, call: Call) -> list[Delta]:
+        """First what is called, then with what."""
+        name = FunctionCall(name=call.name, arguments="")
+        header = ToolCallDelta(index=number, id=self._calling.new_id(), type="function", function=name)
+        arguments = ToolCallDelta(index=number, function=FunctionCall(arguments=call.arguments))
+        return [Delta(tool_calls=[header]), Delta(tool_calls=[arguments])]
+
+
+def _reason(reason: FinishReason, calls: int) -> ChatFinishReason:
+    return "tool_calls" if calls and reason == "stop" else reason
