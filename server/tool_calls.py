@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from server.schemas.chat import AssistantMessage, ChatBody, ChatChoice, ChatChunkChoice, ChatFinishReason, Delta
 from server.schemas.logprobs import Details
-from server.schemas.tools import FunctionCall, ToolCall, ToolCallDelta
+from server.schemas.tools import FunctionCall, NamedChoice, ToolCall, ToolCallDelta
 from server.shapes import ChatShape, Parts
 from w2s_core.errors import RequestError
 from w2s_core.tools.formats import Call, ToolFormat
+from w2s_core.tools.grammar import calls_grammar
 from w2s_core.tools.parsing import Piece, ToolCallParser
-from w2s_core.types import FinishReason, GenerationRequest, PlacedToken
+from w2s_core.types import FinishReason, GenerationRequest, Grammar, PlacedToken
 
 if TYPE_CHECKING:
     from w2s_core.engine import Engine
@@ -26,21 +27,26 @@ _ID_LETTERS = string.ascii_letters + string.digits
 @dataclass(frozen=True, slots=True)
 class Calling:
     """How one request's answers call tools. `known`: the names of its tools; `most` calls an answer, None = any number;
-    `hidden`: the format's marks are special tokens, which a text shows only where they are not skipped."""
+    `hidden`: the format's marks are special tokens, which a text shows only where they are not skipped. `grammar`: what
+    an answer must be that has to call one."""
 
     form: ToolFormat
     known: frozenset[str]
     most: int | None
     hidden: bool
+    grammar: Grammar | None
 
     def parser(self) -> ToolCallParser:
         return ToolCallParser(self.form, self.known, most=self.most)
 
     def adjusted(self, asked: GenerationRequest) -> GenerationRequest:
         """What the engine must do besides."""
-        if not self.hidden:
-            return asked
-        return replace(asked, sampling=replace(asked.sampling, skip_special_tokens=False))
+        sampling = asked.sampling
+        if self.hidden:
+            sampling = replace(sampling, skip_special_tokens=False)
+        if self.grammar is not None:
+            sampling = replace(sampling, grammar=self.grammar)
+        return replace(asked, sampling=sampling)
 
     def new_id(self) -> str:
         letters = "".join(secrets.choice(_ID_LETTERS) for _ in range(self.form.id_length))
@@ -54,16 +60,22 @@ def calling_of(engine: Engine, body: ChatBody) -> Calling:
         raise RequestError(
             "How this model writes calls of tools is not known; the operator can set its tool_format.", "tools"
         )
-    if body.tool_choice is not None and body.tool_choice != "auto":
-        raise RequestError("Calls cannot be enforced.", "tool_choice")
     tokenizer = engine.tokenizer(body.model)
-    shown = tokenizer.decode(tokenizer.encode(form.opening, special_tokens=False))
-    return Calling(
-        form,
-        frozenset(tool.function.name for tool in body.offered),
-        most=1 if body.parallel_tool_calls is False else None,
-        hidden=form.opening not in shown,
-    )
+    opening = tokenizer.encode(form.opening, special_tokens=False)
+    hidden = form.opening not in tokenizer.decode(opening)
+    named = body.tool_choice if isinstance(body.tool_choice, NamedChoice) else None
+    most = 1 if named or body.parallel_tool_calls is False else None
+    tools = [tool for tool in body.offered if named is None or tool.function.name == named.function.name]
+    grammar = None
+    if named or body.tool_choice == "required":
+        if body.grammar is not None:
+            raise RequestError(
+                f"Not together with `{body.grammar.field}`: an answer follows one grammar.", "tool_choice"
+            )
+        mark = opening[0] if hidden and len(opening) == 1 else None
+        source = calls_grammar(form, [tool.for_template() for tool in tools], most=most, mark=mark)
+        grammar = Grammar("grammar", source, "tool_choice")
+    return Calling(form, frozenset(tool.function.name for tool in tools), most, hidden, grammar)
 
 
 @dataclass(slots=True)
