@@ -448,6 +448,15 @@ def test_whole_characters_never_cut_one(text: str, length: int) -> None:
         assert kept == len(pieces) or len((kept_text + text[len(kept_text)]).encode()) > length
 
 
+@pytest.mark.parametrize(("length", "kept"), [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4), (6, 4)])
+def test_half_a_character_may_be_written_as_nothing(length: int, kept: int) -> None:
+    """As vLLM does: two tokens without text before the one that completes their character."""
+    pieces = [b"a", b"", b"", "☃".encode(), b"", b""]
+    assert whole_characters(pieces, length) == kept
+    assert whole_characters(pieces[1:], length) == 3, "the fewest beyond the length, where less would be nothing"
+    assert whole_characters(pieces[4:], length) == 0
+
+
 @given(st.text("aé☃ ", max_size=8), st.lists(st.sampled_from(["", "\ufffd", "x"]), max_size=5))
 def test_pieces_join_to_the_text_whatever_the_tokens_say(text: str, names: list[str]) -> None:
     pieces = pieces_of(names, text)

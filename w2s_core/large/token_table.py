@@ -61,12 +61,13 @@ def pieces_of(tokens: Sequence[str], text: str) -> list[bytes]:
 
 def whole_characters(pieces: Sequence[bytes], length: int) -> int:
     """How many of the pieces to keep so that none ends inside a character: the most up to `length`, or else the fewest
-    beyond it, or 0. Bytes that are no UTF-8 at all count as characters."""
+    beyond it, or 0. Bytes that are no UTF-8 at all count as characters; a piece that is nothing is the beginning of the
+    next one's character, as vLLM writes it."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     kept = 0
     for count, piece in enumerate(pieces, start=1):
         decoder.decode(piece)
-        if not decoder.getstate()[0]:
+        if piece and not decoder.getstate()[0]:
             if count > length and kept:
                 break
             kept = count
