@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 PORT ?= 8000
 CONFIG ?=
 ARGS ?=
@@ -31,6 +32,13 @@ deploy-local: install ## two replicas behind nginx (PORT=, CONFIG=, ARGS="--repl
 .PHONY: test
 test: install ## from nothing to a green test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+$(VLLM)/.ready: tests/vllm/install.sh tests/vllm/constraints.txt
+	PYTHON=$(PYTHON) tests/vllm/install.sh $(VLLM)
+
+.PHONY: test-vllm
+test-vllm: install $(VLLM)/.ready ## the remote path against real vLLM on this machine, which it installs (3 GB)
+	TEST_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest -m vllm $(ARGS)
 
 .PHONY: check
 check: install ## lint, format, types, layering
@@ -70,4 +78,4 @@ pair: install ## trains the demo pair anew (about ten minutes)
 
 .PHONY: clean
 clean: ## removes the environment and what tools left behind
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,7 +19,7 @@ from benchmarks.machine import machine
 from benchmarks.processes import Usage, quiet
 from benchmarks.report import as_json, phases, table, write
 from benchmarks.settings import EQUAL, Settings, prepare
-from benchmarks.sides import Sides, open_sides
+from benchmarks.sides import VLLM_SIDES, Sides, open_sides
 
 _WARM_UP_TOKENS = 10
 _OTHER_SEEDS = 100  # between attempts: the engine must not profit from a prompt that it has seen
@@ -78,7 +78,7 @@ def figures_of(wanted: Sequence[Case], measured: Sequence[Case], trials: Trials)
 def run(settings: Settings, only: Sequence[str], out: Path) -> list[Figure]:
     """Measures, prints the table on stdout, writes bench.json and bench.md into `out`."""
     wanted = [case for case in cases(settings) if not only or case.name in only]
-    measured = [case for case in wanted if settings.vllm_url or "vllm" not in {run.side for run in case.runs}]
+    measured = [case for case in wanted if settings.vllm or not VLLM_SIDES & {run.side for run in case.runs}]
     before, start = machine(), time.perf_counter()
     trials = asyncio.run(measure(settings, measured))
     figures = figures_of(wanted, measured, trials)
@@ -92,6 +92,11 @@ def run(settings: Settings, only: Sequence[str], out: Path) -> list[Figure]:
     return figures
 
 
+def _vllm_at_hand() -> str | None:
+    path = Path(".venv-vllm/bin/vllm")
+    return str(path.absolute()) if path.exists() else None
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/bench"), show_default=True)
 @click.option("--only", multiple=True, type=click.Choice([case.name for case in cases(Settings())]), help="Repeatable.")
@@ -101,7 +106,9 @@ def run(settings: Settings, only: Sequence[str], out: Path) -> list[Figure]:
 @click.option("--minutes", type=float, default=20.0, show_default=True, help="No more repeats after that.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of every side.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--vllm-url", envvar="W2S_BENCH_VLLM_URL", help="A running vLLM server of the same model.")
+@click.option(
+    "--vllm", default=_vllm_at_hand, help="The command `vllm`.  [default: .venv-vllm/bin/vllm if it is there]"
+)
 def main(out: Path, only: tuple[str, ...], *, quick: bool, **options: Any) -> None:
     """Measure this engine against the search as published, transformers, itself and vLLM."""
     settings = Settings(**options)

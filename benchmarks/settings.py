@@ -44,7 +44,7 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`attempts` bounds how often a trial is made because others used the machine; after `minutes` no repeat but the
-    first begins; `shrink` divides every budget of tokens (quick runs); `vllm_url`: a running server's, if any."""
+    first begins; `shrink` divides every budget of tokens (quick runs); `vllm`: the command, if at hand."""
 
     dtype: Dtype = "float32"
     threads: int = 2
@@ -52,7 +52,7 @@ class Settings:
     attempts: int = 1
     minutes: float = 20.0
     shrink: int = 1
-    vllm_url: str | None = None
+    vllm: str | None = None
     large: str = PREFIX + SMOLLM2
     tuned: str = PREFIX + "reviews-positive"
     untuned: str = PREFIX + "reviews"

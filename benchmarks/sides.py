@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
-import httpx
-
 from benchmarks import client
+from benchmarks.bare_client import bare_search
 from benchmarks.figures import Trial
 from benchmarks.naive_process import NaiveProcess, naive_process
 from benchmarks.prompts import excerpt
 from benchmarks.scoring_cost import ScoringCost, scoring_cost
 from benchmarks.server_process import Server, server_process
 from benchmarks.settings import LARGE, Models, Settings, Workload
+from benchmarks.vllm_process import MODEL, vllm_process
 from w2s_core.build import build_engine
 from w2s_core.engine import Engine
 from w2s_core.text import TextCodec
 from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TokenPrompt, Tokens
 
-Side: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm"]
+Side: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm", "bare client"]
+VLLM_SIDES: frozenset[Side] = frozenset(("vllm", "bare client"))
 _TIMEOUT_S = 600.0
 
 
@@ -36,7 +39,7 @@ class Sides:
     naive: NaiveProcess | None
     server: Server | None
     scoring: ScoringCost | None
-    vllm_url: str | None
+    vllm: Server | None
 
     async def measure(self, side: Side, load: Workload, seed: int) -> Trial:
         """One trial. Prompts and seeds depend on `seed` alone, so that all sides get the same."""
@@ -48,9 +51,10 @@ class Sides:
             case "http":
                 assert self.server is not None
                 return await through_http(self.server.url, LARGE, load, prompts, seed)
-            case "vllm":
-                assert self.vllm_url is not None
-                return await through_vllm(self.vllm_url, load, prompts, seed)
+            case "vllm" | "bare client":
+                assert self.vllm is not None
+                through = through_vllm if side == "vllm" else bare_search
+                return await through(self.vllm.url, load, prompts, seed)
             case "scoring":
                 assert self.scoring is not None
                 return await self.scoring.measure(load, seed)
@@ -74,8 +78,19 @@ async def open_sides(settings: Settings, models: Models, needed: Collection[Side
             naive=await enter(naive_process(models, settings)) if {"naive", "generate"} & set(needed) else None,
             server=await enter(server_process(plain)) if "http" in needed else None,
             scoring=await enter(scoring_cost(models, settings)) if "scoring" in needed else None,
-            vllm_url=settings.vllm_url,
+            vllm=await enter(_vllm(models, settings)) if VLLM_SIDES & set(needed) else None,
         )
+
+
+@asynccontextmanager
+async def _vllm(models: Models, settings: Settings) -> AsyncIterator[Server]:
+    assert settings.vllm is not None
+    with tempfile.TemporaryDirectory(prefix="w2s-bench-") as folder:
+        log = Path(folder) / "vllm.log"
+        async with vllm_process(
+            settings.vllm, models.large, log, dtype=settings.dtype, threads=settings.threads
+        ) as server:
+            yield server
 
 
 def requests_of(load: Workload, prompts: Sequence[Tokens], seed: int) -> list[GenerationRequest]:
@@ -118,11 +133,9 @@ async def through_http(url: str, model: str, load: Workload, prompts: Sequence[T
 
 
 async def through_vllm(url: str, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
-    """Plain samples of the first model that a vLLM server at `url` serves."""
-    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S) as vllm:
-        model = (await vllm.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+    """Plain samples, streamed: that is how vLLM was seen to be fastest."""
     fields = {"n": load.rows, "ignore_eos": True, "temperature": 1.0}
-    bodies = [client.body(model, prompt, load.tokens, seed + i, **fields) for i, prompt in enumerate(prompts)]
+    bodies = [client.body(MODEL, prompt, load.tokens, seed + i, **fields) for i, prompt in enumerate(prompts)]
     start = time.perf_counter()
     streams = await client.streams(url, bodies, _TIMEOUT_S)
     return _trial(load, sum(stream.tokens for stream in streams), time.perf_counter() - start)

@@ -1,0 +1,65 @@
+"""The search's calls to vLLM by a bare script: K continuations of each beam at once, W of them kept blindly.
+
+What is left out is everything but the calls: no scoring, no text, no checks. Nothing that searches through the same
+provider can be faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from benchmarks.figures import Trial
+from benchmarks.settings import Workload
+from benchmarks.vllm_process import MODEL
+from w2s_core.types import Tokens
+
+_SEEDS = 2**40
+_TIMEOUT_S = 600.0
+
+
+async def bare_search(url: str, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
+    """All prompts at once; tokens are one beam's, which no EOS ends."""
+    limits = httpx.Limits(max_connections=load.w * len(prompts))
+    async with (
+        asyncio.timeout(_TIMEOUT_S),
+        httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, limits=limits) as client,
+    ):
+        start = time.perf_counter()
+        await asyncio.gather(*(_one(client, load, prompt, seed + i) for i, prompt in enumerate(prompts)))
+        return Trial(load.tokens * len(prompts), time.perf_counter() - start)
+
+
+async def _one(client: httpx.AsyncClient, load: Workload, prompt: Tokens, seed: int) -> None:
+    draw = random.Random(seed)
+    beam: list[Tokens] = [()] * load.w
+    for done in range(0, load.tokens, load.length):
+        length = min(load.length, load.tokens - done)
+        bodies = [call(prompt + tokens, load.k, length, draw.randrange(_SEEDS)) for tokens in beam]
+        found = await asyncio.gather(*(_continuations(client, body) for body in bodies))
+        candidates = [parent + chunk for parent, chunks in zip(beam, found, strict=True) for chunk in chunks]
+        beam = draw.sample(candidates, load.w)
+
+
+def call(tokens: Tokens, n: int, length: int, seed: int) -> dict[str, Any]:
+    """The body of one request."""
+    return {
+        "model": MODEL,
+        "prompt": list(tokens),
+        "n": n,
+        "max_tokens": length,
+        "temperature": 1.0,
+        "seed": seed,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+
+
+async def _continuations(client: httpx.AsyncClient, body: dict[str, Any]) -> list[Tokens]:
+    answer = await client.post("/v1/completions", json=body)
+    return [tuple(choice["token_ids"]) for choice in answer.raise_for_status().json()["choices"]]
