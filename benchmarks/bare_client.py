@@ -54,9 +54,11 @@ def call(tokens: Tokens, n: int, length: int, seed: int) -> dict[str, Any]:
         "n": n,
         "max_tokens": length,
         "temperature": 1.0,
+        "top_p": 1.0,
         "seed": seed,
         "ignore_eos": True,
         "return_token_ids": True,
+        "logprobs": 0,
     }
 
 

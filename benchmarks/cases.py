@@ -63,7 +63,7 @@ def _note(trials: Sequence[Trial]) -> str:
 
 def cases(settings: Settings) -> list[Case]:
     """In the order of the table."""
-    return [*_speeds(settings), *_against_naive(settings), *_against_others(settings)]
+    return [*_speeds(settings), *_against_naive(settings), *_against_others(settings), *_through_vllm(settings)]
 
 
 def _speeds(settings: Settings) -> list[Case]:
@@ -116,4 +116,17 @@ def _against_others(settings: Settings) -> list[Case]:
         Case("http", "http", http, 0.95, Run("http", eight), Run("engine", eight)),
         Case("vllm", _SHORT, vllm, 1.0, Run("engine", plain), Run("vllm", plain)),
         Case("scoring-flat", "scoring", flat, 1.2, Run("scoring", short), Run("scoring", long), at_most=True),
+    ]
+
+
+def _through_vllm(settings: Settings) -> list[Case]:
+    t64, t120 = settings.tokens(64), settings.tokens(120)
+
+    def case(name: str, title: str, load: Workload) -> Case:
+        what = f"guided through vLLM ÷ the same calls by a bare script, no scoring, {title}"
+        return Case(name, "remote", what, 0.9, Run("remote", load), Run("bare client", load))
+
+    return [
+        case("remote-445", f"4/4/5, T={t64}", Workload(20, t64, DEMO)),
+        case("remote-2230", f"2/2/30, T={t120}", Workload(20, t120, DEMO, w=2, k=2, length=30)),
     ]

@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
+from w2s_core.config import (
+    EngineConfig,
+    LargeModelConfig,
+    PairConfig,
+    RemoteLargeModelConfig,
+    ServedModelConfig,
+    WorkersConfig,
+)
 from w2s_core.demo.models import PREFIX, SMOLLM2, resolve
 from w2s_core.types import Guidance
 
@@ -68,12 +75,12 @@ class Models:
     large: str
     pairs: Mapping[str, tuple[str, str, str | None]]
 
-    def engine_config(self, settings: Settings) -> EngineConfig:
-        """Served: `large` is plain, each pair's name is guided by it."""
+    def engine_config(self, settings: Settings, remote: RemoteLargeModelConfig | None = None) -> EngineConfig:
+        """Served: `large` is plain, each pair's name is guided by it. The large model runs here unless it is remote."""
         served = {LARGE: ServedModelConfig(LARGE)}
         served |= {name: ServedModelConfig(LARGE, Guidance("cbs", {name: 1.0})) for name in self.pairs}
         return EngineConfig(
-            large_models={LARGE: LargeModelConfig(self.large)},
+            large_models={LARGE: remote or LargeModelConfig(self.large)},
             served_models=served,
             pairs={name: PairConfig(t, u, prompt_template=template) for name, (t, u, template) in self.pairs.items()},
             workers=WorkersConfig(devices=("cpu",), dtype=settings.dtype, threads=settings.threads),

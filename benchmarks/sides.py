@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from benchmarks import client
 from benchmarks.bare_client import bare_search
@@ -19,14 +19,15 @@ from benchmarks.prompts import excerpt
 from benchmarks.scoring_cost import ScoringCost, scoring_cost
 from benchmarks.server_process import Server, server_process
 from benchmarks.settings import LARGE, Models, Settings, Workload
-from benchmarks.vllm_process import MODEL, vllm_process
+from benchmarks.vllm_process import CONTEXT_LENGTH, MODEL, vllm_process
 from w2s_core.build import build_engine
+from w2s_core.config import RemoteLargeModelConfig
 from w2s_core.engine import Engine
 from w2s_core.text import TextCodec
 from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TokenPrompt, Tokens
 
-Side: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm", "bare client"]
-VLLM_SIDES: frozenset[Side] = frozenset(("vllm", "bare client"))
+Side: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm", "bare client", "remote"]
+VLLM_SIDES: frozenset[Side] = frozenset(("vllm", "bare client", "remote"))
 _TIMEOUT_S = 600.0
 
 
@@ -36,6 +37,7 @@ class Sides:
 
     codec: TextCodec
     engine: Engine | None
+    remote: Engine | None
     naive: NaiveProcess | None
     server: Server | None
     scoring: ScoringCost | None
@@ -45,9 +47,10 @@ class Sides:
         """One trial. Prompts and seeds depend on `seed` alone, so that all sides get the same."""
         prompts = [excerpt(self.codec, load.prompt, seed + i) for i in range(load.streams)]
         match side:
-            case "engine":
-                assert self.engine is not None
-                return await through_engine(self.engine, load, prompts, seed)
+            case "engine" | "remote":
+                engine = self.engine if side == "engine" else self.remote
+                assert engine is not None
+                return await through_engine(engine, load, prompts, seed)
             case "http":
                 assert self.server is not None
                 return await through_http(self.server.url, LARGE, load, prompts, seed)
@@ -72,13 +75,15 @@ async def open_sides(settings: Settings, models: Models, needed: Collection[Side
     config, plain = (m.engine_config(settings) for m in (models, replace(models, pairs={})))
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        vllm = await enter(_vllm(models, settings)) if VLLM_SIDES & set(needed) else None
         yield Sides(
             codec=TextCodec(models.large),
             engine=await enter(build_engine(config)) if "engine" in needed else None,
+            remote=await enter(_remote(models, settings, vllm)) if vllm and "remote" in needed else None,
             naive=await enter(naive_process(models, settings)) if {"naive", "generate"} & set(needed) else None,
             server=await enter(server_process(plain)) if "http" in needed else None,
             scoring=await enter(scoring_cost(models, settings)) if "scoring" in needed else None,
-            vllm=await enter(_vllm(models, settings)) if VLLM_SIDES & set(needed) else None,
+            vllm=vllm,
         )
 
 
@@ -87,10 +92,17 @@ async def _vllm(models: Models, settings: Settings) -> AsyncIterator[Server]:
     assert settings.vllm is not None
     with tempfile.TemporaryDirectory(prefix="w2s-bench-") as folder:
         log = Path(folder) / "vllm.log"
-        async with vllm_process(
-            settings.vllm, models.large, log, dtype=settings.dtype, threads=settings.threads
-        ) as server:
+        options: dict[str, Any] = {"dtype": settings.dtype, "threads": settings.threads}
+        async with vllm_process(settings.vllm, models.large, log, **options) as server:
             yield server
+
+
+def _remote(models: Models, settings: Settings, vllm: Server) -> Engine:
+    """The large model behind vLLM, the pairs here."""
+    there = RemoteLargeModelConfig(
+        base_url=f"{vllm.url}/v1", model=MODEL, flavor="vllm", tokenizer=models.large, context_length=CONTEXT_LENGTH
+    )
+    return build_engine(models.engine_config(settings, there))
 
 
 def requests_of(load: Workload, prompts: Sequence[Tokens], seed: int) -> list[GenerationRequest]:
@@ -101,7 +113,7 @@ def requests_of(load: Workload, prompts: Sequence[Tokens], seed: int) -> list[Ge
         GenerationRequest(
             load.pair or LARGE,
             (TokenPrompt(prompt),),
-            SamplingParams(max_tokens=load.tokens, seed=seed + i),
+            SamplingParams(max_tokens=load.tokens, seed=seed + i, ignore_eos=True),
             guidance,
             n=1 if guided else load.rows,
         )

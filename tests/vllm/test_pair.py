@@ -26,16 +26,14 @@ ANSWERS = (
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def both(pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Front]:
-    """`near`: the pair in a worker; `far` behind vLLM, by token ids; `text`: behind vLLM, by text alone."""
+    """`near`: the pair in a worker; `far`: behind vLLM. `-prompt`: not the answer alone is read."""
     tuned, untuned = pair
     far = {"backend": "remote", "prompt_template": ""}
     pairs = {
         "near": {"tuned": TUNED, "untuned": UNTUNED, "prompt_template": ""},
         "far": far | {"tuned": remote(tuned, TUNED), "untuned": remote(untuned, UNTUNED)},
-        "near-prompt": {"tuned": TUNED, "untuned": UNTUNED},
-        "far-prompt": far
-        | {"prompt_template": None, "tuned": remote(tuned, TUNED), "untuned": remote(untuned, UNTUNED)},
     }
+    pairs |= {f"{name}-prompt": keys | {"prompt_template": "A review. {prompt}"} for name, keys in pairs.items()}
     async with front(
         tmp_path_factory.mktemp("front"),
         large_models={"smollm2": {"model": LARGE}},
