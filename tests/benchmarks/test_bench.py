@@ -44,7 +44,8 @@ def test_every_side_is_measured_and_written(
     for side in content["trials"]:
         load = side["load"]
         tokens = load["tokens"] * load["streams"]
-        assert [trial["tokens"] for trial in side["trials"]] == [pytest.approx(tokens, abs=load["length"])] * 2
+        whole_chunks = pytest.approx(tokens, abs=load["length"] * load["streams"])
+        assert [trial["tokens"] for trial in side["trials"]] == [whole_chunks] * 2
     assert content["machine"]["cores"]
     printed = capsys.readouterr().out
     assert (tmp_path / "bench.md").read_text(encoding="utf-8").strip() in printed

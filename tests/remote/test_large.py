@@ -308,6 +308,15 @@ async def test_what_a_provider_can_do_is_asked_of_it(codec: TextCodec) -> None:
     assert (second["min_tokens"], second["logit_bias"]) == (2, {"5": 2.0, str(a): -0.5 * 4})
 
 
+async def test_nothing_is_left_to_the_providers_own_defaults(codec: TextCodec) -> None:
+    """vLLM takes them from the model's generation_config.json, and ours are OpenAI's: no hidden top_k."""
+    provider = FakeProvider(codec)
+    async with serving(provider) as engine:
+        await answer(engine, ASK)
+    wanted = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert all({key: call[key] for key in wanted} == wanted for call in provider.calls)
+
+
 # At the start
 
 

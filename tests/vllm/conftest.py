@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -74,14 +76,16 @@ async def vllm(program: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def pair(program: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Server, Server]]:
-    """Serve the demo's tuned and untuned model."""
+    """Serve the demo's tuned and untuned model; the untuned one's folder wants to be sampled greedily."""
     logs = tmp_path_factory.mktemp("vllm-pair")
+    folder = shutil.copytree(resolve(UNTUNED), logs / "untuned")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "do_sample": True, "top_k": 1}))
     async with AsyncExitStack() as stack:
         tuned, untuned = [
             await stack.enter_async_context(
-                vllm_process(program, str(resolve(model)), logs / f"{i}.log", kv_gib=1, options=["--enforce-eager"])
+                vllm_process(program, str(model), logs / f"{i}.log", kv_gib=1, options=["--enforce-eager"])
             )
-            for i, model in enumerate((TUNED, UNTUNED))
+            for i, model in enumerate((resolve(TUNED), folder))
         ]
         yield tuned, untuned
 

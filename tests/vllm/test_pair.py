@@ -36,15 +36,15 @@ async def both(pair: tuple[Server, Server], tmp_path_factory: pytest.TempPathFac
     pairs |= {f"{name}-prompt": keys | {"prompt_template": "A review. {prompt}"} for name, keys in pairs.items()}
     async with front(
         tmp_path_factory.mktemp("front"),
-        large_models={"smollm2": {"model": LARGE}},
+        large_models={"smollm2": {"model": LARGE}, "small": {"backend": "remote", **remote(untuned, UNTUNED)}},
         pairs=pairs,
-        served_models={"smollm2": {"large": "smollm2"}},
+        served_models={name: {"large": name} for name in ("smollm2", "small")},
     ) as running:
         yield running
 
 
 async def scores(both: Front, pair: str, answers: list[Hypothesis]) -> list[float]:
-    async with both.engine._scorers[pair].open(TextPrompt("Here is a movie review:")) as scoring:
+    async with both.engine._planner.scorers[pair].open(TextPrompt("Here is a movie review:")) as scoring:
         return [score.total for score in await scoring.score(answers)]
 
 
@@ -67,3 +67,10 @@ async def test_near_and_far_pairs_guide_one_request_together(both: Front) -> Non
     assert told["scores"]["far"] == pytest.approx(told["scores"]["near"], abs=NATS)
     assert told["score"] == pytest.approx(1.5 * told["scores"]["near"], abs=2 * NATS)
     assert answer.guidance["upstream"]["calls"] > 0  # type: ignore[attr-defined]
+
+
+async def test_vllm_adds_no_sampling_of_its_own(both: Front) -> None:
+    """The served folder says top_k 1, which would make all samples one. Eight samples of ten tokens that nothing shapes
+    are different ones but for a chance far below one in a million."""
+    answer = await both.client.completions.create(model="small", prompt="This film", max_tokens=10, n=8, seed=1)
+    assert len({choice.text for choice in answer.choices}) == 8

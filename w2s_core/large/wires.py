@@ -14,6 +14,9 @@ from w2s_core.remote.completion import Choice, nats
 from w2s_core.text import Codec, TextCodec
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
+# vLLM takes what a call does not say from the model's generation_config.json, which hides a top_k in many.
+_UNSHAPED: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -102,7 +105,8 @@ class TokenWire:
         self._who = who
         self._prompt = prompt
         self._sampling = sampling
-        self._always = asked_of_all(sampling) | {"return_token_ids": True, "logprobs": sampling.logprobs or 0}
+        self._always = _UNSHAPED | asked_of_all(sampling)
+        self._always |= {"return_token_ids": True, "logprobs": sampling.logprobs or 0}
         if sampling.logprobs:
             self._always["return_tokens_as_token_ids"] = True
 
