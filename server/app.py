@@ -14,7 +14,8 @@ from server.auth import require_api_key
 from server.config import ServerConfig
 from server.hosting import EngineHost
 from server.middleware import BodyLimit, RequestContext
-from server.routes import chat, completions, health, models, tokenizing
+from server.request_log import RequestLog
+from server.routes import chat, completions, health, metrics, models, tokenizing
 from server.routes.answering import ERRORS, require_engine
 
 VERSION = version("w2s-server")
@@ -36,10 +37,12 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
     app.state.api_keys = config.api_keys
     app.state.created = int(time.time())
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
-    # The last one added is the outermost: its headers are on every answer.
+    # The last one added is the outermost; headers of the one before are on every answer.
     app.add_middleware(RequestContext, leaving=lambda: host.draining)
+    app.add_middleware(RequestLog, log_prompts=config.log_prompts)
     errors.install(app)
-    app.include_router(health.router, tags=["operations"])
+    for operations in (health.router, metrics.router):
+        app.include_router(operations, tags=["operations"])
     guards = [Security(require_api_key), Depends(require_engine)]
     for router in (completions.router, chat.router, models.router):
         app.include_router(router, tags=["OpenAI"], dependencies=guards, responses=ERRORS)

@@ -47,6 +47,7 @@ def main() -> None:
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
 @click.option("--threads", help="CPU threads of a worker, or auto.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--log-format", type=click.Choice(["human", "json"]))
 @reports_errors
 def serve(config: Path | None, **options: Any) -> None:
     """Serve models. Settings come from flags, then W2S_* variables, then the file, then the demo's defaults."""
@@ -59,7 +60,7 @@ def serve(config: Path | None, **options: Any) -> None:
 def flags_of(options: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, nested as in the file."""
     sections: dict[str, dict[str, Any]] = {
-        "server": {key: options[key] for key in ("host", "port", "log_level")},
+        "server": {key: options[key] for key in ("host", "port", "log_level", "log_format")},
         "workers": {key: options[key] for key in ("dtype", "threads")},
     }
     devices = options["devices"]

@@ -97,6 +97,9 @@ class ServerConfig(BaseModel):
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 2**20
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["human", "json"] = "human"
+    log_prompts: bool = False
+    traces: bool = False
 
 
 class Settings(BaseSettings):
@@ -160,7 +163,7 @@ class Settings(BaseSettings):
             max_sampled_tokens_per_request=self.server.max_sampled_tokens_per_request,
             request_timeout_s=self.server.request_timeout_s,
         )
-        return EngineConfig(self.large_models, self.served_models, self.pairs, self.workers, limits)
+        return EngineConfig(self.large_models, self.served_models, self.pairs, self.workers, limits, self.server.traces)
 
 
 def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from w2s_core.errors import ShuttingDownError, UnavailableError
+from w2s_core.metrics import Metrics
 
 if TYPE_CHECKING:
     from w2s_core.engine import Engine
@@ -33,6 +34,7 @@ class EngineHost:
         self._on_failure = on_failure
         self._engine: Engine | None = None
         self._failed = False
+        self._nothing = Metrics()  # what is counted while there is no engine
         self._draining = False
 
     @property
@@ -61,6 +63,11 @@ class EngineHost:
         if self._engine is None:
             raise UnavailableError("The models are still loading. Please try again shortly.", _LOADING_RETRY_S)
         return self._engine
+
+    @property
+    def metrics(self) -> Metrics:
+        """The engine's; there are some while it loads, too."""
+        return self._nothing if self._engine is None else self._engine.metrics
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

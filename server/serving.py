@@ -18,6 +18,7 @@ from server.app import create_app
 from server.config import ServerConfig, Settings
 from server.draining import DrainingServer
 from server.hosting import EngineHost
+from server.logs import log_to_stderr
 from w2s_core.errors import ConfigurationError, W2SError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def run(settings: Settings) -> int:
 
     Raises ConfigurationError when it cannot listen.
     """
-    log_to_stderr(settings.server.log_level)
+    log_to_stderr(settings.server.log_level, settings.server.log_format)
     with listen(settings.server) as listening:
         return _Serving(settings, listening).run()
 
@@ -49,15 +50,16 @@ class _Serving:
         host = EngineHost(self._load, self._ready, self._failed)
         config = settings.server
         app = create_app(host, config)
+        # No access log of uvicorn's: `server.request_log` says more.
         self._server = DrainingServer(
-            uvicorn.Config(app, lifespan="on", log_config=None), host.drain, config.drain_timeout_s
+            uvicorn.Config(app, lifespan="on", log_config=None, access_log=False), host.drain, config.drain_timeout_s
         )
 
     def run(self) -> int:
         # A second signal is raised again by uvicorn for whoever handled it before: us, and all is done.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _leave)
-        click.echo(f"Listening at {url_of(self._listening)}; loading the models ...", err=True)
+        self._say(f"Listening at {url_of(self._listening)}; loading the models ...")
         try:
             self._server.run(sockets=[self._listening])
         except SystemExit as left:
@@ -74,25 +76,25 @@ class _Serving:
         keys = self._settings.server.api_keys
         # A person at a terminal can paste the command as it is; a log that others keep must not hold the key.
         key = None if not keys else keys[0] if sys.stderr.isatty() else "$API_KEY"
-        click.echo(ready_message(url_of(self._listening), list(engine.served_models), key), err=True)
+        self._say(ready_message(url_of(self._listening), list(engine.served_models), key))
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, W2SError):
             logger.error("loading failed", exc_info=error)
-        click.echo(f"w2s: the models could not be loaded: {error or type(error).__name__}", err=True)
+        self._say(f"w2s: the models could not be loaded: {error or type(error).__name__}")
         self._exit_code = EXIT_LOADING_FAILED
         self._server.should_exit = True
+
+    def _say(self, message: str) -> None:
+        """To a person; where logs are JSON, to the program that reads them: nothing else may come between."""
+        if self._settings.server.log_format == "json":
+            logger.info(message.strip())
+        else:
+            click.echo(message, err=True)
 
 
 def _leave(*_: object) -> NoReturn:
     sys.exit(0)
-
-
-def log_to_stderr(level: str) -> None:
-    """All logs, uvicorn's included: stdout is for programs."""
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
 
 
 def listen(config: ServerConfig) -> socket.socket:

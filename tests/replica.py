@@ -38,8 +38,8 @@ class Gate:
 def build(config):
     engine = fake_engine(FakeLargeModel(letters(eos=0), gate=Gate()), limits=config.limits)
     reserve = engine.admission.reserve
-    def told(rows, request=None):
-        ticket = reserve(rows, request)
+    def told(*asked):
+        ticket = reserve(*asked)
         print("rows waiting:", engine.admission.rows_waiting, file=sys.stderr, flush=True)
         return ticket
     engine.admission.reserve = told

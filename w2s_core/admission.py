@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
 from w2s_core.errors import OverloadedError, ShuttingDownError
@@ -26,10 +27,11 @@ class Admission:
     def rows_waiting(self) -> int:
         return sum(ticket.rows for ticket in self._queue)
 
-    def reserve(self, rows: int, request: object = None) -> Ticket:
+    def reserve(self, rows: int, request: object = None, on_admitted: Callable[[], None] = lambda: None) -> Ticket:
         """A place in the queue; tickets of one request name it. Enter or cancel every ticket.
 
-        Raises OverloadedError when the queue is full, ShuttingDownError when it is closed.
+        `on_admitted` is called when its turn comes. Raises OverloadedError when the queue is full, ShuttingDownError
+        when it is closed.
         """
         if self._closed:
             raise ShuttingDownError
@@ -39,7 +41,7 @@ class Admission:
                 f"The queue is full ({self.rows_waiting} of {self._max_queued_rows} rows). Please try again later.",
                 _RETRY_AFTER_S,
             )
-        ticket = Ticket(self, rows, request)
+        ticket = Ticket(self, rows, request, on_admitted)
         self._queue.append(ticket)
         self._admit()
         return ticket
@@ -51,6 +53,7 @@ class Admission:
             self._running.add(ticket)
             self.rows_running += ticket.rows
             ticket.admitted.set()
+            ticket.on_admitted()
 
     def close(self) -> None:
         """Refuses what comes, and what waits unless another ticket of its request runs: that one may be streaming."""
@@ -78,9 +81,10 @@ class Ticket:
     Entering raises ShuttingDownError when the queue closed meanwhile.
     """
 
-    def __init__(self, admission: Admission, rows: int, request: object = None) -> None:
+    def __init__(self, admission: Admission, rows: int, request: object, on_admitted: Callable[[], None]) -> None:
         self.rows = rows
         self.request = request
+        self.on_admitted = on_admitted
         self.admitted = asyncio.Event()
         self._admission = admission
         self._open = True

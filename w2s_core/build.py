@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from w2s_core.config import (
     EngineConfig,
@@ -24,11 +26,16 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.grammar.checker import GrammarChecker
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.large.local import LocalLargeModel
+from w2s_core.metrics import Metrics
 from w2s_core.remote.parts import RemoteParts
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text import TextCodec
 from w2s_core.tools.formats import chosen
+
+if TYPE_CHECKING:
+    from w2s_core.remote.provider import Attempt
+    from w2s_core.tracing import Tracing
 
 _DEMO = "demo:"
 
@@ -41,8 +48,9 @@ def build_engine(config: EngineConfig) -> Engine:
     _check_names(config)
     large = {name: large for name, large in config.large_models.items() if isinstance(large, LargeModelConfig)}
     pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
-    pool, codecs = _pool(config.workers, large, pairs)
-    remote = RemoteParts(lambda reference: _codec(codecs, reference))
+    metrics, tracing = Metrics(), _tracing() if config.traces else None
+    pool, codecs = _pool(config.workers, large, pairs, metrics)
+    remote = RemoteParts(lambda reference: _codec(codecs, reference), partial(_count, metrics, tracing))
     large_models: dict[str, LargeModel] = {}
     checkers: list[GrammarChecker] = []
     for name, there in config.large_models.items():
@@ -67,18 +75,34 @@ def build_engine(config: EngineConfig) -> Engine:
         limits=config.limits,
         devices=pool,
         providers=[*remote.parts, *checkers],
+        metrics=metrics,
+        tracing=tracing,
     )
 
 
+def _tracing() -> Tracing:
+    try:
+        from w2s_core.tracing import otlp_tracing
+    except ImportError:
+        raise ConfigurationError("server.traces: needs OpenTelemetry: pip install 'w2s-server[otel]'.") from None
+    return otlp_tracing()
+
+
+def _count(metrics: Metrics, tracing: Tracing | None, attempt: Attempt) -> None:
+    metrics.remote_attempt(attempt)
+    if tracing:
+        tracing.remote_attempt(attempt)
+
+
 def _pool(
-    workers: WorkersConfig, large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig]
+    workers: WorkersConfig, large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig], metrics: Metrics
 ) -> tuple[WorkerPool | None, dict[str, TextCodec]]:
     """Workers for the local models, if there are any, and their tokenizers by source."""
     if not large and not pairs:
         return None, {}
     devices = _devices() if workers.devices == "auto" else list(workers.devices)
     models = _models(large, pairs, devices)
-    pool = WorkerPool(_worker_specs(workers, devices, models), workers.heartbeat_timeout_s)
+    pool = WorkerPool(_worker_specs(workers, devices, models), workers.heartbeat_timeout_s, metrics=metrics)
     return pool, {source: TextCodec(source) for source in models}
 
 

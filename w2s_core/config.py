@@ -185,10 +185,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything `w2s_core.build` needs. Names refer to the keys of the mappings."""
+    """Everything `w2s_core.build` needs. Names refer to the keys of the mappings. `traces`: see `w2s_core.tracing`."""
 
     large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig]
     served_models: Mapping[str, ServedModelConfig]
     pairs: Mapping[str, PairConfig | RemotePairConfig] = field(default_factory=dict)
     workers: WorkersConfig = WorkersConfig()
     limits: Limits = Limits()
+    traces: bool = False

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 from w2s_core.admission import Admission, Ticket
 from w2s_core.concurrency import merged
@@ -14,8 +14,11 @@ from w2s_core.config import Limits
 from w2s_core.eager import EagerProposals, ProposesByFamily
 from w2s_core.errors import ContextLengthError, DeadlineError, OutgrownError, RequestError, UnavailableError
 from w2s_core.interfaces import LargeModel, Proposals, Scorer
+from w2s_core.metrics import Metrics
 from w2s_core.noise import copy_key, root_key, successor_key
+from w2s_core.observation import CountedScorer, Observation
 from w2s_core.planning import Plan, Planner, ServedModel
+from w2s_core.record import RequestRecord
 from w2s_core.search import search
 from w2s_core.text import Tokenizer
 from w2s_core.tools.formats import ToolFormat
@@ -34,6 +37,9 @@ from w2s_core.types import (
     TextPrompt,
 )
 from w2s_core.writing import ChoiceWriter, TokenWriter, placed_prompt
+
+if TYPE_CHECKING:
+    from w2s_core.tracing import Tracing
 
 _RETRY_AFTER_S = 5
 _PromptEvent: TypeAlias = PromptRead | TextCommitted | ChoiceFinished
@@ -63,20 +69,26 @@ class Engine:
         limits: Limits | None = None,
         devices: Devices | None = None,
         providers: Sequence[Devices] = (),
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         limits = limits or Limits()
+        self.metrics = metrics or Metrics()
+        counted = {name: CountedScorer(name, scorer, self.metrics) for name, scorer in scorers.items()}
         self._planner = Planner(
-            large_models, scorers, served, limits.max_rows_per_request, limits.max_sampled_tokens_per_request
+            large_models, counted, served, limits.max_rows_per_request, limits.max_sampled_tokens_per_request
         )
         self._devices = devices
         self._providers = providers
         self._running = AsyncExitStack()
         self._timeout_s = limits.request_timeout_s
         self.admission = Admission(limits.max_rows, limits.max_queued_rows)
+        self._tracing = tracing
+        self.metrics.watch(self.admission)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as starting:  # what has started is stopped where something else cannot start
-            for part in [*([self._devices] if self._devices else []), *self._providers]:
+            for part in filter(None, [self._devices, *self._providers, self._tracing]):
                 await part.start()
                 starting.push_async_callback(part.stop)
             self._running = starting.pop_all()
@@ -116,20 +128,29 @@ class Engine:
         """How the large model behind a served name writes calls of tools. Raises UnknownModelError."""
         return self._planner.large_model(model).tool_format
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
+    async def generate(self, request: GenerationRequest, record: RequestRecord | None = None) -> AsyncGenerator[Event]:
         """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.
+        What is known of the request when it is over stands in `record`.
 
         Raises RequestError, OverloadedError and UnavailableError before the first event; DeadlineError and
         WorkerError at any time.
         """
+        with Observation(self.metrics, request, self._planner.labels(request), record, self._tracing) as seen:
+            async with aclosing(self._events(request, seen)) as events:
+                async for event in events:
+                    seen.event(event)
+                    yield event
+
+    async def _events(self, request: GenerationRequest, seen: Observation) -> AsyncGenerator[Event]:
         if not self._devices_ready:  # a provider that is down concerns only those who ask for it: the plan tells
             raise UnavailableError("No worker is ready.", _RETRY_AFTER_S)
         plans = self._planner.plan(await self._planner.with_checked_grammar(request))
-        runs = [PromptRun(plan, first_choice=i * request.n) for i, plan in enumerate(plans)]
+        seen.planned(plans)
+        runs = [PromptRun(plan, first_choice=i * request.n, seen=seen) for i, plan in enumerate(plans)]
         async with AsyncExitStack() as stack:
             sources = []
             for run in runs:
-                ticket = self.admission.reserve(run.plan.rows, request)
+                ticket = self.admission.reserve(run.plan.rows, request, seen.admitted)
                 stack.callback(ticket.cancel)
                 sources.append(run.events(ticket))
             events = await stack.enter_async_context(aclosing(merged(sources, timeout_s=self._timeout_s)))
@@ -144,7 +165,7 @@ class Engine:
 class PromptRun:
     """One prompt's way through the models, and what it cost."""
 
-    def __init__(self, plan: Plan, first_choice: int) -> None:
+    def __init__(self, plan: Plan, first_choice: int, seen: Observation) -> None:
         self.plan = plan
         self.lengths = [0] * plan.n  # tokens of each choice so far
         self.prompt_tokens = plan.large.count(plan.prompt)
@@ -153,6 +174,7 @@ class PromptRun:
         self.bought = Bought()
         self.trace = Trace(keep_tree=plan.guidance is not None and plan.guidance.trace)
         self._first_choice = first_choice
+        self._seen = seen
         self._root = Hypothesis(key=root_key(plan.seed))
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[_PromptEvent]:
@@ -172,6 +194,7 @@ class PromptRun:
                 yield event
             return
         async with plan.large.open(plan.prompt, plan.sampling, rows=plan.rows) as proposals:
+            self._seen.draws(proposals)
             source = self._plain(proposals) if plan.scorer is None else self._guided(proposals, plan.scorer)
             async with aclosing(source):
                 async for event in source:
@@ -193,7 +216,8 @@ class PromptRun:
         writer = self._writer(choice)
         last = start
         if self.plan.budget > 0:
-            async with aclosing(proposals.grow(start, length=self.plan.budget)) as growing:
+            grown = self._seen.grows(proposals.grow(start, length=self.plan.budget))
+            async with aclosing(grown) as growing:
                 async for last in growing:
                     self.lengths[choice] = last.length
                     for text in writer.commit([last]):
@@ -206,9 +230,12 @@ class PromptRun:
         assert guidance is not None  # a scorer is planned for guided requests only
         writers = [self._writer(i) for i in range(plan.n)]
         beam: Sequence[Hypothesis] = [replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.copies)]
-        async with scorer.open(plan.pair_prompt) as scoring:
+        async with scorer.open(plan.pair_prompt) as opened:
+            scoring = self._seen.scores(opened)
             rounds = search(
-                EagerProposals(proposals, scoring) if isinstance(proposals, ProposesByFamily) else proposals,
+                self._seen.proposes(
+                    EagerProposals(proposals, scoring) if isinstance(proposals, ProposesByFamily) else proposals
+                ),
                 scoring,
                 beam,
                 w=plan.keep,
@@ -216,8 +243,9 @@ class PromptRun:
                 length=guidance.chunk_length,
                 budget=plan.budget,
             )
-            async with aclosing(rounds):
-                async for chunk in rounds:
+            counted = self._seen.rounds(rounds, beam, k=guidance.successors, ranked=plan.ranked)
+            async with aclosing(counted):
+                async for chunk in counted:
                     beam = chunk.beam
                     self.trace.add(chunk)
                     self.lengths = [min(y.length for y in beam)] * plan.n  # what is agreed on is not longer

@@ -14,6 +14,7 @@ from w2s_core.types import (
     ChatPrompt,
     GenerationRequest,
     Guidance,
+    Method,
     Prompt,
     SamplingParams,
     TextPrompt,
@@ -115,6 +116,13 @@ class Planner:
             )
         large.check(request.sampling)
         return [self._plan(request, prompt, large, guidance) for prompt in request.prompts]
+
+    def labels(self, request: GenerationRequest) -> tuple[str | None, Method]:
+        """The served model and the method that a request asks for, whether or not it can be served."""
+        if request.model not in self.served:
+            return None, "none"
+        guidance = request.guidance or self.served[request.model][1]
+        return request.model, guidance.method if guidance else "none"
 
     def _guidance(self, request: GenerationRequest, default: Guidance | None) -> Guidance | None:
         guidance = request.guidance or default

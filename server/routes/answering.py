@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -20,10 +20,8 @@ from server.schemas.responses import Answer, ErrorResponse
 from server.shapes import Shape
 from server.sse import EventStream
 from w2s_core.errors import UnknownModelError
-from w2s_core.types import GenerationRequest
-
-if TYPE_CHECKING:
-    from w2s_core.engine import Engine
+from w2s_core.record import RequestRecord
+from w2s_core.types import Event, GenerationRequest
 
 # For the API's description: every error has one shape; naming 4XX keeps FastAPI from promising a 422 of its own.
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
@@ -55,19 +53,20 @@ async def answer(
         raise UnknownModelError(body.model)
     asked = adjusted(body.to_request(served.guidance))
     envelope = Envelope.new(shape.id_prefix, body.model)
+    record: RequestRecord = request.state.record
     if body.stream:
         chunks = Chunks(shape, envelope, body.stream_options or StreamOptions(), asked.n * len(asked.prompts))
-        return EventStream(_stream(engine, asked, chunks), request_id_of(request))
-    whole = await unless_disconnected(request.receive, _collect(engine, asked, shape, envelope))
+        return EventStream(_stream(engine.generate(asked, record), chunks), request_id_of(request))
+    whole = await unless_disconnected(request.receive, _collect(engine.generate(asked, record), shape, envelope))
     return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
-async def _collect(engine: Engine, asked: GenerationRequest, shape: Shape, envelope: Envelope) -> Answer:
-    async with aclosing(engine.generate(asked)) as events:
+async def _collect(answering: AsyncGenerator[Event], shape: Shape, envelope: Envelope) -> Answer:
+    async with aclosing(answering) as events:
         return await whole_answer(events, shape, envelope)
 
 
-async def _stream(engine: Engine, asked: GenerationRequest, chunks: Chunks) -> AsyncGenerator[Answer, None]:
-    async with aclosing(engine.generate(asked)) as events:
+async def _stream(answering: AsyncGenerator[Event], chunks: Chunks) -> AsyncGenerator[Answer, None]:
+    async with aclosing(answering) as events:
         async for chunk in chunks.of(events):
             yield chunk

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from w2s_core.metrics import Metrics
+from w2s_core.record import RequestRecord
 from w2s_core.types import (
     ChoiceFinished,
     Event,
@@ -83,6 +85,7 @@ class FakeEngine:
     entered: bool = False
     exited: bool = False
     drained: bool = False
+    metrics: Metrics = field(default_factory=Metrics)
     open: int = 0
 
     def __post_init__(self) -> None:
@@ -99,7 +102,7 @@ class FakeEngine:
     def drain(self) -> None:
         self.drained = True
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest, record: RequestRecord | None = None) -> AsyncIterator[Event]:
         self.requests.append(request)
         self.open += 1
         try:

@@ -72,7 +72,7 @@ def test_an_address_in_use(runner: CliRunner) -> None:
 
 
 def test_flags_are_nested_like_the_file() -> None:
-    nothing = dict.fromkeys(["host", "port", "log_level", "dtype", "threads"]) | {"devices": ()}
+    nothing = dict.fromkeys(["host", "port", "log_level", "log_format", "dtype", "threads"]) | {"devices": ()}
     assert flags_of(nothing) == {}
     assert flags_of({**nothing, "port": 0, "threads": "auto"}) == {
         "server": {"port": 0},
@@ -194,3 +194,12 @@ def test_a_bug_while_loading_is_exit_code_1_with_its_trace() -> None:
     assert process.returncode == 1
     assert "could not be loaded: oops" in err
     assert "Traceback" in err
+
+
+def test_json_logs_are_json_from_the_first_line_to_the_last() -> None:
+    with started("return fake_engine()", "--log-format", "json") as process:
+        seen = until(process, "Ready at")
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=20)
+    lines = [json.loads(line) for line in (seen + rest).splitlines()]
+    assert {"time", "level", "logger", "message"} == {key for line in lines for key in line}

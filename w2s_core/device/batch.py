@@ -50,6 +50,10 @@ class Batch:
     def trees(self) -> list[TokenTree]:
         return list(self._shares)
 
+    @property
+    def has_prompts(self) -> bool:
+        return any(share.prompt_slice for share in self._shares.values())
+
     def request(self, tree: TokenTree, node: Node, *, urgent: bool = False) -> bool:
         """Asks for the logits behind `node`. What does not fit is cut; False when the node has to wait for its turn.
 

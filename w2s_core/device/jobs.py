@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from w2s_core.types import Alternatives, Grammar, PromptLogprobs, Tokens
+
+StepKind: TypeAlias = Literal["decode", "prefill", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,11 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Any report would do; this one comes when there is nothing else to report."""
+    """A sign of life, and how the worker is: which part of its KV sessions hold (in the fullest model), and the kinds
+    and seconds of its steps since the last Pong."""
+
+    kv_usage: float = 0.0
+    steps: tuple[tuple[StepKind, float], ...] = ()
 
 
 Job: TypeAlias = SampleJob | ScoreJob | PromptJob | InspectJob

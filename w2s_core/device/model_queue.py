@@ -11,6 +11,8 @@ room. So the oldest session always gets on, and only one that does not fit alone
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -21,7 +23,7 @@ from llguidance import LLMatcher
 from w2s_core.device.batch import Batch
 from w2s_core.device.following import begin_masks, enter_grammars, refused
 from w2s_core.device.grammar import Grammars
-from w2s_core.device.jobs import JobFailed, ModelInfo, Outcome, PromptJob, SampleJob, ScoreJob
+from w2s_core.device.jobs import JobFailed, ModelInfo, Outcome, PromptJob, SampleJob, ScoreJob, StepKind
 from w2s_core.device.kv_cache import CacheFullError
 from w2s_core.device.likeliest import likeliest
 from w2s_core.device.prefix_cache import PrefixCache
@@ -33,6 +35,7 @@ from w2s_core.device.token_tree import TokenTree
 from w2s_core.device.transfer import send
 
 _log = logging.getLogger(__name__)
+_STEPS = 4096  # that are remembered, the latest, until somebody asks for them: more than a second has
 _SLICE = 256  # tokens of prompts and scoring a turn: bounds its time and its logits' memory (tokens × vocabulary)
 
 
@@ -49,6 +52,7 @@ class ModelQueue:
         self.reading: list[PromptTask] = []
         self.prefixes = PrefixCache(runner.cache)
         self._eos = info.eos
+        self._steps: deque[tuple[StepKind, float]] = deque(maxlen=_STEPS)
 
     @property
     def tasks(self) -> list[SampleTask | ScoreTask | PromptTask]:
@@ -88,6 +92,7 @@ class ModelQueue:
         return [*self._give_up(without_grammar), *self._step()]
 
     def _step(self) -> list[Outcome]:
+        began = time.perf_counter()
         batch, sampling, scoring, stuck = self._decide()
         masks = begin_masks(self.grammars, sampling)
         if stuck and not batch.size:
@@ -100,7 +105,10 @@ class ModelQueue:
                 masks.result()
                 gone = self._give_up(refused(sampling))
                 sampling = [(task, row) for task, row in sampling if task in self.sampling]
-            return [*gone, *self._account(batch, logits, sampling, scoring)]
+            gone += self._account(batch, logits, sampling, scoring)
+            if batch.size:
+                self._steps.append((_kind(batch, sampling), time.perf_counter() - began))
+            return gone
         except torch.AcceleratorError:
             raise  # the device answers nobody any more: a new process is needed
         except Exception as error:  # out of memory, or a bug: it must not take the other requests with it
@@ -110,6 +118,12 @@ class ModelQueue:
             failed = self._fail(batch.trees, error)
         self.runner.relieve()
         return failed
+
+    def take_steps(self) -> list[tuple[StepKind, float]]:
+        """The kinds and seconds of the turns since the last call that ran something."""
+        steps = list(self._steps)
+        self._steps.clear()
+        return steps
 
     def _decide(self) -> tuple[Batch, list[tuple[SampleTask, RowState]], list[ScoreTask], list[TokenTree]]:
         batch = Batch(_SLICE)
@@ -240,6 +254,13 @@ class ModelQueue:
         for tree in self.trees.values():
             tree.check_integrity()
         assert self.slots_held == sum(t.region.size for t in self.trees.values() if t.region), "a lost region"
+
+
+def _kind(batch: Batch, sampling: Sequence[tuple[SampleTask, RowState]]) -> StepKind:
+    """A step that does several things goes by the first of: a prompt's tokens, rows that draw, answers to score."""
+    if batch.has_prompts:
+        return "prefill"
+    return "decode" if sampling else "score"
 
 
 def _requests(batch: Batch, task: SampleTask | ScoreTask | PromptTask) -> list[Callable[[], object]]:

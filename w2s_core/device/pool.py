@@ -10,15 +10,17 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from w2s_core.device.backoff import Backoff
-from w2s_core.device.jobs import InspectJob, JobFailed, ModelInfo, WorkerSpec, WorkerState
+from w2s_core.device.jobs import InspectJob, JobFailed, ModelInfo, Pong, WorkerSpec, WorkerState
 from w2s_core.device.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.device.session import Session
 from w2s_core.errors import ConfigurationError, UnavailableError, WorkerError
+from w2s_core.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 _WAIT_FOR_WORKER_S = 60.0  # how long a search whose worker died waits for another one
 _RETRY_AFTER_S = 5
-_LOOKS = 4  # at a worker's heartbeat within the time that it may be silent
+_LOOKS = 4  # at a worker's heartbeat, at least, within the time that it may be silent
+_LOOK_S = 1.0  # and at least so often, for the metrics that a Pong brings
 
 
 class WorkerPool:
@@ -29,10 +31,15 @@ class WorkerPool:
     """
 
     def __init__(
-        self, specs: Sequence[WorkerSpec], silence_s: float = 60.0, backoff: Callable[[], Backoff] = Backoff
+        self,
+        specs: Sequence[WorkerSpec],
+        silence_s: float = 60.0,
+        backoff: Callable[[], Backoff] = Backoff,
+        metrics: Metrics | None = None,
     ) -> None:
         self._specs = specs
         self._silence_s = silence_s
+        self._metrics = metrics or Metrics()
         self._backoffs = [backoff() for _ in specs]
         self._watch: asyncio.Task[None] | None = None
         self._workers: list[WorkerProcess] = []
@@ -55,7 +62,9 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Loads every model on every worker. Raises ConfigurationError when one cannot be loaded."""
-        self._workers = [WorkerProcess(spec, partial(self._lost, place)) for place, spec in enumerate(self._specs)]
+        self._workers = [self._spawn(place) for place in range(len(self._specs))]
+        for place in range(len(self._specs)):
+            self._metrics.worker_placed(str(place))
         try:
             for worker, backoff in zip(self._workers, self._backoffs, strict=True):
                 await worker.started()
@@ -114,7 +123,7 @@ class WorkerPool:
         while True:
             for worker in self._workers:
                 worker.check(self._silence_s)
-            await asyncio.sleep(self._silence_s / _LOOKS)
+            await asyncio.sleep(min(_LOOK_S, self._silence_s / _LOOKS))
 
     async def inspect(self) -> list[WorkerState]:
         """Each worker's state, after its caches' integrity was checked. Raises WorkerError where it does not hold."""
@@ -129,6 +138,12 @@ class WorkerPool:
             states.append(outcome)
         return states
 
+    def _spawn(self, place: int) -> WorkerProcess:
+        def note(pong: Pong) -> None:
+            self._metrics.worker_reported(str(place), pong.kv_usage, pong.steps)
+
+        return WorkerProcess(self._specs[place], partial(self._lost, place), note)
+
     def _lost(self, place: int, worker: WorkerProcess) -> None:
         _log.error("worker %d on %s was lost; another is to be started", worker.pid, worker.spec.device)
         task = asyncio.get_running_loop().create_task(self._restart(place))
@@ -139,7 +154,8 @@ class WorkerPool:
         backoff = self._backoffs[place]
         while True:
             await backoff.wait()
-            worker = WorkerProcess(self._specs[place], partial(self._lost, place))
+            self._metrics.worker_restarted(str(place))
+            worker = self._spawn(place)
             try:
                 await worker.started()
             except WorkerLostError as error:

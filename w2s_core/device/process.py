@@ -48,13 +48,21 @@ def next_job_id() -> int:
 
 
 class WorkerProcess:
-    """One process. `on_lost` is called once, in the event loop, when it ends without having been asked to."""
+    """One process. `on_lost` is called once, in the event loop, when it ends without having been asked to;
+    `on_pong` at every Pong."""
 
-    def __init__(self, spec: WorkerSpec, on_lost: Callable[[WorkerProcess], None]) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        on_lost: Callable[[WorkerProcess], None],
+        on_pong: Callable[[Pong], None] = lambda _: None,
+    ) -> None:
         self.spec = spec
         self.models: Mapping[str, ModelInfo] = {}
         self.rows = 0  # of the jobs it has, for placement
         self._on_lost = on_lost
+        self._on_pong = on_pong
+        self._asked = False  # for a Pong that has not come yet
         self._mailboxes: dict[int, asyncio.Queue[Outcome | WorkerLostError]] = {}
         self._outbox: SimpleQueue[Order | WorkerSpec | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -103,7 +111,9 @@ class WorkerProcess:
         if self.alive and self._loop.time() - self._heard > silence_s:
             _log.error("worker %d has been silent for %.0f s and is killed", self.pid, silence_s)
             self._process.kill()
-        self.send(Ping())
+        if not self._asked:  # else a worker that is busy for long would get a heap of them
+            self._asked = True
+            self.send(Ping())
 
     async def stop(self) -> None:
         """Ends the process: politely, then not."""
@@ -150,7 +160,8 @@ class WorkerProcess:
             case LoadFailed():
                 self._started.set_exception(WorkerLostError(report.message))
             case Pong():
-                pass  # being heard is all that it is for
+                self._asked = False
+                self._on_pong(report)
             case _:
                 mailbox = self._mailboxes.get(report.id)
                 if mailbox is not None:

@@ -53,7 +53,7 @@ class Scheduler:
                 for queue in self._queues.values():
                     queue.close_session(order.session)
             case Ping():
-                return [Pong()]
+                return [self._pong()]
             case InspectJob():
                 return [self._inspect(order)]
         return []
@@ -61,6 +61,10 @@ class Scheduler:
     def turn(self) -> list[Outcome]:
         """One forward of each model that has something to do."""
         return [outcome for queue in self._queues.values() if queue.tasks for outcome in queue.turn()]
+
+    def _pong(self) -> Pong:
+        usage = max((queue.slots_held / queue.runner.cache.slots for queue in self._queues.values()), default=0.0)
+        return Pong(usage, tuple(step for queue in self._queues.values() for step in queue.take_steps()))
 
     def _inspect(self, job: InspectJob) -> WorkerState:
         for queue in self._queues.values():

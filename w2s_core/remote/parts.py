@@ -10,7 +10,7 @@ from w2s_core.config import RemoteLargeModelConfig, RemoteModelConfig, RemotePai
 from w2s_core.large.asking import ask_large
 from w2s_core.large.remote import RemoteLargeModel
 from w2s_core.remote.discovery import Discovery
-from w2s_core.remote.provider import Provider, read_api_key
+from w2s_core.remote.provider import Attempt, Provider, read_api_key
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, ask_pair
 from w2s_core.text import TextCodec
@@ -18,15 +18,19 @@ from w2s_core.tools.formats import chosen
 
 
 class RemoteParts:
-    """`codec` loads a tokenizer. `parts` is what must be started and stopped. All raise ConfigurationError."""
+    """`codec` loads a tokenizer; `on_attempt` is told of every call. `parts` is what must be started and stopped.
 
-    def __init__(self, codec: Callable[[str], TextCodec]) -> None:
+    All raise ConfigurationError.
+    """
+
+    def __init__(self, codec: Callable[[str], TextCodec], on_attempt: Callable[[Attempt], None]) -> None:
         self.parts: list[Discovery[Any]] = []
         self._codec = codec
+        self._on_attempt = on_attempt
 
     def large_model(self, name: str, config: RemoteLargeModelConfig) -> RemoteLargeModel:
         key = f"large_models.{name}"
-        provider = Provider(name, config, api_key=read_api_key(config, key))
+        provider = Provider(name, config, api_key=read_api_key(config, key), on_attempt=self._on_attempt)
         codec = self._codec(config.tokenizer) if config.tokenizer is not None else None
         discovery = Discovery(provider, partial(ask_large, provider, config, codec, key))
         self.parts.append(discovery)
@@ -44,7 +48,7 @@ class RemoteParts:
     def _pair_model(
         self, name: str, key: str, config: RemoteModelConfig, shares: Callable[[TextCodec], bool]
     ) -> RemotePairModel:
-        provider = Provider(name, config, api_key=read_api_key(config, key))
+        provider = Provider(name, config, api_key=read_api_key(config, key), on_attempt=self._on_attempt)
         codec = self._codec(config.tokenizer) if config.tokenizer is not None else None
         discovery = Discovery(provider, partial(ask_pair, provider, config, codec, key))
         self.parts.append(discovery)
