@@ -58,7 +58,7 @@ async def server_process(config: EngineConfig) -> AsyncIterator[Server]:
 
 def _as_yaml(config: EngineConfig, port: int) -> dict[str, object]:
     content = asdict(config)
-    del content["limits"]
+    del content["limits"], content["traces"]  # keys of `server` in a file
     content["workers"]["devices"] = list(config.workers.devices)
     return content | {"server": {"port": port}}
 

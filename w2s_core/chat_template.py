@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 import secrets
-from typing import Any
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from w2s_core.errors import RequestError
 from w2s_core.types import ChatPrompt
 
-_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters) | {"messages"}
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class ChatTemplate:
@@ -20,6 +19,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
+        self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "self", "messages"}
 
     @property
     def exists(self) -> bool:
@@ -68,7 +68,7 @@ class ChatTemplate:
 
     def _check(self, prompt: ChatPrompt) -> None:
         for name in prompt.template_variables:
-            if name in _RESERVED:
+            if name in self._reserved:
                 raise RequestError("The template's variables have no such name.", f"chat_template_kwargs.{name}")
         source = self.source(tools=bool(prompt.tools))
         if source and prompt.tools and not self.knows_tools:

@@ -8,8 +8,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from transformers import PreTrainedTokenizerFast
-
 from w2s_core.chat_template import ChatTemplate
 from w2s_core.errors import ConfigurationError
 from w2s_core.pieces import piece_reader
@@ -22,6 +20,8 @@ class TextCodec:
     """One model's tokenizer. `folder_or_id` is what transformers takes; it must hold a `tokenizer.json`."""
 
     def __init__(self, folder_or_id: str) -> None:
+        from transformers import PreTrainedTokenizerFast  # slow to import, and the HTTP side does without
+
         try:
             self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder_or_id)
         except (OSError, ValueError, TypeError) as error:

@@ -23,7 +23,9 @@ class RemoteParts:
     All raise ConfigurationError.
     """
 
-    def __init__(self, codec: Callable[[str], TextCodec], on_attempt: Callable[[Attempt], None]) -> None:
+    def __init__(
+        self, codec: Callable[[str], TextCodec], on_attempt: Callable[[Attempt], None] = lambda _: None
+    ) -> None:
         self.parts: list[Discovery[Any]] = []
         self._codec = codec
         self._on_attempt = on_attempt
