@@ -196,6 +196,7 @@ async def test_a_model_that_nobody_serves_never_becomes_a_label() -> None:
     with pytest.raises(RequestError):
         _ = [event async for event in engine.generate(replace(ASK, model="x-secret"), record)]
     assert "x-secret" not in engine.metrics.render().decode()
+    assert not outcomes(engine), "nor does any word stand for it"
     assert (record.outcome, record.served_model) == ("invalid", None)
     assert values(engine.metrics)["w2s_requests_waiting"] == 0
 
