@@ -274,8 +274,6 @@ def _truncated(request: GenerationRequest, tokens: Tokens, large: LargeModel) ->
         return len(tokens)
     if large.count(tokens) != len(tokens):
         raise RequestError("Only its provider can count this model's tokens.", "truncate_prompt_tokens")
-    if large.count(tokens) != len(tokens):
-        raise RequestError("This model's prompts are sent as text, not as tokens.", "truncate_prompt_tokens")
     if most > large.context_length:
         raise RequestError(
             f"truncate_prompt_tokens ({most}) exceeds the model's context of {large.context_length} tokens.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -37,10 +38,10 @@ class StreamOptions(Strict):
     continuous_usage_stats: bool = False
 
 
-class GenerationBody(SamplingExtras, StructuredFields):
+class GenerationBody(SamplingExtras, StructuredFields, ABC):
     """Fields of both endpoints. Null means "not given", as at OpenAI.
 
-    `asks_nothing` lists fields that are not honoured yet, each with the values that change nothing; clients send those
+    `asks_nothing` lists fields that are not honoured, each with the values that change nothing; clients send those
     as a matter of course. Any other value is refused like an unknown field. To honour a field: declare it, and
     delete it there.
     """
@@ -100,9 +101,9 @@ class GenerationBody(SamplingExtras, StructuredFields):
         return Details(self.alternatives, self.prompt_logprobs, echo=self.echoes, token_ids=bool(self.return_token_ids))
 
     @property
+    @abstractmethod
     def alternatives(self) -> int | None:
         """Per token of the answer; None = no log-probabilities."""
-        raise NotImplementedError
 
     @property
     def echoes(self) -> bool:

@@ -175,7 +175,7 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_worker_goes_on() -> Non
         subject.take(job)
         [failed] = drain(subject)
         assert isinstance(failed, JobFailed)
-        assert failed.cache_full
+        assert failed.field == "max_tokens"
         assert state(subject).slots_used == {"m": 0}
     subject.take(sample_job(3, [Row((), 1, 5)]))
     assert len(drawn(drain(subject), 3, 1)[0]) == 5
@@ -271,7 +271,7 @@ def test_no_memory_for_the_draw_fails_its_batch_only(monkeypatch: pytest.MonkeyP
         [failed] = subject.turn()
     assert isinstance(failed, JobFailed)
     assert "out of memory" in failed.message
-    assert not failed.cache_full
+    assert failed.field is None
     assert state(subject).slots_used == {"m": 0}
     subject.take(sample_job(2, [Row((), 1, 5)]))
     assert len(drawn(drain(subject), 2, 1)[0]) == 5
@@ -330,7 +330,7 @@ def test_a_request_that_trips_over_a_bug_fails_alone() -> None:
     subject.take(sample_job(1, [Row((), 1, 5)], (1, 2, 99_999)))
     [failed] = drain(subject)
     assert isinstance(failed, JobFailed)
-    assert not failed.cache_full
+    assert failed.field is None
     subject.take(sample_job(2, [Row((), 1, 5)]))
     assert len(drawn(drain(subject), 2, 1)[0]) == 5
     assert state(subject).sessions == {"m": 1}

@@ -247,12 +247,10 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class JobFailed:
-    """The job is over. `cache_full` tells "no room for its KV" from other failures; `field` of the request is named
-    where that cannot be honoured."""
+    """The job is over. `field` of the request is named where that cannot be honoured."""
 
     id: int
     message: str
-    cache_full: bool = False
     field: str | None = None
 
 

@@ -97,7 +97,12 @@ class ModelQueue:
         masks = begin_masks(self.grammars, sampling)
         if stuck and not batch.size:
             # Everybody waits, and the oldest could not be given room: it does not fit even alone.
-            return self._fail(stuck[:1], CacheFullError(f"{self.runner.cache.slots} tokens of KV are not enough."))
+            return self._fail(
+                stuck[:1],
+                f"All sequences of this request together have outgrown the KV cache of {self.runner.cache.slots} "
+                "tokens. Please lower max_tokens, or how many are sampled at once.",
+                field="max_tokens",
+            )
         try:
             logits = self.runner.forward(batch) if batch.size else torch.empty(0, 0)  # all was known already
             gone: list[Outcome] = []
@@ -115,7 +120,7 @@ class ModelQueue:
             if not batch.size:
                 raise
             _log.exception("a batch of %d tokens failed", batch.size)
-            failed = self._fail(batch.trees, error)
+            failed = self._fail(batch.trees, str(error))
         self.runner.relieve()
         return failed
 
@@ -217,14 +222,13 @@ class ModelQueue:
         for task in tasks:
             task.settle()
 
-    def _fail(self, broken: list[TokenTree], error: Exception) -> list[Outcome]:
+    def _fail(self, broken: list[TokenTree], message: str, field: str | None = None) -> list[Outcome]:
         """Fails these sessions' jobs and forgets their KV, which may be half written; the rest goes on."""
         failed = [task for task in self.tasks if task.tree in broken]
         for session in [session for session, tree in self.trees.items() if tree in broken]:
             self.trees[session].evict()
             self.close_session(session)
-        full = isinstance(error, CacheFullError)
-        return [JobFailed(task.job.id, str(error), cache_full=full) for task in failed]
+        return [JobFailed(task.job.id, message, field) for task in failed]
 
     def _give_up(self, failed: list[JobFailed]) -> list[Outcome]:
         for failure in failed:

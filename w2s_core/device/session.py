@@ -25,11 +25,10 @@ from w2s_core.device.jobs import (
     StopRows,
 )
 from w2s_core.device.process import WorkerLostError, WorkerProcess, next_job_id
-from w2s_core.errors import OverloadedError, RequestError, WorkerError
+from w2s_core.errors import RequestError, WorkerError
 from w2s_core.types import PromptLogprobs, Tokens
 
 _MOST_MOVES = 5  # a job that kills every worker it meets must not go on for ever
-_RETRY_AFTER_S = 5
 
 
 class Session:
@@ -81,8 +80,8 @@ class Session:
         return Drawing(self, make_job, rows)
 
     async def outcomes(self, job: SampleJob | ScoreJob | PromptJob) -> AsyncGenerator[Outcome]:
-        """What comes of the job; leaving early cancels it. Raises WorkerError and OverloadedError, and
-        RequestError where a grammar turns out to be too complex.
+        """What comes of the job; leaving early cancels it. Raises WorkerError, and RequestError where a grammar
+        turns out to be too complex or the job's sequences have outgrown the KV cache.
 
         Raises WorkerLostError when its worker died; the session is without one then, and may be tried again.
         """
@@ -172,6 +171,4 @@ class Drawing:
 def _error(failure: JobFailed) -> Exception:
     if failure.field is not None:
         return RequestError(failure.message, failure.field)
-    if failure.cache_full:
-        return OverloadedError(f"The KV cache is full. {failure.message}", _RETRY_AFTER_S)
     return WorkerError(f"The device failed this request: {failure.message}")
