@@ -142,7 +142,7 @@ class WorkerPool:
         def note(pong: Pong) -> None:
             self._metrics.worker_reported(str(place), pong.kv_usage, pong.steps)
 
-        return WorkerProcess(self._specs[place], partial(self._lost, place), note)
+        return WorkerProcess(self._specs[place], partial(self._lost, place), note, str(place))
 
     def _lost(self, place: int, worker: WorkerProcess) -> None:
         _log.error("worker %d on %s was lost; another is to be started", worker.pid, worker.spec.device)

@@ -27,6 +27,7 @@ from w2s_core.device.jobs import (
     Report,
     WorkerSpec,
 )
+from w2s_core.device.stderr import Relay, shown_as_it_is
 from w2s_core.errors import W2SError
 
 _log = logging.getLogger(__name__)
@@ -48,14 +49,15 @@ def next_job_id() -> int:
 
 
 class WorkerProcess:
-    """One process. `on_lost` is called once, in the event loop, when it ends without having been asked to;
-    `on_pong` at every Pong."""
+    """One process, called `name` in the log. `on_lost` is called once, in the event loop, when it ends without having
+    been asked to; `on_pong` at every Pong."""
 
     def __init__(
         self,
         spec: WorkerSpec,
         on_lost: Callable[[WorkerProcess], None],
         on_pong: Callable[[Pong], None] = lambda _: None,
+        name: str = "0",
     ) -> None:
         self.spec = spec
         self.models: Mapping[str, ModelInfo] = {}
@@ -71,6 +73,7 @@ class WorkerProcess:
         self._stopping = False
         self._heard = self._loop.time()
         self._connection, self._process = _spawn()
+        self._relay = Relay(name, self._process.stderr) if self._process.stderr else None
         self._outbox.put(spec)
         self._sender = threading.Thread(target=self._send, daemon=True, name="w2s-send")
         self._sender.start()
@@ -144,6 +147,8 @@ class WorkerProcess:
         self._sender.join()
         self._connection.close()  # not before both threads are done with it: another socket may get its number
         code = self._process.wait()
+        if self._relay is not None:
+            self._relay.finish()
         self._to_loop(self._ended, code)
 
     def _to_loop(self, callback: Callable[..., None], argument: object) -> None:
@@ -169,7 +174,9 @@ class WorkerProcess:
 
     def _ended(self, code: int) -> None:
         was_ready = self._started.done() and self._started.exception() is None
-        self._lose(WorkerLostError(f"The worker process ended with status {code}."))
+        # What it said is for the operator: not for clients, who may hear of the loss of a worker that was ready.
+        said = self._relay.last if self._relay and not was_ready else ()
+        self._lose(WorkerLostError("\n  ".join([f"The worker process ended with status {code}.", *said])))
         if was_ready and not self._stopping:  # else whoever waits for its start knows already
             self._on_lost(self)
 
@@ -186,8 +193,9 @@ def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "w2s_core.device.worker", str(theirs.fileno())],
+            [sys.executable, "-X", "faulthandler", "-m", "w2s_core.device.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
+            stderr=None if shown_as_it_is() else subprocess.PIPE,
             env=WORKER_ENVIRONMENT | os.environ,
             start_new_session=True,  # Ctrl-C is for the parent, which stops its workers in order
         )
