@@ -10,10 +10,12 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI, Security
 
 from server import errors
-from server.auth import require_api_key
+from server.auth import bearer
 from server.config import ServerConfig
 from server.hosting import EngineHost
+from server.key_limits import SettlesLeases
 from server.middleware import BodyLimit, RequestContext
+from server.policy import Policy
 from server.request_log import RequestLog
 from server.routes import chat, completions, health, metrics, models, tokenizing
 from server.routes.answering import ERRORS, require_engine
@@ -24,8 +26,9 @@ DESCRIPTION = "OpenAI-compatible server for weak-to-strong search: alignment at 
 
 
 def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
-    """Loading starts with the application's lifespan; until it is done, API calls are answered 503."""
-    config = config or ServerConfig()
+    """Loading starts with the application's lifespan; until it is done, API calls are answered 503. What may change
+    later is asked of `app.state.policy`. Raises ConfigurationError where keys cannot be read."""
+    policy = Policy(config or ServerConfig())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -34,16 +37,17 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
 
     app = FastAPI(title=TITLE, description=DESCRIPTION, version=VERSION, lifespan=lifespan, redirect_slashes=False)
     app.state.host = host
-    app.state.api_keys = config.api_keys
+    app.state.policy = policy
     app.state.created = int(time.time())
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(BodyLimit, policy=policy)
+    app.add_middleware(SettlesLeases)
     # The last one added is the outermost; headers of the one before are on every answer.
     app.add_middleware(RequestContext, leaving=lambda: host.draining)
-    app.add_middleware(RequestLog, log_prompts=config.log_prompts)
+    app.add_middleware(RequestLog, policy=policy)
     errors.install(app)
     for operations in (health.router, metrics.router):
         app.include_router(operations, tags=["operations"])
-    guards = [Security(require_api_key), Depends(require_engine)]
+    guards = [Security(bearer), Depends(require_engine)]
     for router in (completions.router, chat.router, models.router):
         app.include_router(router, tags=["OpenAI"], dependencies=guards, responses=ERRORS)
     app.include_router(tokenizing.router, tags=["tokens"], dependencies=guards, responses=ERRORS)

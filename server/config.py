@@ -5,15 +5,12 @@ An unknown key anywhere is refused by name: a typing error must not turn into a 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -23,7 +20,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from server.environment import EnvironmentSource, name_of
+from server.environment import EnvironmentSource
+from server.keys import KeyConfigs
+from server.reading import explain, read_yaml
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
@@ -58,14 +57,6 @@ DEMO: Mapping[str, Any] = {
 }
 
 
-def _split(value: Any) -> Any:
-    """One variable of the environment can hold several keys, separated by commas."""
-    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-
-Key = Annotated[str, Field(min_length=1)]
-
-
 def _backend(value: Any) -> str | None:
     """Which kind of model this is; None = no known one. Without a word it is local."""
     backend = value.get("backend", "local") if isinstance(value, Mapping) else getattr(value, "backend", "local")
@@ -89,7 +80,8 @@ class ServerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    api_keys: Annotated[tuple[Key, ...], BeforeValidator(_split), Field(repr=False)] = ()
+    api_keys: KeyConfigs = Field(default_factory=dict)
+    api_keys_file: Path | None = None
     max_queued_rows: Annotated[int, Field(ge=0)] = 512
     max_rows_per_request: Annotated[int, Field(ge=1)] = 64
     max_sampled_tokens_per_request: Annotated[int, Field(ge=1)] | None = None
@@ -171,7 +163,7 @@ def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = No
 
     A file that names no models at all serves the demo's.
     """
-    file = _read(path) if path is not None else {}
+    file = read_yaml(path, such_as="server") if path is not None else {}
     defaults = {} if file.keys() & DEMO.keys() else dict(DEMO)
 
     class Loaded(Settings):
@@ -191,46 +183,6 @@ def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = No
     except ValidationError as error:
         where = f"{path}: " if path is not None else ""
         raise ConfigurationError(where + explain(error)) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if content is None:  # an empty file, or only comments
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigurationError(f"{path}: must be a mapping of keys such as `server`")
-    return content
-
-
-def explain(error: ValidationError) -> str:
-    """One line that names every key at fault, and never a value: a value may be a secret."""
-    problems: dict[str, list[str]] = {}
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
-        key, message = _key(item["loc"]), item["msg"].removeprefix("Value error, ")
-        if item["type"] == "backend":
-            key += ".backend"
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            variable = name_of(key)
-            key, message = f"{key} (from {variable})" if variable in os.environ else key, "unknown key"
-        problems.setdefault(key, []).append(message)
-    return "; ".join(f"{key}: {' or '.join(found)}".removeprefix(": ") for key, found in problems.items())
-
-
-def _key(loc: tuple[int | str, ...]) -> str:
-    """The dotted path, without pydantic's labels for the members of a union at its end (`literal['auto']`, `int`)."""
-    parts = [str(part) for part in loc]
-    if (
-        parts[:1] and parts[0] in ("large_models", "pairs") and len(parts) > 2
-    ):  # behind the name stands the backend, a label too
-        del parts[2]
-    if len(parts) > 1 and ("[" in parts[-1] or parts[-1] in ("int", "float", "str")):
-        parts.pop()
-    return ".".join(parts)
 
 
 def _names(names: Mapping[str, Any]) -> str:

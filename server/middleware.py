@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import error_response
+from server.policy import Policy
 from w2s_core.errors import ShuttingDownError
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
@@ -63,22 +64,24 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Refuses a body of more than `max_bytes` with 413, announced or not. Raises HTTPException into the reader.
+    """Refuses a body of more than `server.max_body_bytes` with 413, announced or not: raises HTTPException into the
+    reader.
 
     Not FastAPI's `max_body_size`: it answers in plain text, whatever handlers are installed.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self.app = app
-        self.max_bytes = max_bytes
+        self.policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        most = self.policy.config.max_body_bytes
         announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > self.max_bytes:
-            await error_response(self._too_large(), scope["state"]["request_id"])(scope, receive, send)
+        if announced.isdecimal() and int(announced) > most:
+            await error_response(_too_large(most), scope["state"]["request_id"])(scope, receive, send)
             return
         received = 0
 
@@ -86,14 +89,15 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise self._too_large()
+            if received > most:
+                raise _too_large(most)
             return message
 
         await self.app(scope, receive_within_limit, send)
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"The body is larger than {self.max_bytes} bytes.")
+
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"The body is larger than {most} bytes.")
 
 
 def _request_id(asked: str | None) -> str:

@@ -1,6 +1,7 @@
 """One line for every request, when it is over: its id, what it asked of whom, what it cost and how it ended.
 
-Never a prompt, an answer, a header or a query: those may hold what is private. `server.log_prompts` adds the first two.
+Never a prompt, an answer, a header, a query or a key, only its name: those may hold what is private.
+`server.log_prompts` adds the first two.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.policy import Policy
 from w2s_core.record import RequestRecord
 
 logger = logging.getLogger("w2s.request")
@@ -24,16 +26,16 @@ _DIGITS = 6  # of a time in seconds
 class RequestLog:
     """Sets `scope["state"]["record"]`, for the engine to write; must be around whatever answers."""
 
-    def __init__(self, app: ASGIApp, log_prompts: bool) -> None:
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self.app = app
-        self.log_prompts = log_prompts
+        self.policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         began, status = time.perf_counter(), None
-        record = RequestRecord(caller=_caller(scope), keeps_texts=self.log_prompts)
+        record = RequestRecord(caller=_caller(scope), keeps_texts=self.policy.config.log_prompts)
         scope.setdefault("state", {})["record"] = record
 
         async def watching(message: Message) -> None:
@@ -57,12 +59,15 @@ def _caller(scope: Scope) -> dict[str, str]:
 
 
 def _of_http(scope: Scope, status: int | None) -> dict[str, Any]:
-    """`status` None: the connection ended without an answer."""
+    """`status` None: the connection ended without an answer. `api_key`: whose, where there are keys."""
     path = scope["path"]
+    state = scope["state"]
+    key = {"api_key": state["api_key"]} if "api_key" in state else {}
     return {
         "message": f"{scope['method']} {path if len(path) <= _PATH_LENGTH else path[:_PATH_LENGTH] + '…'}",
-        "request_id": scope["state"].get("request_id"),
+        "request_id": state.get("request_id"),
         "status": status,
+        **key,
     }
 
 

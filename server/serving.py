@@ -19,6 +19,7 @@ from server.config import ServerConfig, Settings
 from server.draining import DrainingServer
 from server.hosting import EngineHost
 from server.logs import log_to_stderr
+from server.policy import Policy
 from w2s_core.errors import ConfigurationError, W2SError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class _Serving:
         host = EngineHost(self._load, self._ready, self._failed)
         config = settings.server
         app = create_app(host, config)
+        self._policy: Policy = app.state.policy
         # No access log of uvicorn's: `server.request_log` says more.
         self._server = DrainingServer(
             uvicorn.Config(app, lifespan="on", log_config=None, access_log=False), host.drain, config.drain_timeout_s
@@ -73,9 +75,7 @@ class _Serving:
         return build_engine(self._settings.engine_config())
 
     def _ready(self, engine: Engine) -> None:
-        keys = self._settings.server.api_keys
-        # A person at a terminal can paste the command as it is; a log that others keep must not hold the key.
-        key = None if not keys else keys[0] if sys.stderr.isatty() else "$API_KEY"
+        key = "$API_KEY" if self._policy.keys else None  # we have only hashes of them
         self._say(ready_message(url_of(self._listening), list(engine.served_models), key))
 
     def _failed(self, error: Exception) -> None:

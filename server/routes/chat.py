@@ -7,13 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
+from server.auth import GuardedRoute
 from server.routes.answering import answer, host_of
 from server.schemas import examples
 from server.schemas.chat import ChatBody, ChatCompletion
 from server.shapes import ChatShape
 from server.tool_calls import ToolChatShape, calling_of
 
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=examples.CHAT_ANSWER)

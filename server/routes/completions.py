@@ -7,12 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
+from server.auth import GuardedRoute
 from server.routes.answering import answer
 from server.schemas import examples
 from server.schemas.completions import Completion, CompletionBody
 from server.shapes import CompletionShape
 
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 
 @router.post("/v1/completions", response_model=Completion, responses=examples.COMPLETION_ANSWER)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 
+from server.auth import GuardedRoute
 from server.routes.answering import host_of
 from server.schemas import examples
 from server.schemas.responses import Model, ModelList
@@ -14,7 +15,7 @@ from w2s_core.errors import UnknownModelError
 if TYPE_CHECKING:
     from w2s_core.planning import ServedModel
 
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 
 @router.get("/v1/models", responses=examples.MODELS)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Body, Request
 
+from server.auth import GuardedRoute
 from server.routes.answering import host_of
 from server.schemas import examples
 from server.schemas.tokenizing import DetokenizeBody, Detokenized, TokenizeBody, TokenizeChat, Tokenized
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from w2s_core.engine import Engine
     from w2s_core.planning import ServedModel
 
-router = APIRouter()
+router = APIRouter(route_class=GuardedRoute)
 
 
 @router.post("/tokenize", responses=examples.TOKENIZED)

@@ -15,7 +15,7 @@ from server.config import ServerConfig, load_settings
 from tests.deploy.image import ROOT, stages
 
 DEPLOY = ROOT / "deploy"
-FILES = ("compose.yaml", "compose.cuda.yaml", "compose.vllm.yaml")
+FILES = ("compose.yaml", "compose.cuda.yaml", "compose.keys.yaml", "compose.vllm.yaml")
 REPLICAS = ("replica-1", "replica-2")
 
 
@@ -103,3 +103,11 @@ def test_the_large_model_on_vllm_is_what_the_replicas_ask() -> None:
     assert large.api_key_env in vllm["replica-1"]["environment"]
     [device] = vllm["vllm"]["deploy"]["resources"]["reservations"]["devices"]
     assert f"--tensor-parallel-size={device['count']}" in vllm["vllm"]["command"]
+
+
+def test_keys_come_from_a_secret() -> None:
+    spec = read("compose.keys.yaml")
+    for replica in REPLICAS:
+        [secret] = spec["services"][replica]["secrets"]
+        assert secret in spec["secrets"]
+        assert spec["services"][replica]["environment"] == {"W2S_SERVER__API_KEYS_FILE": f"/run/secrets/{secret}"}

@@ -129,9 +129,18 @@ def test_kubernetes_own_variables_do_not_stop_the_server() -> None:
     assert pod()["enableServiceLinks"] is False
 
 
-def test_the_key_is_a_secret_and_required() -> None:
-    [key] = [entry for entry in container()["env"] if entry["name"] == "W2S_SERVER__API_KEYS"]
-    assert not key["valueFrom"]["secretKeyRef"].get("optional", False), "without one, everybody would be let in"
+@pytest.mark.parametrize("overlay", ["base", "vllm"])
+def test_the_keys_are_a_secret_and_required(overlay: str) -> None:
+    [volume] = [volume for volume in pod()["volumes"] if "secret" in volume]
+    assert not volume["secret"].get("optional", False), "without one, everybody would be let in"
+    assert not volume["secret"]["defaultMode"] & 0o007
+    [mount] = [mount for mount in container()["volumeMounts"] if mount["name"] == volume["name"]]
+    [file] = [Path(entry["value"]) for entry in container()["env"] if entry["name"] == "W2S_SERVER__API_KEYS_FILE"]
+    assert str(file.parent) == mount["mountPath"]
+    assert (
+        f"{volume['secret']['secretName']} --from-literal={file.name}="
+        in (K8S / overlay / "kustomization.yaml").read_text()
+    )
 
 
 def test_the_autoscaler_and_the_budget_concern_the_deployment() -> None:

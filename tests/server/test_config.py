@@ -49,6 +49,10 @@ def demo_with(**changes: Any) -> dict[str, Any]:
     return content
 
 
+def keys(settings: Settings) -> dict[str, str]:
+    return {name: config.key.get_secret_value() for name, config in settings.server.api_keys.items()}
+
+
 def test_without_a_file_the_demo_is_served() -> None:
     settings = load_settings()
     assert list(settings.served_models) == ["smollm2", "smollm2-positive"]
@@ -133,9 +137,12 @@ def test_the_variable_that_names_the_file_is_not_a_key(monkeypatch: pytest.Monke
     ("name", "value", "read"),
     [
         ("W2S_SERVER__PORT", "9000", lambda s: s.server.port == 9000),
-        ("W2S_SERVER__API_KEYS", "one, two", lambda s: s.server.api_keys == ("one", "two")),
-        ("W2S_SERVER__API_KEYS", "123", lambda s: s.server.api_keys == ("123",)),
-        ("W2S_SERVER__API_KEYS", '["a,b"]', lambda s: s.server.api_keys == ("a,b",)),
+        ("W2S_SERVER__API_KEYS", "one, two", lambda s: keys(s) == {"key-1": "one", "key-2": "two"}),
+        ("W2S_SERVER__API_KEYS", "123", lambda s: keys(s) == {"key-1": "123"}),
+        ("W2S_SERVER__API_KEYS", '["a,b"]', lambda s: keys(s) == {"key-1": "a,b"}),
+        ("W2S_SERVER__API_KEYS", '{"alice": "a"}', lambda s: keys(s) == {"alice": "a"}),
+        ("W2S_SERVER__API_KEYS__ALICE", "a", lambda s: keys(s) == {"alice": "a"}),
+        ("W2S_SERVER__API_KEYS_FILE", "/keys", lambda s: s.server.api_keys_file == Path("/keys")),
         ("W2S_WORKERS__DEVICES", '["cuda:0", "cpu"]', lambda s: s.workers.devices == ("cuda:0", "cpu")),
         ("W2S_WORKERS__THREADS", "2", lambda s: s.workers.threads == 2),
         ("W2S_PAIRS__POSITIVE__PROMPT_TEMPLATE", "null", lambda s: s.pairs["positive"].prompt_template is None),
