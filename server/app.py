@@ -15,10 +15,11 @@ from server.config import ServerConfig
 from server.hosting import EngineHost
 from server.key_limits import SettlesLeases
 from server.middleware import BodyLimit, RequestContext
+from server.openapi import ANYWHERE, GENERATING, WITH_A_BODY, DescribedApp, errors_of
 from server.policy import Policy
 from server.request_log import RequestLog
 from server.routes import chat, completions, health, metrics, models, tokenizing
-from server.routes.answering import ERRORS, require_engine
+from server.routes.answering import require_engine
 
 VERSION = version("w2s-server")
 TITLE = "w2s"
@@ -35,7 +36,7 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
         async with host.running():
             yield
 
-    app = FastAPI(title=TITLE, description=DESCRIPTION, version=VERSION, lifespan=lifespan, redirect_slashes=False)
+    app = DescribedApp(title=TITLE, description=DESCRIPTION, version=VERSION, lifespan=lifespan, redirect_slashes=False)
     app.state.host = host
     app.state.policy = policy
     app.state.created = int(time.time())
@@ -48,7 +49,11 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
     for operations in (health.router, metrics.router):
         app.include_router(operations, tags=["operations"])
     guards = [Security(bearer), Depends(require_engine)]
-    for router in (completions.router, chat.router, models.router):
-        app.include_router(router, tags=["OpenAI"], dependencies=guards, responses=ERRORS)
-    app.include_router(tokenizing.router, tags=["tokens"], dependencies=guards, responses=ERRORS)
+    for router, tag, statuses in (
+        (completions.router, "OpenAI", GENERATING),
+        (chat.router, "OpenAI", GENERATING),
+        (models.router, "OpenAI", ANYWHERE),
+        (tokenizing.router, "tokens", WITH_A_BODY),
+    ):
+        app.include_router(router, tags=[tag], dependencies=guards, responses=errors_of(*statuses))
     return app

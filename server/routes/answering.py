@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -16,15 +15,12 @@ from server.hosting import EngineHost
 from server.schemas.base import StreamOptions
 from server.schemas.chat import ChatBody
 from server.schemas.completions import CompletionBody
-from server.schemas.responses import Answer, ErrorResponse
+from server.schemas.responses import Answer
 from server.shapes import Shape
 from server.sse import EventStream
 from w2s_core.errors import UnknownModelError
 from w2s_core.record import RequestRecord
 from w2s_core.types import Event, GenerationRequest
-
-# For the API's description: every error has one shape; naming 4XX keeps FastAPI from promising a 422 of its own.
-ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
 
 
 def host_of(request: Request) -> EngineHost:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI, Request
 
-from server.routes.answering import ERRORS, host_of
+from server.openapi import errors_of
+from server.routes.answering import host_of
 from server.schemas import examples
 from w2s_core.errors import UnavailableError
 
@@ -17,7 +18,7 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={503: ERRORS["5XX"]})
+@router.get("/ready", responses=errors_of(503))
 async def ready(request: Request) -> dict[str, str]:
     """200, or 503 while the models load, when no worker is alive and once the server drains: for a load balancer."""
     host = host_of(request)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 
 from server.auth import GuardedRoute
+from server.openapi import errors_of
 from server.routes.answering import host_of
 from server.schemas import examples
 from server.schemas.responses import Model, ModelList
@@ -25,7 +26,7 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(data=[_described(request, model) for model in served.values()])
 
 
-@router.get("/v1/models/{model_id:path}", responses=examples.MODEL)
+@router.get("/v1/models/{model_id:path}", responses=examples.MODEL | errors_of(404))
 async def retrieve_model(model_id: str, request: Request) -> Model:
     """One served model; its name may contain slashes."""
     model = host_of(request).engine.served_models.get(model_id)

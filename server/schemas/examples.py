@@ -28,7 +28,7 @@ def _named(**bodies: Any) -> dict[str, Any]:
 def _answer(example: Any, stream: str | None = None) -> dict[int | str, dict[str, Any]]:
     content: dict[str, Any] = {"application/json": {"example": example}}
     if stream is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "example": stream}
+        content["text/event-stream"] = {"example": stream}
     return {200: {"content": content}}
 
 

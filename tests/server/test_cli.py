@@ -100,6 +100,14 @@ def test_the_url_is_one_that_can_be_called(host: str, url: str) -> None:
         assert url_of(listening) == f"{url}{listening.getsockname()[1]}"
 
 
+def test_what_is_accepted_sends_at_once() -> None:
+    """Else the body of an answer waits 40 ms behind its headers, for a client that keeps its connection."""
+    with listen(ServerConfig(port=0)) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_host_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"server\.host"):
         listen(ServerConfig(host="203.0.113.1", port=0))  # a documentation address: nobody's

@@ -10,12 +10,14 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from server.app import VERSION, create_app
+from server.errors import KINDS
 from server.hosting import EngineHost
 from tests.fakes import FakeLargeModel, fake_engine, letters
 from tests.server.conftest import Connect
 from w2s_core.tools.formats import HERMES
 
 SCHEMA = create_app(EngineHost(fake_engine)).openapi()
+OPEN = {"/version", "/health", "/ready", "/metrics"}
 PATHS = {
     "/v1/completions",
     "/v1/chat/completions",
@@ -23,9 +25,7 @@ PATHS = {
     "/v1/models/{model_id}",
     "/tokenize",
     "/detokenize",
-    "/version",
-    "/health",
-    "/ready",
+    *OPEN,
 }
 
 
@@ -100,7 +100,24 @@ def test_example_answers_have_the_shape_that_they_illustrate(path: str, method: 
 async def test_refusals_have_the_promised_shape(client: httpx.AsyncClient, path: str) -> None:
     response = await client.post(path, json={"model": 3})
     assert response.status_code == 400
-    valid(SCHEMA["paths"][path]["post"], "4XX", response.json())
+    valid(SCHEMA["paths"][path]["post"], "400", response.json())
+
+
+@pytest.mark.parametrize(("path", "method", "operation"), [pytest.param(*found, id=found[0]) for found in operations()])
+def test_every_error_is_described_with_an_example(path: str, method: str, operation: dict[str, Any]) -> None:
+    errors = {int(status): response for status, response in operation["responses"].items() if status != "200"}
+    assert bool(errors) == (path not in ("/health", "/version", "/metrics"))
+    for status, response in errors.items():
+        example = response["content"]["application/json"]["example"]
+        valid(operation, str(status), example)
+        assert response["description"]
+        assert ("Retry-After" in response["headers"]) == (status in (429, 503))
+    assert (401 in errors) == bool(operation.get("security")) == (path not in OPEN)
+
+
+def test_every_row_of_the_table_of_errors_is_described() -> None:
+    told = {int(s) for _, _, operation in operations() for s in operation["responses"] if s != "200"}
+    assert told == {kind.status for kind in KINDS.values()} | {413}
 
 
 async def test_the_pages_are_served(client: httpx.AsyncClient) -> None:

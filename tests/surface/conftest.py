@@ -1,0 +1,86 @@
+"""A real server, a process of its own, with tiny random models under the demo's names; what it says is watched."""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.replica import Replica, served
+from tests.tiny import save_tiny
+
+KEY = "key-of-the-surface-tests"
+AUTHORIZED = {"authorization": f"Bearer {KEY}"}
+CONTEXT = 128  # tokens, so that an answer without a limit ends soon
+MOST_BYTES = 300_000  # of a body
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+GUIDANCE = {"method": "cbs", "pairs": {"positive": 1.0}, "beam_width": 2, "successors": 2, "chunk_length": 5}
+
+
+def configuration(root: Path) -> Path:
+    """The path of a configuration file."""
+    folders = {"large": 0, "tuned": 1, "untuned": 2}
+    for name, seed in folders.items():
+        save_tiny(root / name, seed=seed, template=TEMPLATE, context_length=CONTEXT)
+    settings = {
+        "large_models": {"smollm2": {"model": str(root / "large"), "tool_format": "hermes"}},
+        "pairs": {"positive": {"tuned": str(root / "tuned"), "untuned": str(root / "untuned"), "prompt_template": ""}},
+        "served_models": {
+            "smollm2": {"large": "smollm2"},
+            "smollm2-positive": {"large": "smollm2", "guidance": GUIDANCE},
+        },
+        "server": {"api_keys": [KEY], "max_body_bytes": MOST_BYTES, "port": 0},
+        "workers": {"devices": ["cpu"], "threads": 1, "dtype": "float32", "kv_cache_gb": 0.25},
+    }
+    path = root / "w2s.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    config = configuration(tmp_path_factory.mktemp("surface"))
+    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--config", str(config)]
+    with served(command, {}) as replica:
+        yield replica
+
+
+@pytest.fixture
+def server(running: Replica) -> Iterator[str]:
+    """Its URL. Behind every test it is still there, and has said nothing of faults of its own."""
+    yield running.url
+    answer = httpx.post(
+        f"{running.url}/v1/completions",
+        json={"model": "smollm2", "prompt": "x", "max_tokens": 3},
+        headers=AUTHORIZED,
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    for line in said(running):
+        assert not any(word in line for word in ("Traceback", "ERROR", "CRITICAL", "Exception")), line
+
+
+def said(running: Replica) -> Iterator[str]:
+    """What it has written since somebody last looked."""
+    while True:
+        try:
+            line = running.lines.get_nowait()
+        except queue.Empty:
+            return
+        assert line is not None, "the server has gone"
+        yield line
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server, headers=AUTHORIZED, timeout=60) as connected:
+        yield connected
