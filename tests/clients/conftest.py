@@ -1,0 +1,104 @@
+"""Clients that nobody here wrote, against a real engine over tiny random models behind a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from operator import attrgetter
+from typing import Any, Protocol
+
+import openai
+import pytest
+import pytest_asyncio
+
+from server.app import create_app
+from server.config import ServerConfig
+from server.hosting import EngineHost
+from tests.server.conftest import uvicorn_server
+from tests.tiny import save_tiny
+from w2s_core.build import build_engine
+from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
+from w2s_core.types import Guidance
+
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
+    "<assistant>"
+)
+KEY = "sesame"
+MAX_BODY_BYTES = 100_000
+GUIDED: dict[str, Guidance | None] = {
+    "plain": None,
+    "cbs": Guidance("cbs", {"pair": 1.0}, beam_width=2, successors=2, chunk_length=6),
+    "best": Guidance("best_of_n", {"pair": 1.0}, successors=3),
+}
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    """Served plainly and guided; the template has a place for tools and for calls."""
+    root = tmp_path_factory.mktemp("tiny")
+    large, tuned, untuned = (
+        str(save_tiny(root / name, seed=seed, template=TEMPLATE, context_length=1024))
+        for seed, name in enumerate(("large", "tuned", "untuned"))
+    )
+    return EngineConfig(
+        {"large": LargeModelConfig(large, tool_format="hermes")},
+        {name: ServedModelConfig("large", guidance) for name, guidance in GUIDED.items()},
+        {"pair": PairConfig(tuned, untuned, prompt_template="")},
+        WorkersConfig(devices=("cpu",), threads=1, dtype="float32"),
+    )
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def url(config: EngineConfig) -> AsyncIterator[str]:
+    """A server's address; it asks for `KEY`."""
+    ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    host = EngineHost(lambda: build_engine(config), ready.set_result, ready.set_exception)
+    settings = ServerConfig(api_keys=(KEY,), max_body_bytes=MAX_BODY_BYTES)
+    async with uvicorn_server(create_app(host, settings)) as (base, _):
+        await ready
+        yield f"{base}/v1"
+
+
+class Caller(Protocol):
+    """`await call("chat.completions.create", model=…)`: the answer, or the list of a stream's chunks."""
+
+    async def __call__(self, method: str, **ask: Any) -> Any: ...
+
+
+def caller(kind: str, url: str, **settings: Any) -> Caller:
+    """Of the official client, "sync" (in a thread) or "async", strict and without retries unless told otherwise."""
+    settings = {"base_url": url, "api_key": KEY, "max_retries": 0, "_strict_response_validation": True} | settings
+
+    def talk(method: str, ask: dict[str, Any]) -> Any:
+        with openai.OpenAI(**settings) as client:
+            answer = attrgetter(method)(client)(**ask)
+            return list(answer) if ask.get("stream") else answer
+
+    async def call(method: str, **ask: Any) -> Any:
+        if kind == "sync":
+            return await asyncio.to_thread(talk, method, ask)
+        async with openai.AsyncOpenAI(**settings) as client:
+            answer = await attrgetter(method)(client)(**ask)
+            return [chunk async for chunk in answer] if ask.get("stream") else answer
+
+    return call
+
+
+# Every mode by both clients, plain, searched and ranked.
+WAYS = pytest.mark.parametrize(
+    ("kind", "model"), [("async", "plain"), ("sync", "cbs"), ("async", "best")], indirect=["kind"]
+)
+
+
+@pytest.fixture(params=["sync", "async"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def call(kind: str, url: str) -> Caller:
+    """The official client, strict, synchronous and asynchronous."""
+    return caller(kind, url)

@@ -1,0 +1,292 @@
+"""The official client, strict, over every mode of chat, whole and streamed, and its own helpers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Literal
+
+import openai
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from tests.clients.conftest import KEY, WAYS, Caller
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+CREATE = "chat.completions.create"
+MESSAGES: list[Any] = [{"role": "user", "content": "Hi €"}]
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Bern", "Zürich"]}, "days": {"enum": [1, 2]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS: list[Any] = [
+    {"type": "function", "function": {"name": name, "description": "Tells.", "parameters": PARAMETERS, "strict": True}}
+    for name in ("weather", "forecast")
+]
+ONE = {"tools": TOOLS, "parallel_tool_calls": False, "max_tokens": 300}
+SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+NAMED_SCHEMA = {"type": "json_schema", "json_schema": {"name": "it", "schema": SCHEMA, "strict": True}}
+CBS = {"pairs": {"pair": 1.0}, "beam_width": 2, "successors": 2, "chunk_length": 5}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "x"}'}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "roles and parts": {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": "x", "name": "Ann"},
+            {"role": "assistant", "content": "y"},
+            *MESSAGES,
+        ]
+    },
+    "n": {"n": 2},
+    "limits": {"max_tokens": 50, "max_completion_tokens": 5},
+    "stop": {"stop": ["a", "e", " "], "max_tokens": 60},
+    "greedy": {"temperature": 0},
+    "logprobs": {"logprobs": True},
+    "top_logprobs": {"logprobs": True, "top_logprobs": 4, "n": 2},
+    "text": {"response_format": {"type": "text"}},
+    "json_object": {"response_format": {"type": "json_object"}, "max_tokens": 60, "logprobs": True},
+    "json_schema": {"response_format": NAMED_SCHEMA, "max_tokens": 120},
+    "guided_regex": {"extra_body": {"guided_regex": "[ab]{4}€"}, "max_tokens": 40},
+    "tools, auto": {"tools": TOOLS, "tool_choice": "auto"},
+    "tools, none": {"tools": TOOLS, "tool_choice": "none"},
+    "tools, required": {**ONE, "tool_choice": "required"},
+    "tools, named": {**ONE, "tool_choice": named("weather"), "logprobs": True},
+    "tools, cut off": {**ONE, "tool_choice": "required", "max_tokens": 25},
+    "tools, returned": {
+        "messages": [
+            *MESSAGES,
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "sun"},
+        ],
+        "tools": TOOLS,
+    },
+    "continued": {
+        "messages": [*MESSAGES, {"role": "assistant", "content": "As I said "}],
+        "extra_body": {"continue_final_message": True, "add_generation_prompt": False},
+    },
+    "token ids": {"extra_body": {"return_token_ids": True}},
+    "cannot change the answer": {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"},
+}
+
+
+def called(message: Any) -> list[tuple[str, Any]]:
+    return [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or ()]
+
+
+class Assembled:
+    """A choice, put together from its chunks as every client does it."""
+
+    def __init__(self) -> None:
+        self.content, self.ends, self.tokens, self.roles = "", [], [], []
+        self.calls: defaultdict[int, list[Any]] = defaultdict(list)
+
+    def add(self, choice: Any) -> None:
+        assert not self.ends, "the end comes last"
+        self.content += choice.delta.content or ""
+        self.roles += [choice.delta.role] if choice.delta.role else []
+        self.ends += [choice.finish_reason] if choice.finish_reason else []
+        self.tokens += choice.logprobs.content if choice.logprobs else []
+        for call in choice.delta.tool_calls or ():
+            self.calls[call.index].append(call)
+
+    def check(self, choice: Any) -> None:
+        assert self.roles == ["assistant"]
+        assert self.content == (choice.message.content or "")
+        assert self.ends == [choice.finish_reason]
+        expected = choice.logprobs.content if choice.logprobs else []
+        assert [(t.token, t.bytes) for t in self.tokens] == [(t.token, t.bytes) for t in expected]
+        assert [t.logprob for t in self.tokens] == pytest.approx([t.logprob for t in expected], abs=1e-3)
+        whole = choice.message.tool_calls or []
+        assert list(self.calls) == list(range(len(whole)))
+        for index, deltas in self.calls.items():
+            first, *others = deltas
+            assert (bool(first.id), first.type) == (True, "function")
+            assert first.function.name == whole[index].function.name
+            assert all((d.id, d.type, d.function.name) == (None, None, None) for d in others), "said once"
+            assert "".join(d.function.arguments or "" for d in deltas) == whole[index].function.arguments
+
+
+@WAYS
+@pytest.mark.parametrize("case", CASES)
+async def test_every_mode_whole_and_streamed(call: Caller, model: str, case: str) -> None:
+    ask = {"model": model, "messages": MESSAGES, "seed": 4, "max_tokens": 12, **CASES[case]}
+    answer = await call(CREATE, **ask)
+    assert (answer.object, answer.id[:9], answer.model) == ("chat.completion", "chatcmpl-", model)
+    assert [choice.index for choice in answer.choices] == list(range(ask.get("n", 1)))
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert (answer.model_extra.get("guidance") is not None) == (model != "plain")
+    chunks = await call(CREATE, **ask, stream=True, stream_options={"include_usage": True})
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+    *others, last = chunks
+    assert (last.choices, last.usage) == ([], answer.usage)
+    assert all(chunk.usage is None for chunk in others)
+    found = [Assembled() for _ in answer.choices]
+    for chunk in others:
+        for choice in chunk.choices:
+            found[choice.index].add(choice)
+    for assembled, choice in zip(found, answer.choices, strict=True):
+        assembled.check(choice)
+
+
+def _cut_short(choice: Any) -> None:
+    assert (choice.finish_reason, len(choice.logprobs.content)) == ("length", 5)
+
+
+def _alternatives(choice: Any) -> None:
+    for token in choice.logprobs.content:
+        assert len(token.top_logprobs) == 3
+        assert max(top.logprob for top in token.top_logprobs) == token.top_logprobs[0].logprob >= token.logprob
+
+
+def _object(choice: Any) -> None:
+    assert isinstance(json.loads(choice.message.content), dict)
+
+
+def _schema(choice: Any) -> None:
+    assert json.loads(choice.message.content)["a"] in (1, 2)
+
+
+def _weather(choice: Any) -> None:
+    [(name, arguments)] = called(choice.message)
+    assert name == "weather"
+    assert (arguments["city"] in ("Bern", "Zürich"), arguments["days"] in (1, 2)) == (True, True)
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+
+
+def _any_tool(choice: Any) -> None:
+    [(name, arguments)] = called(choice.message)
+    assert name in ("weather", "forecast")
+    assert set(arguments) == {"city", "days"}
+
+
+def _no_tool(choice: Any) -> None:
+    assert choice.message.tool_calls is None
+    assert choice.finish_reason in ("stop", "length")
+
+
+CHECKED: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
+    "max_completion_tokens wins": ({"max_tokens": 50, "max_completion_tokens": 5, "logprobs": True}, _cut_short),
+    "top_logprobs": ({"logprobs": True, "top_logprobs": 3}, _alternatives),
+    "json_schema": ({"response_format": NAMED_SCHEMA, "max_tokens": 200}, _schema),
+    "structured search": (
+        {"response_format": NAMED_SCHEMA, "max_tokens": 200, "extra_body": {"guidance": CBS}},
+        _schema,
+    ),
+    "named": ({**ONE, "tool_choice": named("weather")}, _weather),
+    "named, searched": ({**ONE, "tool_choice": named("weather"), "extra_body": {"guidance": CBS}}, _weather),
+    "required": ({**ONE, "tool_choice": "required"}, _any_tool),
+    "none": ({**ONE, "tool_choice": "none", "max_tokens": 5}, _no_tool),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+async def test_what_a_mode_tells(call: Caller, case: str) -> None:
+    asked, check = CHECKED[case]
+    ask = {"model": "plain", "messages": MESSAGES, "seed": 4, "max_tokens": 12, **asked}
+    [choice] = (await call(CREATE, **ask)).choices
+    check(choice)
+
+
+async def test_a_continued_message_is_what_the_two_texts_are(call: Caller) -> None:
+    """The model sees the turn still open: what it goes on with is what it would have said behind these words."""
+    ask = {"model": "plain", "messages": MESSAGES, "temperature": 0, "max_tokens": 30}
+    [first] = (await call(CREATE, **ask, extra_body={"allowed_token_ids": list(range(65, 91))})).choices
+    begun = [*MESSAGES, {"role": "assistant", "content": first.message.content[:10]}]
+    ask |= {"messages": begun, "max_tokens": 20}
+    extra = {"continue_final_message": True, "allowed_token_ids": list(range(65, 91))}
+    [rest] = (await call(CREATE, **ask, extra_body=extra)).choices
+    assert begun[-1]["content"] + rest.message.content == first.message.content
+
+
+class Pet(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["cat", "dog"]
+    age: int = Field(ge=0, le=30)
+
+
+class Weather(BaseModel):
+    """Tells the weather."""
+
+    city: Literal["Bern", "Zürich"]
+
+
+@WAYS
+async def test_parsing_into_a_model_of_pydantics(call: Caller, model: str) -> None:
+    answer = await call(
+        "chat.completions.parse", model=model, messages=MESSAGES, response_format=Pet, max_tokens=300, seed=1
+    )
+    assert isinstance(answer.choices[0].message.parsed, Pet)
+
+
+async def test_parsing_a_call(call: Caller) -> None:
+    answer = await call(
+        "chat.completions.parse",
+        model="plain",
+        messages=MESSAGES,
+        tools=[openai.pydantic_function_tool(Weather)],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=300,
+    )
+    [made] = answer.choices[0].message.tool_calls
+    assert isinstance(made.function.parsed_arguments, Weather)
+
+
+async def streamed_by_helper(kind: str, url: str, **ask: Any) -> tuple[list[Any], Any]:
+    """The events of `client.chat.completions.stream`, and the answer that the helper put together."""
+    settings: Any = {"base_url": url, "api_key": KEY, "max_retries": 0, "_strict_response_validation": True}
+
+    def talk() -> tuple[list[Any], Any]:
+        with openai.OpenAI(**settings) as client, client.chat.completions.stream(**ask) as stream:
+            return list(stream), stream.get_final_completion()
+
+    if kind == "sync":
+        return await asyncio.to_thread(talk)
+    async with openai.AsyncOpenAI(**settings) as client, client.chat.completions.stream(**ask) as stream:
+        return [event async for event in stream], await stream.get_final_completion()
+
+
+@WAYS
+async def test_the_streaming_helper(kind: str, url: str, call: Caller, model: str) -> None:
+    ask = {"model": model, "messages": MESSAGES, "seed": 1, "max_tokens": 300, "response_format": Pet, "logprobs": True}
+    events, final = await streamed_by_helper(kind, url, **ask)
+    whole = await call("chat.completions.parse", **ask)
+    assert final.choices[0].message.parsed == whole.choices[0].message.parsed
+    assert [event.parsed for event in events if event.type == "content.done"] == [final.choices[0].message.parsed]
+    assert "".join(event.delta for event in events if event.type == "content.delta") == final.choices[0].message.content
+
+
+@WAYS
+async def test_the_streaming_helper_with_tools(kind: str, url: str, model: str) -> None:
+    ask = {"model": model, "messages": MESSAGES, "tool_choice": "required", "seed": 2, **ONE}
+    events, final = await streamed_by_helper(kind, url, **ask | {"tools": [openai.pydantic_function_tool(Weather)]})
+    [made] = final.choices[0].message.tool_calls
+    assert isinstance(made.function.parsed_arguments, Weather)
+    told = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
+    assert "".join(event.arguments_delta for event in told) == made.function.arguments
+    assert [event.name for event in events if event.type == "tool_calls.function.arguments.done"] == ["Weather"]
+
+
+async def test_a_conversation_about_tools_goes_on(call: Caller) -> None:
+    """What an answer's message is, the client sends back as it came; the result of the call follows."""
+    ask = {"model": "plain", "messages": MESSAGES, "seed": 3, **ONE}
+    first = await call(CREATE, **ask, tool_choice="required")
+    said = first.choices[0].message
+    result = {"role": "tool", "tool_call_id": said.tool_calls[0].id, "content": "sun"}
+    ask |= {"messages": [*MESSAGES, said, result], "max_tokens": 5}
+    second = await call(CREATE, **ask, tool_choice="none")
+    assert second.usage.prompt_tokens > len(said.tool_calls[0].function.arguments)
+    assert second.choices[0].message.content is not None
