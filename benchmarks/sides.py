@@ -98,11 +98,11 @@ async def _vllm(models: Models, settings: Settings) -> AsyncIterator[Server]:
 
 
 def _remote(models: Models, settings: Settings, vllm: Server) -> Engine:
-    """The large model behind vLLM, the pairs here."""
+    """The large model behind vLLM, the pairs here in one thread: vLLM keeps its cores busy after it has answered."""
     there = RemoteLargeModelConfig(
         base_url=f"{vllm.url}/v1", model=MODEL, flavor="vllm", tokenizer=models.large, context_length=CONTEXT_LENGTH
     )
-    return build_engine(models.engine_config(settings, there))
+    return build_engine(models.engine_config(replace(settings, threads=1), there))
 
 
 def requests_of(load: Workload, prompts: Sequence[Tokens], seed: int) -> list[GenerationRequest]:

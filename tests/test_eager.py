@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import FakeLargeModel, FakeProposals, FakeScorer
+from w2s_core import eager as eager_module
 from w2s_core.eager import EagerProposals, ProposesByFamily
 from w2s_core.noise import copy_key, root_key
 from w2s_core.search import search
@@ -40,7 +41,13 @@ def start(seed: int, copies: int) -> list[Hypothesis]:
     return [replace(root, key=copy_key(root.key, i)) for i in range(copies)]
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture(autouse=True)
+def _no_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for company, but where a test says so."""
+    monkeypatch.setattr(eager_module, "_COMPANY_S", 0.0)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(4)), w=st.integers(1, 4), k=st.integers(1, 3))
 async def test_the_same_answers_with_the_same_scores(seed: int, order: list[int], w: int, k: int) -> None:
     results = []
@@ -75,6 +82,25 @@ async def test_a_fast_beam_is_scored_before_a_slow_one_is_drawn() -> None:
     async with asyncio.timeout(10):
         families = await EagerProposals(proposals, Watched()).propose(start(1, 3), k=2, length=4)  # type: ignore[arg-type]
     assert len(families) == 6
+
+
+@pytest.mark.parametrize(("company_s", "early"), [(3600.0, False), (0.0, True)])
+async def test_beams_that_end_together_are_scored_together(
+    monkeypatch: pytest.MonkeyPatch, company_s: float, early: bool
+) -> None:
+    """However long the first may wait for company: when the last one is there, nobody waits on."""
+    monkeypatch.setattr(eager_module, "_COMPANY_S", company_s)
+
+    class Together(InOrder):
+        async def between(self) -> None:
+            for _ in range(20):  # time enough to be scored alone
+                await asyncio.sleep(0)
+
+    async with FakeScorer().open(TextPrompt("x")) as scoring, asyncio.timeout(10):
+        proposals = Together(FakeLargeModel(), PROMPT, SamplingParams())
+        families = await EagerProposals(proposals, scoring).propose(start(1, 3), k=2, length=4)
+    assert len(families) == 6
+    assert bool(scoring.scored_tokens) == early
 
 
 async def test_whoever_fails_ends_the_other() -> None:
