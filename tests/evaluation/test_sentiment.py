@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from click.testing import CliRunner
 
 from server.cli import main
 from server.config import DEMO
+from tests.remote.fake_provider import MODEL
+from tests.replica import served
 from tests.tiny import BOS, byte_tokenizer, save_tiny, tiny_model
 from w2s_core.demo.data import Sentence
 from w2s_core.evaluation import cli, sentiment
@@ -47,6 +50,21 @@ def test_the_command_from_openers_to_files(
     methods = {row["condition"]: row["estimates"] for row in content["methods"]}
     assert methods["CBS 4/4/5"]["implicit"]["mean"] > methods["Base"]["implicit"]["mean"]
     assert (tmp_path / "sentiment.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_large_model_may_be_somewhere_else(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sentiment, "splits", lambda: (SENTENCES, SENTENCES, SENTENCES))
+    monkeypatch.setattr(cli, "Settings", lambda **options: Settings(**options, **tiny))
+    flags = ["--prompts", "2", "--seeds", "1", "--max-tokens", "6", "--no-ablation", "--out", str(tmp_path)]
+    with served([sys.executable, "-m", "tests.remote.provider_process", tiny["large"]], {}) as provider:
+        flags += ["--large-at", f"{provider.url}/large", MODEL]
+        result = CliRunner().invoke(main, ["eval", "sentiment", *flags], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    answers = json.loads((tmp_path / "sentiment.json").read_text(encoding="utf-8"))["answers"]
+    drawn_there = {answer["method"] for answer in answers if set(answer["text"]) <= set("abcdé☃")}
+    assert drawn_there == {"Base", "best-of-16", "CBS 4/4/5"}
 
 
 async def test_the_instrument_reads_what_transformers_reads(tiny: dict[str, Any]) -> None:

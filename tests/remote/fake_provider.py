@@ -17,8 +17,14 @@ PUBLIC = {"model", "prompt", "max_tokens", "temperature", "top_p", "n", "seed", 
 Distribution = Callable[[Tokens], Mapping[int, float]]
 
 
-def words(codec: TextCodec, texts: Sequence[str] = ("a", "b", " ", "é", "☃"), eos: float = 0.1) -> Distribution:
-    """Any of these characters next, whatever came before, or EOS; a character that has begun is completed."""
+def words(
+    codec: TextCodec,
+    texts: Sequence[str] = ("a", "b", " ", "é", "☃"),
+    eos: float = 0.1,
+    turn: Callable[[Tokens], int] = len,
+) -> Distribution:
+    """Any of these characters next, or EOS; a character that has begun is completed. `turn` of all that came before
+    decides how they are liked."""
     encoded = [codec.encode(text, special_tokens=False) for text in texts]
     assert codec.eos is not None
     end = codec.eos
@@ -29,7 +35,7 @@ def words(codec: TextCodec, texts: Sequence[str] = ("a", "b", " ", "é", "☃"),
                 if context[-size:] == tokens[:size]:
                     return {tokens[size]: 1.0}
         # Not equal, so that a wrong log-probability shows; and another order every time, so that greedy wanders.
-        weights = [1 + (len(context) + i) % len(encoded) for i in range(len(encoded))]
+        weights = [1 + (turn(context) + i) % len(encoded) for i in range(len(encoded))]
         table = {t[0]: (1 - eos) * w / sum(weights) for t, w in zip(encoded, weights, strict=True)}
         return table | ({end: eos} if eos else {})
 

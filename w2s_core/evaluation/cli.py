@@ -39,6 +39,9 @@ def _positive(name: str, text: str, most: int | None = None) -> Callable[[_F], _
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
 )
 @click.option("--prompt-template", default=_DEFAULTS.prompt_template, help="What the pair sees; default: the demo's.")
+@click.option(
+    "--large-at", nargs=2, metavar="URL NAME", help="A completion API that serves the large model, and its name there."
+)
 @click.option("--development", is_flag=True, help="Use the openers that choices are made on.")
 @click.option(
     "--ablation/--no-ablation", default=True, show_default=True, help="Beam width × successors at equal cost."

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
+from w2s_core.config import (
+    EngineConfig,
+    LargeModelConfig,
+    PairConfig,
+    RemoteLargeModelConfig,
+    ServedModelConfig,
+    WorkersConfig,
+)
 from w2s_core.evaluation.prompts import DEVELOPMENT, OPENERS
 from w2s_core.types import Guidance
 
@@ -19,7 +26,8 @@ DEMO_TEMPLATE = ""  # the demo's default, chosen on the development openers
 class Settings:
     """`prompts` openers × `seeds` samples of at most `max_tokens` tokens; `concurrency` requests at once.
 
-    `ablation_seeds` 0 leaves the ablation out; `development` takes the openers that choices are made on.
+    `ablation_seeds` 0 leaves the ablation out; `development` takes the openers that choices are made on. `large_at` is
+    the base_url of a completion API that serves `large`, and its name for it; None runs it here.
     """
 
     prompts: int = 50
@@ -35,6 +43,7 @@ class Settings:
     large: str = "demo:smollm2-135m-instruct"
     tuned: str = "demo:reviews-positive"
     untuned: str = "demo:reviews"
+    large_at: tuple[str, str] | None = None
 
     @property
     def openers(self) -> tuple[str, ...]:
@@ -90,8 +99,16 @@ def _cbs(w: int, k: int) -> Guidance:
 def engine_config(settings: Settings) -> EngineConfig:
     """The demo, and the tuned small model served as a large one of its own."""
     return EngineConfig(
-        large_models={LARGE: LargeModelConfig(settings.large), WEAK: LargeModelConfig(settings.tuned)},
+        large_models={LARGE: _large(settings), WEAK: LargeModelConfig(settings.tuned)},
         served_models={LARGE: ServedModelConfig(LARGE), WEAK: ServedModelConfig(WEAK)},
         pairs={PAIR: PairConfig(settings.tuned, settings.untuned, prompt_template=settings.prompt_template)},
-        workers=WorkersConfig(dtype=settings.dtype),
+        # A provider on the same processor is in the way of the small models' threads, and they need but one.
+        workers=WorkersConfig(dtype=settings.dtype, threads=1 if settings.large_at else "auto"),
     )
+
+
+def _large(settings: Settings) -> LargeModelConfig | RemoteLargeModelConfig:
+    if settings.large_at is None:
+        return LargeModelConfig(settings.large)
+    url, name = settings.large_at
+    return RemoteLargeModelConfig(base_url=url, model=name, tokenizer=settings.large)
