@@ -99,7 +99,7 @@ async def test_one_of_two_providers_dies_and_nobody_notices(tokenizer: str, flav
         before = len(victim.calls)
 
         async def gate() -> None:  # in the middle of the searches the process is gone, connections and all
-            if len(victim.calls) == before + 15:
+            if len(victim.calls) == before + 5:
                 server.should_exit = server.force_exit = True
                 for listening in server.servers:
                     listening.close()
@@ -108,7 +108,7 @@ async def test_one_of_two_providers_dies_and_nobody_notices(tokenizer: str, flav
 
         victim.gate = gate
         answers = await asyncio.gather(*(ask(client, **body) for body in asks))
-        assert len(victim.calls) >= before + 15
+        assert len(victim.calls) >= before + 5
         assert [answer["choices"][0]["text"] for answer in answers] == quiet
         assert engine.admission.rows_running == 0
 
