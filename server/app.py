@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI, Security
+from starlette.middleware.cors import CORSMiddleware
 
 from server import errors
 from server.auth import bearer
 from server.config import ServerConfig
 from server.hosting import EngineHost
 from server.key_limits import SettlesLeases
-from server.middleware import BodyLimit, RequestContext
+from server.middleware import AdminPort, BodyLimit, HeadLimit, RequestContext
 from server.openapi import ANYWHERE, GENERATING, WITH_A_BODY, DescribedApp, errors_of
 from server.policy import Policy
 from server.request_log import RequestLog
@@ -29,7 +30,8 @@ DESCRIPTION = "OpenAI-compatible server for weak-to-strong search: alignment at 
 def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
     """Loading starts with the application's lifespan; until it is done, API calls are answered 503. What may change
     later is asked of `app.state.policy`. Raises ConfigurationError where keys cannot be read."""
-    policy = Policy(config or ServerConfig())
+    config = config or ServerConfig()
+    policy = Policy(config)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -40,9 +42,20 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
     app.state.host = host
     app.state.policy = policy
     app.state.created = int(time.time())
+    # The last one added is the outermost.
     app.add_middleware(BodyLimit, policy=policy)
     app.add_middleware(SettlesLeases)
-    # The last one added is the outermost; headers of the one before are on every answer.
+    app.add_middleware(HeadLimit, policy=policy)
+    if config.admin_port is not None:
+        app.add_middleware(AdminPort, port=config.admin_port)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "openai-processing-ms", "retry-after"],
+        )
     app.add_middleware(RequestContext, leaving=lambda: host.draining)
     app.add_middleware(RequestLog, policy=policy)
     errors.install(app)

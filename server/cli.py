@@ -16,6 +16,7 @@ from w2s_core.evaluation.cli import sentiment
 
 P = ParamSpec("P")
 EXIT_CONFIGURATION = 2
+SERVER_FLAGS = ("host", "port", "tls_certificate", "tls_key", "log_level", "log_format")
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -43,6 +44,8 @@ def main() -> None:
 @click.option("--config", type=click.Path(path_type=Path), envvar=CONFIG_FILE, help="YAML file; default: the demo.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port; 0 takes a free one.")
+@click.option("--tls-certificate", help="PEM file; with it the server speaks HTTPS.")
+@click.option("--tls-key", help="PEM file, where the certificate's does not hold the key as well.")
 @click.option("--device", "--devices", "devices", multiple=True, help="For example cpu or cuda:0; may be repeated.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
 @click.option("--threads", help="CPU threads of a worker, or auto.")
@@ -60,7 +63,7 @@ def serve(config: Path | None, **options: Any) -> None:
 def flags_of(options: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, nested as in the file."""
     sections: dict[str, dict[str, Any]] = {
-        "server": {key: options[key] for key in ("host", "port", "log_level", "log_format")},
+        "server": {key: options[key] for key in SERVER_FLAGS},
         "workers": {key: options[key] for key in ("dtype", "threads")},
     }
     devices = options["devices"]

@@ -74,24 +74,44 @@ LargeModel = Annotated[
 Pair = Annotated[Annotated[PairConfig, Tag("local")] | Annotated[RemotePairConfig, Tag("remote")], _ByBackend]
 
 
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
+
+
 class ServerConfig(BaseModel):
     """The HTTP side; times in seconds, sizes in bytes, rows as SPEC counts them (W·K per guided choice)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    port: Port = 8000
+    admin_port: Port | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     api_keys: KeyConfigs = Field(default_factory=dict)
     api_keys_file: Path | None = None
     max_queued_rows: Annotated[int, Field(ge=0)] = 512
     max_rows_per_request: Annotated[int, Field(ge=1)] = 64
     max_sampled_tokens_per_request: Annotated[int, Field(ge=1)] | None = None
-    request_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    request_timeout_s: Seconds = 600.0
+    request_read_timeout_s: Seconds = 30.0
+    write_timeout_s: Seconds = 30.0
     drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 2**20
+    max_header_bytes: Annotated[int, Field(ge=256)] = 2**14
+    max_headers: Annotated[int, Field(ge=1)] = 100
+    max_connections: Annotated[int, Field(ge=1)] = 2048
+    cors_origins: tuple[Origin, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["human", "json"] = "human"
     log_prompts: bool = False
     traces: bool = False
+
+    @model_validator(mode="after")
+    def _key_has_its_certificate(self) -> Self:
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("tls_key: is of no use without tls_certificate")
+        return self
 
 
 class Settings(BaseSettings):

@@ -61,7 +61,13 @@ KINDS: Mapping[type[Exception], Kind] = {
 }
 
 # What the framework itself answers.
-HTTP_CODES: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+HTTP_CODES: Mapping[int, str] = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+    431: "request_header_fields_too_large",
+}
 
 
 @dataclass(frozen=True, slots=True)

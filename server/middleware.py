@@ -19,6 +19,8 @@ from server.errors import error_response
 from server.policy import Policy
 from w2s_core.errors import ShuttingDownError
 
+_METRICS = "/metrics"
+_ADMIN_PATHS = (_METRICS, "/health", "/ready", "/version")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 
 
@@ -61,6 +63,53 @@ class RequestContext:
             if started:  # too late to say it in HTTP
                 raise
             await error_response(error, request_id)(scope, receive, send_with_headers)
+
+
+class HeadLimit:
+    """Refuses a request whose head is over `server.max_header_bytes` or has more than `server.max_headers` with 431.
+
+    The protocol gives up over a head that is too long before it is complete; this is for one that came at once.
+    """
+
+    def __init__(self, app: ASGIApp, policy: Policy) -> None:
+        self.app = app
+        self.policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = self._problem(scope) if scope["type"] == "http" else None
+        if problem is None:
+            await self.app(scope, receive, send)
+        else:
+            error = HTTPException(431, problem)
+            await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> str | None:
+        config, headers = self.policy.config, scope["headers"]
+        if len(headers) > config.max_headers:
+            return f"The request has more than {config.max_headers} headers."
+        target = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        if target + sum(len(name) + len(value) for name, value in headers) > config.max_header_bytes:
+            return f"The request's head is larger than {config.max_header_bytes} bytes."
+        return None
+
+
+class AdminPort:
+    """With `server.admin_port`, metrics are to be had there only, and nothing but metrics, probes and the version."""
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self.app = app
+        self.port = port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._hidden(scope):
+            await error_response(HTTPException(404), scope["state"]["request_id"])(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _hidden(self, scope: Scope) -> bool:
+        if scope["server"] is not None and scope["server"][1] == self.port:
+            return scope["path"] not in _ADMIN_PATHS
+        return bool(scope["path"] == _METRICS)
 
 
 class BodyLimit:

@@ -47,11 +47,19 @@ _EXAMPLES: Mapping[int, tuple[str, Failure]] = {
         "No model of this name is served",
         Failure(KINDS[UnknownModelError], "The model `gpt-9` does not exist.", "model"),
     ),
+    408: (
+        "The request was not here whole within `server.request_read_timeout_s`",
+        Failure(Kind(408, INVALID, HTTP_CODES[408]), "The request was not here within 30 seconds."),
+    ),
     413: (
         "The body is larger than `server.max_body_bytes`",
         Failure(Kind(413, INVALID, HTTP_CODES[413]), "The body is larger than 4194304 bytes."),
     ),
-    429: ("More than can wait", Failure(KINDS[OverloadedError], "Too many requests wait. Please try again later.")),
+    431: (
+        "The request's line and headers are too many, or larger than `server.max_header_bytes`",
+        Failure(Kind(431, INVALID, HTTP_CODES[431]), "The request's head is larger than 16384 bytes."),
+    ),
+    429: ("More than can wait, or than the API key may", Failure(KINDS[OverloadedError], "Too many requests wait. Please try again later.")),
     500: (
         "A fault of this server",
         Failure(KINDS[Exception], "The server had an error while processing your request. (request id req_5f21c7)"),
@@ -71,9 +79,9 @@ _EXAMPLES: Mapping[int, tuple[str, Failure]] = {
 }
 _REFERENCE = "#/components/schemas/{model}"
 _CHUNKS = {"/v1/completions": Completion.__name__, "/v1/chat/completions": ChatChunk.__name__}
-ANYWHERE = (401, 500, 503)
-WITH_A_BODY = (400, *ANYWHERE, 404, 413)
-GENERATING = (*WITH_A_BODY, 429, 502, 504)
+ANYWHERE = (401, 429, 431, 500, 503)
+WITH_A_BODY = (400, *ANYWHERE, 404, 408, 413)
+GENERATING = (*WITH_A_BODY, 502, 504)
 
 
 def errors_of(*statuses: int) -> Responses:

@@ -9,10 +9,10 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-import uvicorn
 
 from server.app import create_app
 from server.config import ServerConfig, Settings
@@ -20,6 +20,8 @@ from server.draining import DrainingServer
 from server.hosting import EngineHost
 from server.logs import log_to_stderr
 from server.policy import Policy
+from server.protocol import http_config
+from server.tls import tls_context
 from w2s_core.errors import ConfigurationError, W2SError
 
 if TYPE_CHECKING:
@@ -37,33 +39,40 @@ def run(settings: Settings) -> int:
     Raises ConfigurationError when it cannot listen.
     """
     log_to_stderr(settings.server.log_level, settings.server.log_format)
-    with listen(settings.server) as listening:
-        return _Serving(settings, listening).run()
+    with ExitStack() as stack:
+        listening = stack.enter_context(listen(settings.server, "port"))
+        if settings.server.admin_port is None:
+            return _Serving(settings, [listening]).run()
+        admin = stack.enter_context(listen(settings.server, "admin_port"))
+        chosen = settings.server.model_copy(update={"admin_port": admin.getsockname()[1]})
+        return _Serving(settings.model_copy(update={"server": chosen}), [listening, admin]).run()
 
 
 class _Serving:
-    """One run of the server. The engine's host calls back when loading is over."""
+    """One run of the server; `sockets`: the public one, then the administrator's, if any. The engine's host calls back
+    when loading is over."""
 
-    def __init__(self, settings: Settings, listening: socket.socket) -> None:
+    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
         self._settings = settings
-        self._listening = listening
+        self._sockets = sockets
         self._exit_code = 0
+        self._tls = tls_context(settings.server)
+        self._urls = [url_of(listening, tls=self._tls is not None) for listening in sockets]
         host = EngineHost(self._load, self._ready, self._failed)
         config = settings.server
         app = create_app(host, config)
         self._policy: Policy = app.state.policy
-        # No access log of uvicorn's: `server.request_log` says more.
-        self._server = DrainingServer(
-            uvicorn.Config(app, lifespan="on", log_config=None, access_log=False), host.drain, config.drain_timeout_s
-        )
+        self._server = DrainingServer(http_config(app, self._tls), host.drain, config.drain_timeout_s)
 
     def run(self) -> int:
         # A second signal is raised again by uvicorn for whoever handled it before: us, and all is done.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _leave)
-        self._say(f"Listening at {url_of(self._listening)}; loading the models ...")
+        self._say(f"Listening at {self._urls[0]}; loading the models ...")
+        for url in self._urls[1:]:
+            self._say(f"Metrics and probes at {url}")
         try:
-            self._server.run(sockets=[self._listening])
+            self._server.run(sockets=self._sockets)
         except SystemExit as left:
             if left.code:
                 raise
@@ -76,7 +85,7 @@ class _Serving:
 
     def _ready(self, engine: Engine) -> None:
         key = "$API_KEY" if self._policy.keys else None  # we have only hashes of them
-        self._say(ready_message(url_of(self._listening), list(engine.served_models), key))
+        self._say(ready_message(self._urls[0], list(engine.served_models), key))
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, W2SError):
@@ -97,27 +106,30 @@ def _leave(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-def listen(config: ServerConfig) -> socket.socket:
-    """A listening socket: clients may come before the models do. Raises ConfigurationError naming the address.
+def listen(config: ServerConfig, key: str = "port") -> socket.socket:
+    """A listening socket, its port `server.{key}`: clients may come before the models do. Raises ConfigurationError
+    naming the address.
 
     What it accepts sends at once: an answer's headers and body are two writes, and the second must not wait 40 ms for
     the client to acknowledge the first. asyncio sees to that only for sockets that it opened itself.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    port: int = getattr(config, key)
     try:
-        listening = socket.create_server((config.host, config.port), family=family, backlog=2048)
+        listening = socket.create_server((config.host, port), family=family, backlog=2048)
     except OSError as error:
-        where = f"server.host {config.host}, server.port {config.port}"
+        where = f"server.host {config.host}, server.{key} {port}"
         raise ConfigurationError(f"cannot listen at {where}: {error.strerror or error}") from None
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
-def url_of(listening: socket.socket) -> str:
+def url_of(listening: socket.socket, *, tls: bool = False) -> str:
     """Where a client on this machine reaches the socket."""
     host, port, *_ = listening.getsockname()
     host = _EVERYWHERE.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def ready_message(url: str, names: Sequence[str], api_key: str | None) -> str:

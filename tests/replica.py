@@ -53,11 +53,13 @@ main()
 
 @dataclass
 class Replica:
-    """A running server. `allow` lets its fake model draw; `lines` is what it said on stderr."""
+    """A running server. `allow` lets its fake model draw; `lines` is what it said on stderr and nobody has looked at,
+    `seen` all of it."""
 
     process: subprocess.Popen[str]
     url: str = ""
     lines: queue.Queue[str | None] = field(default_factory=queue.Queue)
+    seen: list[str] = field(default_factory=list)
 
     def until(self, words: str) -> str:
         """The next line with these words."""
@@ -103,7 +105,7 @@ def served(command: list[str], variables: Mapping[str, str]) -> Iterator[Replica
         reading = threading.Thread(target=_read, args=(running,))
         reading.start()
         try:
-            running.url = re.search(r"http://\S+:\d+", running.until("Ready at"))[0]
+            running.url = re.search(r"https?://\S+:\d+", running.until("Ready at"))[0]
             yield running
         finally:
             process.kill()
@@ -113,6 +115,7 @@ def served(command: list[str], variables: Mapping[str, str]) -> Iterator[Replica
 def _read(running: Replica) -> None:
     assert running.process.stderr is not None
     for line in running.process.stderr:
+        running.seen.append(line)
         running.lines.put(line)
     running.lines.put(None)
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ import uvicorn
 from server.app import create_app
 from server.config import ServerConfig
 from server.hosting import EngineHost
+from server.protocol import http_config
 from tests.server.fake_engine import FakeEngine
 
 Connect = Callable[..., Awaitable[httpx.AsyncClient]]
@@ -44,10 +46,12 @@ async def connect() -> AsyncIterator[Connect]:
 
 
 @asynccontextmanager
-async def uvicorn_server(app: object, drain_timeout_s: int = 5) -> AsyncIterator[tuple[str, uvicorn.Server]]:
+async def uvicorn_server(app: Any, drain_timeout_s: int = 5) -> AsyncIterator[tuple[str, uvicorn.Server]]:
     """A real server on a free port of 127.0.0.1; it listens before this yields."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, lifespan="on", log_config=None, timeout_graceful_shutdown=drain_timeout_s)
+        ours = hasattr(getattr(app, "state", None), "policy")
+        config = http_config(app) if ours else uvicorn.Config(app, lifespan="on", log_config=None)
+        config.timeout_graceful_shutdown = drain_timeout_s
         server = uvicorn.Server(config)
         running = asyncio.create_task(server._serve([listening]))  # not `serve`: it would take the tests' signals
         host, port = listening.getsockname()

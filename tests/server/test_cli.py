@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from server.cli import flags_of, main
+from server.cli import SERVER_FLAGS, flags_of, main
 from server.config import ServerConfig
 from server.serving import listen, ready_message, url_of
 from w2s_core.errors import ConfigurationError
@@ -72,7 +72,7 @@ def test_an_address_in_use(runner: CliRunner) -> None:
 
 
 def test_flags_are_nested_like_the_file() -> None:
-    nothing = dict.fromkeys(["host", "port", "log_level", "log_format", "dtype", "threads"]) | {"devices": ()}
+    nothing = dict.fromkeys([*SERVER_FLAGS, "dtype", "threads"]) | {"devices": ()}
     assert flags_of(nothing) == {}
     assert flags_of({**nothing, "port": 0, "threads": "auto"}) == {
         "server": {"port": 0},
