@@ -59,7 +59,10 @@ _EXAMPLES: Mapping[int, tuple[str, Failure]] = {
         "The request's line and headers are too many, or larger than `server.max_header_bytes`",
         Failure(Kind(431, INVALID, HTTP_CODES[431]), "The request's head is larger than 16384 bytes."),
     ),
-    429: ("More than can wait, or than the API key may", Failure(KINDS[OverloadedError], "Too many requests wait. Please try again later.")),
+    429: (
+        "More than can wait, or than the API key may",
+        Failure(KINDS[OverloadedError], "Too many requests wait. Please try again later."),
+    ),
     500: (
         "A fault of this server",
         Failure(KINDS[Exception], "The server had an error while processing your request. (request id req_5f21c7)"),
