@@ -54,10 +54,11 @@ def main() -> None:
 @reports_errors
 def serve(config: Path | None, **options: Any) -> None:
     """Serve models. Settings come from flags, then W2S_* variables, then the file, then the demo's defaults."""
-    settings = load_settings(config, flags_of(options))
+    again = functools.partial(load_settings, config, flags_of(options))
+    settings = again()
     from server.serving import run  # only now: a mistake in the configuration is answered at once
 
-    raise click.exceptions.Exit(run(settings))
+    raise click.exceptions.Exit(run(settings, again))
 
 
 def flags_of(options: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,19 @@ class DrainingServer(uvicorn.Server):
     uvicorn alone closes its port at once, so that a load balancer meets silence where it should hear 503.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], None], timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain: Callable[[], None],
+        timeout_s: float,
+        reload: Callable[[], None] = lambda: None,
+    ) -> None:
         config.timeout_graceful_shutdown = math.ceil(timeout_s)
         super().__init__(config)
+        self.timeout_s = timeout_s
         self._drain = drain
-        self._timeout_s = timeout_s
+        self._reload = reload
+        self._reloads = False
         self._signals = 0
         self._deadline: float | None = None
 
@@ -31,11 +39,18 @@ class DrainingServer(uvicorn.Server):
         if self._signals > 1:
             super().handle_exit(sig, frame)
 
+    def handle_hangup(self, *_: object) -> None:
+        """Has `reload` called, in the event loop."""
+        self._reloads = True
+
     async def on_tick(self, counter: int) -> bool:
         """True: leave. uvicorn asks ten times a second."""
         leave = await super().on_tick(counter)
+        if self._reloads:
+            self._reloads = False
+            self._reload()
         if self._signals and self._deadline is None:
-            self._deadline = time.monotonic() + self._timeout_s
+            self._deadline = time.monotonic() + self.timeout_s
             self._drain()
             return False  # refusing what waits takes a turn of the loop
         if self._deadline is None:

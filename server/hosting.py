@@ -65,6 +65,11 @@ class EngineHost:
         return self._engine
 
     @property
+    def loaded(self) -> Engine | None:
+        """The engine, where there is one, even for nobody new."""
+        return self._engine
+
+    @property
     def metrics(self) -> Metrics:
         """The engine's; there are some while it loads, too."""
         return self._nothing if self._engine is None else self._engine.metrics

@@ -8,7 +8,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
@@ -18,10 +18,12 @@ from server.app import create_app
 from server.config import ServerConfig, Settings
 from server.draining import DrainingServer
 from server.hosting import EngineHost
+from server.keys import KeyRing
 from server.logs import log_to_stderr
-from server.policy import Policy
+from server.policy import Policy, keys_of
 from server.protocol import http_config
-from server.tls import tls_context
+from server.reloading import changes, need_a_restart
+from server.tls import load_certificate, tls_context
 from w2s_core.errors import ConfigurationError, W2SError
 
 if TYPE_CHECKING:
@@ -33,41 +35,48 @@ EXIT_LOADING_FAILED = 1
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses that one listens on but cannot call
 
 
-def run(settings: Settings) -> int:
-    """Serves until a signal comes. Returns the exit code: 0, or 1 when the models could not be loaded.
+def run(settings: Settings, again: Callable[[], Settings]) -> int:
+    """Serves until a signal comes; at SIGHUP reads the settings `again`. Returns the exit code: 0, or 1 when the models
+    could not be loaded.
 
     Raises ConfigurationError when it cannot listen.
     """
     log_to_stderr(settings.server.log_level, settings.server.log_format)
     with ExitStack() as stack:
         listening = stack.enter_context(listen(settings.server, "port"))
-        if settings.server.admin_port is None:
-            return _Serving(settings, [listening]).run()
-        admin = stack.enter_context(listen(settings.server, "admin_port"))
-        chosen = settings.server.model_copy(update={"admin_port": admin.getsockname()[1]})
-        return _Serving(settings.model_copy(update={"server": chosen}), [listening, admin]).run()
+        sockets = [listening]
+        if settings.server.admin_port is not None:
+            sockets.append(stack.enter_context(listen(settings.server, "admin_port")))
+        return _Serving(settings, again, sockets).run()
 
 
 class _Serving:
     """One run of the server; `sockets`: the public one, then the administrator's, if any. The engine's host calls back
     when loading is over."""
 
-    def __init__(self, settings: Settings, sockets: list[socket.socket]) -> None:
+    def __init__(self, settings: Settings, again: Callable[[], Settings], sockets: list[socket.socket]) -> None:
         self._settings = settings
+        self._began_with = settings
+        self._again = again
         self._sockets = sockets
         self._exit_code = 0
         self._tls = tls_context(settings.server)
         self._urls = [url_of(listening, tls=self._tls is not None) for listening in sockets]
-        host = EngineHost(self._load, self._ready, self._failed)
+        self._host = EngineHost(self._load, self._ready, self._failed)
         config = settings.server
-        app = create_app(host, config)
+        if config.admin_port is not None:
+            config = config.model_copy(update={"admin_port": sockets[-1].getsockname()[1]})
+        app = create_app(self._host, config)
         self._policy: Policy = app.state.policy
-        self._server = DrainingServer(http_config(app, self._tls), host.drain, config.drain_timeout_s)
+        self._server = DrainingServer(
+            http_config(app, self._tls), self._host.drain, config.drain_timeout_s, self._reload
+        )
 
     def run(self) -> int:
         # A second signal is raised again by uvicorn for whoever handled it before: us, and all is done.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _leave)
+        signal.signal(signal.SIGHUP, self._server.handle_hangup)
         self._say(f"Listening at {self._urls[0]}; loading the models ...")
         for url in self._urls[1:]:
             self._say(f"Metrics and probes at {url}")
@@ -83,7 +92,42 @@ class _Serving:
 
         return build_engine(self._settings.engine_config())
 
+    def _reload(self) -> None:
+        """Whatever is wrong, the configuration before stays, as a whole."""
+        try:
+            settings = self._again()
+            changed = changes(self._settings, settings)
+            if stuck := need_a_restart(changed, self._settings.server, settings.server):
+                raise ConfigurationError(f"{', '.join(stuck)}: cannot change without a restart")
+            keys = keys_of(settings.server)
+            tls_context(settings.server)
+        except ConfigurationError as error:
+            logger.error("The configuration is not reloaded, the one before stays: %s", error)
+        except Exception:
+            logger.exception("The configuration is not reloaded, the one before stays")
+        else:
+            self._apply(settings, keys)
+            logger.info(
+                "The configuration is reloaded; changed: %s", ", ".join(changed) or "at most the files it names"
+            )
+
+    def _apply(self, settings: Settings, keys: KeyRing) -> None:
+        self._settings = settings
+        self._policy.change(settings.server, keys)
+        self._server.timeout_s = settings.server.drain_timeout_s
+        logging.getLogger().setLevel(settings.server.log_level.upper())
+        if self._tls is not None:
+            load_certificate(self._tls, settings.server)
+        if self._host.loaded is not None:
+            self._reconfigure(self._host.loaded)
+
+    def _reconfigure(self, engine: Engine) -> None:
+        config = self._settings.engine_config()
+        engine.reconfigure(config.served, config.limits)
+
     def _ready(self, engine: Engine) -> None:
+        if self._settings is not self._began_with:
+            self._reconfigure(engine)
         key = "$API_KEY" if self._policy.keys else None  # we have only hashes of them
         self._say(ready_message(self._urls[0], list(engine.served_models), key))
 

@@ -16,11 +16,11 @@ def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
     if config.tls_certificate is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    load(context, config)
+    load_certificate(context, config)
     return context
 
 
-def load(context: ssl.SSLContext, config: ServerConfig) -> None:
+def load_certificate(context: ssl.SSLContext, config: ServerConfig) -> None:
     """Has connections that come from now on see this certificate. Raises ConfigurationError."""
     if config.tls_certificate is None:
         return

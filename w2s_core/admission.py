@@ -17,7 +17,7 @@ class Admission:
 
     def __init__(self, max_rows: int, max_queued_rows: int) -> None:
         self._max_rows = max_rows
-        self._max_queued_rows = max_queued_rows
+        self.max_queued_rows = max_queued_rows
         self._queue: deque[Ticket] = deque()
         self._running: set[Ticket] = set()
         self._closed = False
@@ -36,9 +36,9 @@ class Admission:
         if self._closed:
             raise ShuttingDownError
         fits_now = not self._queue and self.rows_running + rows <= self._max_rows
-        if not fits_now and self.rows_waiting + rows > self._max_queued_rows:
+        if not fits_now and self.rows_waiting + rows > self.max_queued_rows:
             raise OverloadedError(
-                f"The queue is full ({self.rows_waiting} of {self._max_queued_rows} rows). Please try again later.",
+                f"The queue is full ({self.rows_waiting} of {self.max_queued_rows} rows). Please try again later.",
                 _RETRY_AFTER_S,
             )
         ticket = Ticket(self, rows, request, on_admitted)

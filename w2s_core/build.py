@@ -71,7 +71,7 @@ def build_engine(config: EngineConfig) -> Engine:
     return Engine(
         large_models,
         scorers,
-        {name: (served.large, served.guidance) for name, served in config.served_models.items()},
+        config.served,
         limits=config.limits,
         devices=pool,
         providers=[*remote.parts, *checkers],

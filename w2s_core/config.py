@@ -193,3 +193,8 @@ class EngineConfig:
     workers: WorkersConfig = WorkersConfig()
     limits: Limits = Limits()
     traces: bool = False
+
+    @property
+    def served(self) -> dict[str, tuple[str, Guidance | None]]:
+        """By API name: the name of its large model, and its default guidance."""
+        return {name: (model.large, model.guidance) for name, model in self.served_models.items()}

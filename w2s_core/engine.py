@@ -112,6 +112,18 @@ class Engine:
         """From now on refuses what comes and what waits, with ShuttingDownError; what runs goes on."""
         self.admission.close()
 
+    def reconfigure(self, served: Mapping[str, tuple[str, Guidance | None]], limits: Limits) -> None:
+        """Other names over the same models, and other limits, for whoever comes from now on; `max_rows` stays as it is.
+        What was let in goes on as it began."""
+        self._planner = replace(
+            self._planner,
+            served=served,
+            max_rows_per_request=limits.max_rows_per_request,
+            max_sampled_tokens=limits.max_sampled_tokens_per_request,
+        )
+        self._timeout_s = limits.request_timeout_s
+        self.admission.max_queued_rows = limits.max_queued_rows
+
     @property
     def served_models(self) -> Mapping[str, ServedModel]:
         """By API name, in the order of the configuration. Context lengths are known once the engine has started."""
