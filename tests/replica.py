@@ -61,10 +61,10 @@ class Replica:
     lines: queue.Queue[str | None] = field(default_factory=queue.Queue)
     seen: list[str] = field(default_factory=list)
 
-    def until(self, words: str) -> str:
-        """The next line with these words."""
+    def until(self, words: str, within: float = SOON) -> str:
+        """The next line with these words; no two lines are further apart than `within` seconds."""
         seen: list[str] = []
-        while (line := self.lines.get(timeout=SOON)) is not None:
+        while (line := self.lines.get(timeout=within)) is not None:
             seen.append(line)
             if words in line:
                 return line
@@ -97,7 +97,7 @@ def replica(port: int = 0, **settings: str) -> Iterator[Replica]:
 
 
 @contextmanager
-def served(command: list[str], variables: Mapping[str, str]) -> Iterator[Replica]:
+def served(command: list[str], variables: Mapping[str, str], within: float = SOON) -> Iterator[Replica]:
     """`command`, once it is ready; killed at the end if it is still there."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("W2S_")} | dict(variables)
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=-1, stderr=-1, text=True) as process:
@@ -105,7 +105,7 @@ def served(command: list[str], variables: Mapping[str, str]) -> Iterator[Replica
         reading = threading.Thread(target=_read, args=(running,))
         reading.start()
         try:
-            running.url = re.search(r"https?://\S+:\d+", running.until("Ready at"))[0]
+            running.url = re.search(r"https?://\S+:\d+", running.until("Ready at", within))[0]
             yield running
         finally:
             process.kill()

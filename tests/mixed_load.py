@@ -1,0 +1,207 @@
+"""`python -m tests.mixed_load`: minutes of every sort of client at a real server whose workers are killed, and what the
+server holds when all is quiet again. Ends with 1 where anything is lost, stuck or left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import httpx
+import psutil
+
+from tests.replica import Replica, eventually, served, status_of
+from tests.traffic import GONE, Ending, Sizes, Traffic
+
+KINDS = ("whole", "whole", "stream", "stream", "cancel", "slow reader", "slow sender", "bad")
+LOADING = 300.0  # seconds
+QUIET = 60.0  # seconds within which everything must be given back
+GROWTH_MIB = 16  # what allocators keep or not from round to round, of a process with a 135 M-parameter model
+CLIENTS, SIZES = 12, Sizes(least=4, most=24)
+SETTINGS = {"W2S_WORKERS__DEVICES": '["cpu", "cpu"]', "W2S_WORKERS__THREADS": "1", "W2S_WORKERS__KV_CACHE_GB": "0.08"}
+IDLE = ("requests_running", "requests_waiting", "rows_running", "rows_waiting", "kv_cache_usage_ratio")
+SERVER = """
+import asyncio, gc, signal, sys
+def tell(*_):
+    gc.collect()
+    print("tasks:", len(asyncio.all_tasks()), file=sys.stderr, flush=True)
+signal.signal(signal.SIGUSR1, tell)
+from server.cli import main
+main()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the server and its workers hold, memory in MiB (resident)."""
+
+    tasks: int
+    threads: int
+    files: int
+    processes: int
+    server: float
+    workers: float
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return self.tasks, self.threads, self.files, self.processes
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    endings: Sequence[Ending]
+    killed: int
+    held: Held
+
+
+class Server:
+    """The process, seen from outside."""
+
+    def __init__(self, running: Replica) -> None:
+        self.url = running.url
+        self._running = running
+        self._process = psutil.Process(running.process.pid)
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        children = self._process.children(recursive=True)
+        return [child for child in children if "w2s_core.device.worker" in child.cmdline()]
+
+    def metrics(self) -> dict[str, float]:
+        """Sums over labels."""
+        found: Counter[str] = Counter()
+        for line in httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines():
+            if not line.startswith("#"):
+                found[re.split(r"[ {]", line)[0]] += float(line.rpartition(" ")[2])
+        return dict(found)
+
+    def quiet(self) -> bool:
+        return status_of(f"{self.url}/ready") == 200 and not any(self.metrics()[f"w2s_{name}"] for name in IDLE)
+
+    def held(self) -> Held:
+        self._process.send_signal(signal.SIGUSR1)
+        tasks = int(self._running.until("tasks: ").split()[1])
+        return Held(
+            tasks=tasks,
+            threads=self._process.num_threads(),
+            files=self._process.num_fds(),
+            processes=len(self._process.children(recursive=True)),
+            server=round(self._process.memory_info().rss / 2**20, 1),
+            workers=round(sum(worker.memory_info().rss for worker in self.workers) / 2**20, 1),
+        )
+
+
+@contextmanager
+def running_server(variables: dict[str, str]) -> Iterator[Server]:
+    """The demo unless `variables` name a configuration, on two workers of one thread each: one can take over."""
+    command = [sys.executable, "-c", SERVER, "serve", "--port", "0", "--dtype", "float32", "--log-level", "error"]
+    with served(command, SETTINGS | variables, LOADING) as running:
+        yield Server(running)
+
+
+async def use_all_kv(server: Server) -> None:
+    """Its memory is taken from the system when it is first written: now, so that this does not look like a leak."""
+    long = " film" * 1400
+    asked = [{"model": "smollm2", "max_tokens": 1}] * 4 + [
+        {"model": "smollm2-positive", "max_tokens": 0, "echo": True}
+    ] * 16
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        posts = (client.post("/v1/completions", json=body | {"prompt": long}) for body in asked)
+        for response in await asyncio.gather(*posts):
+            response.raise_for_status()
+
+
+async def one_round(server: Server, seconds: float, kills: int, seed: int) -> Round:
+    end, killed = time.monotonic() + seconds, 0
+    async with Traffic(server.url, KINDS, "smollm2", "smollm2-positive", CLIENTS, seed, SIZES) as traffic:
+        for left in range(kills, -1, -1):
+            await asyncio.sleep(max(0.0, end - time.monotonic()) / (left + 1))
+            if left and (workers := server.workers):
+                os.kill(workers[left % len(workers)].pid, signal.SIGKILL)
+                killed += 1
+    await asyncio.to_thread(eventually, server.quiet, QUIET)
+    held = [server.held()]
+    while len(held) < 100 and (len(held) < 2 or held[-1].counts != held[-2].counts):  # connections are still closed
+        await asyncio.sleep(0.5)
+        held.append(server.held())
+    return Round(traffic.endings, killed, held[-1])
+
+
+def faults(rounds: Sequence[Round], restarts: int) -> list[str]:
+    """What must not be. The first round is for warming up: what is held counts from its end."""
+    endings = [ending for found in rounds for ending in found.endings]
+    wrong = [f"{e.request_id} ({e.kind}): {e.status} {e.detail}" for e in endings if not e.whole and not _excused(e)]
+    first, *later = [found.held for found in rounds]
+    for now in later:
+        if now.counts != first.counts:
+            wrong.append(f"something is left behind: {now}, after the first round {first}")
+    for name in ("server", "workers"):
+        steady = [getattr(now, name) for now in later[len(later) // 2 :]]
+        if steady and max(steady) - steady[0] > GROWTH_MIB:
+            wrong.append(f"the memory of {name} grows: {steady} MiB")
+    if restarts != sum(found.killed for found in rounds):
+        wrong.append(f"{restarts} restarts after {sum(found.killed for found in rounds)} kills")
+    return wrong
+
+
+def _excused(ending: Ending) -> bool:
+    """No worker is alive: after a kill, while another one of two still loads."""
+    return ending.status == 503
+
+
+def summary(rounds: Sequence[Round]) -> dict[str, object]:
+    endings = [ending for found in rounds for ending in found.endings]
+    return {
+        "requests": len(endings),
+        "by kind": dict(Counter(ending.kind for ending in endings)),
+        "by status": {str(status): count for status, count in Counter(ending.status for ending in endings).items()},
+        "left early": sum(ending.detail == GONE for ending in endings),
+        "workers killed": sum(found.killed for found in rounds),
+        "longest, s": round(max(ending.seconds for ending in endings), 1),
+        "held": [asdict(found.held) for found in rounds],
+    }
+
+
+async def run(seconds: float, rounds: int, variables: dict[str, str]) -> tuple[list[Round], list[str]]:
+    """Two kills in each round of the first third; none later, when the workers' memory is compared."""
+    found, kills = list[Round](), (rounds + 2) // 3
+    with running_server(variables) as server:
+        for number in range(rounds):
+            if number == kills:
+                await use_all_kv(server)
+            found.append(await one_round(server, seconds / rounds, 2 if number < kills else 0, number))
+            last = found[-1]
+            click.echo(f"round {number}: {len(last.endings)} requests, {last.killed} kills, {last.held}", err=True)
+        restarts = int(server.metrics()["w2s_worker_restarts_total"])
+    return found, faults(found, restarts)
+
+
+@click.command()
+@click.option("--seconds", default=600.0, show_default=True, help="Of load, all rounds together.")
+@click.option("--rounds", default=10, show_default=True, help="With a look at what is held after each.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the figures as JSON.")
+def main(seconds: float, rounds: int, out: Path | None) -> None:
+    """Load a server of its own with every sort of request at once."""
+    found, wrong = asyncio.run(run(seconds, rounds, {}))
+    figures = json.dumps(summary(found), indent=1)
+    click.echo(re.sub(r"\{\s+([^{}]*?)\s+\}", lambda m: "{" + re.sub(r"\s+", " ", m[1]) + "}", figures))
+    if out:
+        out.write_text(figures + "\n")
+    for fault in wrong:
+        click.echo(fault, err=True)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
