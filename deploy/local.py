@@ -37,7 +37,7 @@ def find_nginx() -> str | None:
 def upstream(addresses: Sequence[str]) -> str:
     """The `server` lines that deploy/nginx.conf explains."""
     first = [f"server {address} max_fails=1 fail_timeout=5s;" for address in addresses]
-    again = [f"server {address} max_fails=0 backup;" for address in addresses]
+    again = 2 * [f"server {address} max_fails=0 backup;" for address in addresses]
     return " ".join([*first, *again])
 
 

@@ -37,7 +37,10 @@ def running_nginx(nginx: str, folder: Path, *urls: str) -> Iterator[str]:
     """The address of nginx in front of `urls`."""
     listen = f"127.0.0.1:{free_port()}"
     config = render(folder, listen, upstream([urlsplit(url).netloc for url in urls]))
-    with subprocess.Popen(nginx_command(nginx, folder, config), stdout=subprocess.DEVNULL) as process:
+    with (
+        (folder / "requests.log").open("wb") as log,
+        subprocess.Popen(nginx_command(nginx, folder, config), stdout=log) as process,
+    ):
         try:
             eventually(lambda: answers(f"http://{listen}/metrics"))
             yield f"http://{listen}"

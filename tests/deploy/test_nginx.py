@@ -20,7 +20,7 @@ from deploy.local import TEMPLATE, nginx_command, render, upstream
 from server.config import ServerConfig
 from tests.deploy.conftest import Balance, free_port
 from tests.deploy.stub import Stub
-from tests.replica import SOON, Replica, eventually, status_of
+from tests.replica import SOON, Replica, eventually, replica, status_of
 
 BODY = {"model": "plain", "prompt": "x", "max_tokens": 3, "seed": 0}
 Two = tuple[Replica, Replica]
@@ -91,6 +91,18 @@ def test_a_replica_answers_under_the_id_that_nginx_passed(pair_of_replicas: Two,
     url = balance(pair_of_replicas[0].url)
     assert httpx.get(f"{url}/health", headers={"x-request-id": "mine-2"}).headers["x-request-id"] == "mine-2"
     assert httpx.get(f"{url}/health").headers["x-request-id"].startswith("req_")
+
+
+def test_every_request_leaves_a_line_and_no_probe_does(
+    stubs: tuple[Stub, Stub], balance: Balance, tmp_path: Path
+) -> None:
+    url = balance(stubs[0].url)
+    for path in ("/health", "/v1/x?key=secret", "/ready"):
+        httpx.get(f"{url}{path}", headers={"x-request-id": f"mine{path[:3]}"})
+    lines = [json.loads(line) for line in (tmp_path / "requests.log").read_text().splitlines()]
+    [line] = [line for line in lines if line["request_id"].startswith("mine")]
+    assert (line["path"], line["status"], line["replica_statuses"]) == ("/v1/x", 200, "200")
+    assert line["replicas"] in stubs[0].url
 
 
 def test_connections_are_kept(stubs: tuple[Stub, Stub], balance: Balance) -> None:
@@ -211,6 +223,22 @@ def test_an_answer_that_had_not_begun_survives_the_death_of_its_replica(
         dying.process.kill()
         staying.run_free()
         assert asking.result(SOON).status_code == 200
+
+
+def test_none_is_lost_when_one_dies_while_the_other_is_left_alone_for_a_failure(
+    stubs: tuple[Stub, Stub], balance: Balance
+) -> None:
+    ill = stubs[0]
+    ill.statuses["/health"] = 503
+    with replica() as dying, ThreadPoolExecutor(8) as threads:
+        url = balance(ill.url, dying.url)
+        while not ill.headers:
+            assert status_of(f"{url}/health") == 200
+        asking = [threads.submit(ask, url) for _ in range(8)]
+        for _ in asking:
+            dying.until("rows waiting")
+        dying.process.kill()
+        assert [response.result(SOON).text for response in asking] == ["mine\n"] * 8
 
 
 def test_an_answer_that_had_begun_is_not_begun_again(pair_of_replicas: Two, balance: Balance) -> None:
