@@ -68,6 +68,10 @@ load: install ## 1 to 32 streams at once through HTTP: throughput, latency, memo
 cost: install ## what a token costs by length, rows, chunks and streams, and KV memory, beside the arithmetic (4 minutes)
 	$(BIN)/python -m benchmarks.load --cost $(ARGS)
 
+.PHONY: overload
+overload: install ## four times as many requests as there is room for: who is let in keeps its latency (4 minutes)
+	$(BIN)/python -m benchmarks.overload $(ARGS)
+
 .PHONY: overlap
 overlap: install ## what scoring early gains over a slow provider (about three minutes)
 	$(BIN)/python -m benchmarks.overlap $(ARGS)

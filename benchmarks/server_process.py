@@ -60,7 +60,7 @@ def _as_yaml(config: EngineConfig, port: int) -> dict[str, object]:
     content = asdict(config)
     del content["limits"], content["traces"]  # keys of `server` in a file
     content["workers"]["devices"] = list(config.workers.devices)
-    return content | {"server": {"port": port}}
+    return content | {"server": {"port": port, "max_queued_rows": config.limits.max_queued_rows}}
 
 
 async def _ready(url: str, process: asyncio.subprocess.Process) -> None:
