@@ -110,7 +110,20 @@ async def test_a_worker_that_cannot_load_again_is_tried_one_at_a_time(lives: lis
         os.kill(pool.workers[0].pid, signal.SIGKILL)
         await until(lambda: not lives and pool.ready)
         assert clock.sleeps == [0.5, 1, 2]
-        assert not pool._restarts
+        await until(lambda: not pool._restarts)
+    finally:
+        await pool.stop()
+
+
+async def test_the_log_says_which_worker_died_and_of_what(lives: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    lives += ["lives", "lives", "lives"]
+    pool = WorkerPool([SPEC, SPEC])
+    await pool.start()
+    try:
+        os.kill(victim := pool.workers[1].pid, signal.SIGKILL)
+        await until(lambda: not lives and pool.ready)
+        said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert said == [f"worker 1: process {victim} on cpu was lost (status -9); another is to be started"]
     finally:
         await pool.stop()
 

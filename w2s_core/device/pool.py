@@ -145,7 +145,8 @@ class WorkerPool:
         return WorkerProcess(self._specs[place], partial(self._lost, place), note, str(place))
 
     def _lost(self, place: int, worker: WorkerProcess) -> None:
-        _log.error("worker %d on %s was lost; another is to be started", worker.pid, worker.spec.device)
+        died = f"{worker.pid} on {worker.spec.device} was lost (status {worker.status})"
+        _log.error("worker %d: process %s; another is to be started", place, died)
         task = asyncio.get_running_loop().create_task(self._restart(place))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)

@@ -88,6 +88,11 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def status(self) -> int | None:
+        """How it ended: an exit code, or less than 0 the number of a signal; None while it runs."""
+        return self._process.poll()
+
     async def started(self) -> None:
         """Returns when the models are loaded. Raises WorkerLostError with the worker's reason when they cannot be."""
         self.models = await asyncio.shield(self._started)
