@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.fields import NonEmpty, Strict, drop_neutral
+from server.schemas.fields import INT32_MAX, JsonObject, NonEmpty, Strict, drop_neutral
 from server.schemas.guidance import GuidanceOptions
 from server.schemas.logprobs import Alternatives, Details
 from server.schemas.sampling import SamplingExtras
@@ -49,10 +49,10 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
     asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
     model: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
     seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
     stop: Stop | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
@@ -69,7 +69,7 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
 
     # Cannot change the answer: accepted and not used.
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: JsonObject | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import GenerationBody
+from server.schemas.fields import INT32_MAX
 from server.schemas.guidance import effective_guidance
 from server.schemas.logprobs import Alternatives, ChatLogprobs, PromptLogprobs
 from server.schemas.messages import Conversation
@@ -33,7 +34,7 @@ class ChatBody(Conversation, GenerationBody):
         "web_search_options": (None,),
     }
 
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     logprobs: Annotated[bool | None, Field(description="Log-probabilities of the answer's tokens.")] = None
     tool_choice: Annotated[
         ToolChoice | None, Field(description="By default auto: the model calls tools as it likes.")

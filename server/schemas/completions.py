@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import MAX_CHOICES, GenerationBody
-from server.schemas.fields import Text, TokenId
+from server.schemas.fields import INT32_MAX, Text, TokenId
 from server.schemas.guidance import effective_guidance
 from server.schemas.logprobs import Alternatives, CompletionLogprobs, PromptLogprobs
 from server.schemas.responses import Answer, AnswerChoice
@@ -46,7 +46,7 @@ class CompletionBody(GenerationBody):
 
     prompt: PromptField
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     logprobs: Annotated[
         Alternatives | None,
         Field(description="Log-probabilities of the answer's tokens, with so many alternatives at each place."),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 INT32_MAX = 2**31 - 1
+DEEPEST = 100  # objects and lists within each other; whoever walks them by recursion can go three times as deep
 
 
 def _encodable(text: str) -> str:
@@ -20,6 +21,23 @@ def _encodable(text: str) -> str:
     return text
 
 
+def shallow(value: Any) -> Any:
+    """The same. Refuses what is nested deeper than `DEEPEST`."""
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _inside(outer)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise PydanticCustomError("nesting", "is nested too deeply")
+    return value
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(shallow)]
 Text = Annotated[str, AfterValidator(_encodable)]
 NonEmpty = Annotated[Text, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.schemas.fields import Text
+from server.schemas.fields import INT32_MAX, Text
 from w2s_core.errors import RequestError
 from w2s_core.types import Guidance, Method
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 class GuidanceOptions(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.fields import NonEmpty, Strict, Text, drop_neutral
+from server.schemas.fields import JsonObject, NonEmpty, Strict, Text, drop_neutral, shallow
 from server.schemas.tools import Tool
 from w2s_core.types import ChatPrompt
 
@@ -37,6 +37,7 @@ def _json_object(text: str) -> str:
         found = None
     if not isinstance(found, dict):
         raise PydanticCustomError("json_object", "must be a JSON object, written as a string")
+    shallow(found)
     return text
 
 
@@ -115,7 +116,7 @@ class Conversation(Strict):
         bool | None, Field(description="The answer goes on with the last message, blanks at its end included.")
     ] = None
     chat_template_kwargs: Annotated[
-        dict[str, Any] | None, Field(description="Variables of the chat template, by name.")
+        JsonObject | None, Field(description="Variables of the chat template, by name.")
     ] = None
 
     tools: Annotated[list[Tool] | None, Field(description="Functions, which the chat template tells the model of.")] = (

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.fields import Strict, Text
+from server.schemas.fields import JsonObject, Strict, Text
 from w2s_core.types import Grammar
 
 Choices = Annotated[list[Text], Field(min_length=1)]
@@ -19,9 +19,7 @@ def _schema_kind(value: Any) -> str:
     return "text" if isinstance(value, str) else "object"
 
 
-JsonSchema = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[dict[str, Any], Tag("object")], Discriminator(_schema_kind)
-]
+JsonSchema = Annotated[Annotated[Text, Tag("text")] | Annotated[JsonObject, Tag("object")], Discriminator(_schema_kind)]
 
 
 class TextFormat(Strict):
@@ -37,9 +35,7 @@ class NamedSchema(Strict):
 
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: Text | None = None
-    json_schema: Annotated[
-        dict[str, Any] | None, Field(alias="schema", description="Without one: any JSON object.")
-    ] = None
+    json_schema: Annotated[JsonObject | None, Field(alias="schema", description="Without one: any JSON object.")] = None
     strict: bool | None = None
 
 
@@ -124,7 +120,4 @@ class StructuredFields(Strict):
 
 
 def _of_schema(schema: str | dict[str, Any], field: str) -> Grammar:
-    try:
-        return Grammar("json", schema if isinstance(schema, str) else json.dumps(schema), field)
-    except RecursionError:
-        raise PydanticCustomError("nesting", "is nested too deeply", {"param": field}) from None
+    return Grammar("json", schema if isinstance(schema, str) else json.dumps(schema), field)

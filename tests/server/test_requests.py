@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import field_path
@@ -432,6 +432,7 @@ JSON = st.recursive(
 FIELDS = st.sampled_from(["model", "prompt", "messages", "stop", "n", "guidance", "stream_options", "temperature", "x"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(FIELDS, JSON), max_size=4))
 async def test_no_body_is_our_bug(changes: list[tuple[str, Any]]) -> None:
     """Whatever JSON comes is answered or refused, never failed: 500 characters of luck cannot buy a 500."""

@@ -19,10 +19,11 @@ AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 CONTEXT = 128  # tokens, so that an answer without a limit ends soon
 MOST_BYTES = 300_000  # of a body
 TEMPLATE = (
-    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
+    "{{ mood }}{% for tool in tools or [] %}{{ tool.function.name }} {{ tool.function.parameters.title }}{% endfor %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+FAULTS = ("Traceback", "ERROR", "CRITICAL", "Exception")
 GUIDANCE = {"method": "cbs", "pairs": {"positive": 1.0}, "beam_width": 2, "successors": 2, "chunk_length": 5}
 
 
@@ -50,7 +51,7 @@ def configuration(root: Path) -> Path:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
     config = configuration(tmp_path_factory.mktemp("surface"))
     command = [sys.executable, "-c", "from server.cli import main; main()", "serve", "--config", str(config)]
-    with served(command, {}) as replica:
+    with served(command, {}, within=120) as replica:  # it imports torch, and its worker does
         yield replica
 
 
@@ -65,8 +66,8 @@ def server(running: Replica) -> Iterator[str]:
         timeout=60,
     )
     assert answer.status_code == 200, answer.text
-    for line in said(running):
-        assert not any(word in line for word in ("Traceback", "ERROR", "CRITICAL", "Exception")), line
+    lines = list(said(running))
+    assert not any(word in line for line in lines for word in FAULTS), "".join(lines)
 
 
 def said(running: Replica) -> Iterator[str]:
