@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from w2s_core.chat_template import ChatTemplate
-from w2s_core.errors import ConfigurationError
+from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.pieces import piece_reader
+from w2s_core.plain_text import SpecialNames
 from w2s_core.types import ChatPrompt, Piece, Tokens
 
 _INCOMPLETE = "\ufffd"  # what decoding yields for bytes that are no character, or not yet
@@ -31,6 +32,7 @@ class TextCodec:
 
         self._skip_special_tokens = True
         self.chat_template = ChatTemplate(self._tokenizer)
+        self._special_names = SpecialNames(self._tokenizer)
         #: What decides about tokens, as one string: equal for equal tokenizers.
         self.tokenization: str = self._tokenizer.backend_tokenizer.to_str()
         rules = json.loads(self.tokenization)
@@ -78,12 +80,35 @@ class TextCodec:
         return [tuple(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
     def encode_chat(self, prompt: ChatPrompt) -> Tokens:
-        """The conversation as the model reads it. Raises RequestError where the template refuses."""
-        return self.encode(self.chat_template.render(prompt), special_tokens=prompt.special_tokens)
+        """The conversation as the model reads it; names of special tokens in its messages are text. Raises RequestError
+        where the template refuses."""
+        cut, mark = self.cut(prompt)
+        return self.encode_cut(self.chat_template.render(cut), mark, special_tokens=prompt.special_tokens)
+
+    def cut(self, prompt: ChatPrompt) -> tuple[ChatPrompt, str | None]:
+        """See `plain_text`: the conversation as it shall be rendered, and the mark at which to cut what comes of it."""
+        return self._special_names.cut(prompt)
+
+    def encode_cut(self, text: str, mark: str | None, *, special_tokens: bool) -> Tokens:
+        """As `encode`, in parts that `mark` separates."""
+        if mark is None:
+            return self.encode(text, special_tokens=special_tokens)
+        first, *others = text.split(mark)
+        tokens = self.encode(first, special_tokens=special_tokens)
+        guard = self._special_names.guard or ""  # before it: many tokenizers treat a text's beginning differently
+        skipped = len(self.encode(guard, special_tokens=False))
+        for other in others:
+            tokens += self.encode(guard + other, special_tokens=False)[skipped:]
+        return tokens
 
     def render_chat(self, prompt: ChatPrompt) -> str:
         """The conversation as the text that a provider turns into tokens itself: without the BOS that it then adds.
-        Raises RequestError where the template refuses."""
+        Raises RequestError where the template refuses, and where a message holds the name of a special token."""
+        if (name := self._special_names.found_in(prompt)) is not None:
+            raise RequestError(
+                f"`{name}` is a special token of this model, whose provider takes text: it would not stay text.",
+                "messages",
+            )
         text, bos = self.chat_template.render(prompt), self._tokenizer.bos_token
         adds_bos = self.encode("", special_tokens=True)[:1] == (self._tokenizer.bos_token_id,)
         return text.removeprefix(str(bos)) if bos and adds_bos else text

@@ -35,7 +35,8 @@ class PairModel:
         if template is None and isinstance(prompt, ChatPrompt):
             tools = prompt.tools if self.codec.chat_template.knows_tools else ()
             return self.codec.encode_chat(replace(prompt, special_tokens=False, tools=tools))
-        return self.codec.encode(shown(prompt, template), special_tokens=True) or self.codec.start
+        prompt, mark = self.codec.cut(prompt) if isinstance(prompt, ChatPrompt) else (prompt, None)
+        return self.codec.encode_cut(shown(prompt, template), mark, special_tokens=True) or self.codec.start
 
     def room(self, prompt: Prompt, template: str | None, limit: int, max_tokens: int) -> int:
         """Tokens of answer that fit behind the prompt, where the vocabulary is shared; elsewhere only the text tells.
