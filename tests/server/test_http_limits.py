@@ -227,9 +227,8 @@ def test_a_certificate_that_cannot_be_used(
     authority: trustme.CA, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     files: dict[str, Any] = certified(authority, tmp_path) | change
-    other = trustme.CA().issue_cert("x").private_key_pem
-    other.write_to_path(tmp_path / "other.pem")
-    locked = load_pem_private_key(other.bytes(), None).private_bytes(
+    trustme.CA().issue_cert("x").private_key_pem.write_to_path(tmp_path / "other.pem")
+    locked = load_pem_private_key((tmp_path / "key.pem").read_bytes(), None).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")
     )
     (tmp_path / "locked.pem").write_bytes(locked)
