@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
+CLIENTS := .venv-clients
 PORT ?= 8000
 CONFIG ?=
 ARGS ?=
@@ -39,6 +40,18 @@ $(VLLM)/.ready: tests/vllm/install.sh tests/vllm/constraints.txt
 .PHONY: test-vllm
 test-vllm: install $(VLLM)/.ready ## the remote path against real vLLM on this machine, which it installs (3 GB)
 	TEST_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest -m vllm $(ARGS)
+
+# lm-eval brings 450 MB of its own, so it gets an environment that sees ours: the same torch and transformers.
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+$(CLIENTS)/.ready: tests/clients/lm-eval.txt $(VENV)/.ready
+	$(PYTHON) -m venv $(CLIENTS)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(CLIENTS)/bin/python -c '$(PURELIB)')/ours.pth"
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r tests/clients/lm-eval.txt
+	touch $@
+
+.PHONY: test-clients
+test-clients: install $(CLIENTS)/.ready ## lm-eval against this server and against transformers: the same numbers (450 MB)
+	TEST_LM_EVAL=$(abspath $(CLIENTS)/bin/python) $(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
 .PHONY: check
 check: install ## lint, format, types, layering
@@ -82,4 +95,4 @@ pair: install ## trains the demo pair anew (about ten minutes)
 
 .PHONY: clean
 clean: ## removes the environment and what tools left behind
-	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

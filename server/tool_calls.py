@@ -13,9 +13,10 @@ from server.schemas.logprobs import Details
 from server.schemas.tools import FunctionCall, NamedChoice, ToolCall, ToolCallDelta
 from server.shapes import ChatShape, Parts
 from w2s_core.errors import RequestError
+from w2s_core.tools.forced import ForcedCallParser
 from w2s_core.tools.formats import Call, ToolFormat
 from w2s_core.tools.grammar import calls_grammar
-from w2s_core.tools.parsing import Piece, ToolCallParser
+from w2s_core.tools.parsing import CallBegun, CallPart, Piece, ToolCallParser
 from w2s_core.types import FinishReason, GenerationRequest, Grammar, PlacedToken
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ class Calling:
     hidden: bool
     grammar: Grammar | None
 
-    def parser(self) -> ToolCallParser:
+    def parser(self) -> ToolCallParser | ForcedCallParser:
+        if self.grammar is not None:
+            return ForcedCallParser(self.known)
         return ToolCallParser(self.form, self.known, most=self.most)
 
     def adjusted(self, asked: GenerationRequest) -> GenerationRequest:
@@ -82,7 +85,7 @@ def calling_of(engine: Engine, body: ChatBody) -> Calling:
 class _Choice:
     """What is known of a streamed choice: `tokens` wait for a delta to go with."""
 
-    parser: ToolCallParser
+    parser: ToolCallParser | ForcedCallParser
     calls: int = 0
     tokens: list[PlacedToken] = field(default_factory=list)
 
@@ -98,7 +101,7 @@ class ToolChatShape(ChatShape):
     def whole_choice(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> ChatChoice:
         parser = self._calling.parser()
         pieces = [*parser.feed(parts.text), *parser.finish()]
-        calls = [piece for piece in pieces if isinstance(piece, Call)]
+        calls = _calls(pieces)
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         said: dict[str, Any] = {"content": text if text or not calls else None}
         if calls:
@@ -132,23 +135,48 @@ class ToolChatShape(ChatShape):
     def _deltas(self, index: int, choice: _Choice, pieces: Sequence[Piece]) -> list[ChatChunkChoice]:
         said: list[Delta] = []
         for piece in pieces:
-            if isinstance(piece, str):
-                said.append(Delta(content=piece))
-            else:
-                said += self._call_deltas(choice.calls, piece)
-                choice.calls += 1
+            match piece:
+                case str():
+                    said.append(Delta(content=piece))
+                case CallPart():
+                    said.append(_part(choice.calls - 1, piece.text))
+                case CallBegun():
+                    said.append(self._header(choice.calls, piece.name))
+                    choice.calls += 1
+                case Call():
+                    said += [self._header(choice.calls, piece.name), _part(choice.calls, piece.arguments)]
+                    choice.calls += 1
         deltas = []
         for delta in said:
             deltas.append(self._delta(index, delta, choice.tokens, None))
             choice.tokens = []
         return deltas
 
-    def _call_deltas(self, number: int, call: Call) -> list[Delta]:
-        """First what is called, then with what."""
-        name = FunctionCall(name=call.name, arguments="")
-        header = ToolCallDelta(index=number, id=self._calling.new_id(), type="function", function=name)
-        arguments = ToolCallDelta(index=number, function=FunctionCall(arguments=call.arguments))
-        return [Delta(tool_calls=[header]), Delta(tool_calls=[arguments])]
+    def _header(self, number: int, name: str) -> Delta:
+        """What is called, before with what."""
+        function = FunctionCall(name=name, arguments="")
+        header = ToolCallDelta(index=number, id=self._calling.new_id(), type="function", function=function)
+        return Delta(tool_calls=[header])
+
+
+def _part(number: int, arguments: str) -> Delta:
+    return Delta(tool_calls=[ToolCallDelta(index=number, function=FunctionCall(arguments=arguments))])
+
+
+def _calls(pieces: Sequence[Piece]) -> list[Call]:
+    """The calls of a whole answer."""
+    calls: list[Call] = []
+    for piece in pieces:
+        match piece:
+            case Call():
+                calls.append(piece)
+            case CallBegun():
+                calls.append(Call(piece.name, ""))
+            case CallPart():
+                calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + piece.text)
+            case _:
+                pass
+    return calls
 
 
 def _reason(reason: FinishReason, calls: int) -> ChatFinishReason:

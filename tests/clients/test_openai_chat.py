@@ -280,6 +280,34 @@ async def test_the_streaming_helper_with_tools(kind: str, url: str, model: str) 
     assert [event.name for event in events if event.type == "tool_calls.function.arguments.done"] == ["Weather"]
 
 
+@WAYS
+async def test_arguments_of_a_forced_call_are_streamed_as_they_are_written(call: Caller, model: str) -> None:
+    ask = {"model": model, "messages": MESSAGES, "seed": 4, **ONE, "tool_choice": named("weather"), "stream": True}
+    chunks = await call(CREATE, **ask)
+    calls = [c for chunk in chunks for choice in chunk.choices for c in choice.delta.tool_calls or ()]
+    assert calls[0].function.name == "weather"
+    assert len(calls) > (2 if model == "plain" else 1), "a search tells what it agrees on"
+    begun = ""
+    for part in calls[:-1]:
+        begun += part.function.arguments
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(begun)
+    assert json.loads(begun + calls[-1].function.arguments)["city"] in ("Bern", "Zürich")
+
+
+async def test_a_forced_call_that_is_cut_off_is_told_so(call: Caller) -> None:
+    """As at OpenAI: what there is of the arguments, and finish_reason length."""
+    ask = {"model": "plain", "messages": MESSAGES, "seed": 4, **ONE, "tool_choice": named("weather")}
+    whole = await call(CREATE, **ask)
+    closing = len("}\n</tool_call>")  # a token each
+    [cut] = (await call(CREATE, **ask | {"max_tokens": whole.usage.completion_tokens - closing - 5})).choices
+    [made], [full] = cut.message.tool_calls, whole.choices[0].message.tool_calls
+    assert (cut.finish_reason, cut.message.content, made.function.name) == ("length", None, "weather")
+    assert full.function.arguments.startswith(made.function.arguments)
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(made.function.arguments)
+
+
 async def test_a_conversation_about_tools_goes_on(call: Caller) -> None:
     """What an answer's message is, the client sends back as it came; the result of the call follows."""
     ask = {"model": "plain", "messages": MESSAGES, "seed": 3, **ONE}

@@ -15,7 +15,7 @@ _NAMED = re.compile(r"\s*([A-Za-z0-9_.-]{1,64})(?:\[CALL_ID\][A-Za-z0-9_-]+)?(?:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call; `arguments` are a JSON object, as text."""
+    """One call; `arguments` are a JSON object, as text; of a forced call that was cut off its beginning."""
 
     name: str
     arguments: str

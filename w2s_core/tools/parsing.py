@@ -1,21 +1,37 @@
 """Reads calls out of a text as it grows. What is told is final, and the same however the text was cut into pieces.
 
 So a call is told when it is complete: before that nobody can know whether it is one. What turns out to be none is text.
+Where a grammar holds the answer to calls, `w2s_core.tools.forced` knows earlier.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TypeAlias
 
 from w2s_core.text import withhold
 from w2s_core.tools.formats import Call, ToolFormat
 
-Piece: TypeAlias = str | Call
+Piece: TypeAlias = "str | Call | CallBegun | CallPart"
 _MARKS = re.compile(r'["\\{}\[\]]')
 _LONGEST_HEAD = 200  # characters between an opening and the first brace
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegun:
+    """A call whose arguments follow, part by part."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """Of the arguments of the call that was begun last."""
+
+    text: str
 
 
 class _At(Enum):
@@ -36,7 +52,7 @@ class ToolCallParser:
         self._at = _At.BEGINNING if form.bare else _At.TEXT
         self._buffer = ""
         self._opened = 0  # characters of the buffer that a call's opening and the blanks before it take
-        self._balance = _Balance()
+        self._balance = Balance()
 
     def feed(self, text: str) -> list[Piece]:
         """What has become certain: text, and calls."""
@@ -89,7 +105,7 @@ class ToolCallParser:
         return [before]
 
     def _open(self, opened: int) -> None:
-        self._at, self._opened, self._balance = _At.CALL, opened, _Balance()
+        self._at, self._opened, self._balance = _At.CALL, opened, Balance()
 
     def _call(self, final: bool) -> list[Piece] | None:
         brace = self._buffer.find("{", self._opened)
@@ -136,7 +152,7 @@ class ToolCallParser:
         return []
 
 
-class _Balance:
+class Balance:
     """Finds where a JSON object or list ends in a text that grows, at the cost of what is new."""
 
     def __init__(self) -> None:
