@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from fastapi.sse import EventSourceResponse, format_sse_event
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from server.disconnect import unless_disconnected
@@ -38,6 +39,9 @@ class EventStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         try:
             await unless_disconnected(receive, self._answer(send))
+        except ClientDisconnect:
+            if not self._started:  # else there is nobody to tell, and nothing to answer any more
+                raise
         except asyncio.CancelledError:  # the time to drain is over
             if self._started:
                 await self._send(send, error_event(ShuttingDownError(), self._request_id) + DONE, more=False)

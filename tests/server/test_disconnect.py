@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import httpx
@@ -53,6 +54,18 @@ async def test_leaving_in_the_middle_of_a_stream(serve: Serve) -> None:
                 break
             await soon(engine.blocked)
         await soon(engine.closed)
+
+
+async def test_leaving_a_stream_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine(SPEAKS_THEN_THINKS)
+    ready = asyncio.Event()
+    app = create_app(EngineHost(lambda: engine, on_ready=lambda _: ready.set()))
+    async with uvicorn_server(app) as (url, _), httpx.AsyncClient(base_url=url) as client:
+        await soon(ready)
+        async with client.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as response:
+            assert "Hello" in await anext(response.aiter_lines())
+    assert engine.open == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_one_that_leaves_does_not_disturb_another(serve: Serve) -> None:
