@@ -247,6 +247,9 @@ class FakeScoring:
         self.scored_tokens = 0
         self._scorer = scorer
 
+    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+        await self.score(candidates)
+
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         await asyncio.sleep(0)
         self._scorer.seen.append(list(candidates))

@@ -15,7 +15,7 @@ from w2s_core import eager as eager_module
 from w2s_core.eager import EagerProposals, ProposesByFamily
 from w2s_core.noise import copy_key, root_key
 from w2s_core.search import search
-from w2s_core.types import Hypothesis, SamplingParams, Score, TextPrompt
+from w2s_core.types import Hypothesis, SamplingParams, TextPrompt
 
 PROMPT = (1, 2, 3)
 
@@ -72,11 +72,10 @@ async def test_a_fast_beam_is_scored_before_a_slow_one_is_drawn() -> None:
     class Watched:
         scored_tokens = 0
 
-        async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        async def expect(self, candidates: Sequence[Hypothesis]) -> None:
             assert all(y.tokens == () for y in candidates[:1]), "the beam is named first"
             if any(y.tokens for y in candidates):
                 scored.set()
-            return [Score(0.0)] * len(candidates)
 
     proposals = Slow(FakeLargeModel(), PROMPT, SamplingParams())
     async with asyncio.timeout(10):
@@ -111,7 +110,7 @@ async def test_whoever_fails_ends_the_other() -> None:
     cancelled = asyncio.Event()
 
     class Waiting:
-        async def score(self, _candidates: Sequence[Hypothesis]) -> list[Score]:
+        async def expect(self, _candidates: Sequence[Hypothesis]) -> None:
             try:
                 await asyncio.Event().wait()
             finally:

@@ -37,7 +37,7 @@ class EagerProposals:
         self._scoring = scoring
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
-        """As `Proposals.propose`. All that is scored meanwhile is scored in one call, the last arrivals by `search`."""
+        """As `Proposals.propose`. What has come by then is scored in one call, the last arrivals by `search`."""
         arrived: dict[int, list[Hypothesis]] = {}
         news, complete = asyncio.Event(), asyncio.Event()
 
@@ -58,7 +58,7 @@ class EagerProposals:
                 if complete.is_set():
                     return
                 # The beam is named as well: a scoring session forgets whom it does not hear of.
-                await self._scoring.score(distinct([*beam, *(y for family in arrived.values() for y in family)]))
+                await self._scoring.expect(distinct([*beam, *(y for family in arrived.values() for y in family)]))
 
         await all_of([draw(), score()])
         return [y for index in range(len(beam)) for y in arrived[index]]

@@ -132,6 +132,11 @@ class Scoring(Protocol):
         """Had from providers so far."""
         ...
 
+    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+        """These are about to be asked for, perhaps among others: does now what can be done. Returns when the session is
+        ready for another call, whether or not these are scored by then."""
+        ...
+
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         """log π_tuned(y'|x) − log π_untuned(y'|x) of each whole answer so far, in nats, in the same order."""
         ...

@@ -202,3 +202,36 @@ async def test_remote_pairs_add_up(codec: TextCodec) -> None:
         assert scoring.bought.calls == 4
     assert score.total == pytest.approx(0.0)
     assert score.pairs["one"] != 0
+
+
+async def test_what_is_expected_is_asked_for_meanwhile_and_once(codec: TextCodec) -> None:
+    models = pair_of(codec)
+    scorer = await scorer_on(models)
+    go = asyncio.Event()
+    for model in models:
+        model.gate = go.wait
+    first, more = answers("a"), answers("b", "c")
+    async with scorer.open(PROMPT) as scoring, asyncio.timeout(10):
+        await scoring.expect(first)  # returns although nobody answers
+        await asyncio.sleep(0)
+        assert [model.open_calls for model in models] == [2, 2]
+        scores = asyncio.create_task(scoring.score([*first, *more]))
+        go.set()
+        found = await scores
+        assert [len(model.calls) for model in models] == [6, 6]
+    whole = [expected(models, codec.encode("Say", special_tokens=True), y) for y in [*first, *more]]
+    assert [score.total for score in found] == pytest.approx(whole)
+
+
+async def test_who_leaves_ends_what_is_expected(codec: TextCodec) -> None:
+    models = pair_of(codec)
+    scorer = await scorer_on(models)
+    for model in models:
+        model.gate = asyncio.Event().wait
+    before = asyncio.all_tasks()
+    async with scorer.open(PROMPT) as scoring:
+        await scoring.expect(answers("a"))
+        await asyncio.sleep(0)
+        assert [model.open_calls for model in models] == [2, 2]
+    assert [model.open_calls for model in models] == [0, 0]
+    assert asyncio.all_tasks() == before

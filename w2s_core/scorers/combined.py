@@ -42,6 +42,9 @@ class CombinedScoring:
     def bought(self) -> Bought:
         return sum((session.bought for session in self._sessions.values()), Bought())
 
+    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+        await all_of([session.expect(candidates) for session in self._sessions.values()])
+
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         results = await all_of([session.score(candidates) for session in self._sessions.values()])
         by_pair = [

@@ -21,6 +21,9 @@ class LikelihoodScorer:
     async def open(self, _prompt: Prompt) -> AsyncIterator[LikelihoodScorer]:
         yield self
 
+    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+        pass
+
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         """Mean log-probability in nats per token, the ending token included."""
         return [Score(sum(y.logprobs) / max(1, y.length)) for y in candidates]

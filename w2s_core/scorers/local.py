@@ -58,6 +58,9 @@ class LocalScoring:
         # One reading serves both models where they have one tokenizer.
         self._texts = {model.codec.tokenization: GrowingText(model.codec) for model in models}
 
+    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+        await self.score(candidates)
+
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         texts = {name: text.encode(candidates) for name, text in self._texts.items()}
         answers = [model.answers(candidates, texts[model.codec.tokenization]) for model in self._models]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 from zlib import crc32
 
-from w2s_core.concurrency import all_of
 from w2s_core.config import RemoteModelConfig
 from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.growing_text import GrowingText
@@ -22,6 +21,7 @@ from w2s_core.text import TextCodec
 from w2s_core.types import Bought, ChatPrompt, Hypothesis, Prompt, Score, Tokens
 
 A = TypeVar("A", Tokens, str)  # an answer, as it is sent
+Pending: TypeAlias = Sequence[asyncio.Task[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +88,23 @@ class TokenReading:
         self._prompt = prompt
         self._text = GrowingText(reader.codec)
         self._affinity = crc32(repr(prompt).encode())
-        self._known: dict[Tokens, float] = {}
+        self._asked = _Asked(self._logprob)
 
-    async def logprobs(self, candidates: Sequence[Hypothesis]) -> list[float]:
-        """Of each whole answer, in nats."""
+    def ask(self, candidates: Sequence[Hypothesis]) -> Pending:
+        """The log-probability of each whole answer, in nats."""
         answers = self._reader.answers(candidates, self._text.encode(candidates))
-        facts = self._model.discovery.found
-        if facts.context_length is not None:
-            self._reader.check_length(self._prompt, answers, facts.context_length)
-        self._known = await _all_known(self._known, answers, partial(self._logprob, facts.way))
-        return [self._known[answer] for answer in answers]
+        limit = self._model.discovery.found.context_length
+        if limit is not None:
+            self._reader.check_length(self._prompt, answers, limit)
+        return self._asked.begin(answers)
 
-    async def _logprob(self, way: Way, answer: Tokens) -> float:
+    async def aclose(self) -> None:
+        await self._asked.aclose()
+
+    async def _logprob(self, answer: Tokens) -> float:
         if not answer:
             return 0.0
+        way = self._model.discovery.found.way
         completion = await ask(self._model.provider, way, [*self._prompt, *answer], self._affinity)
         self.bought += completion.bought
         return way.of_tokens(completion.choices[0], self._prompt, answer)
@@ -115,13 +118,14 @@ class TextReading:
         self._model = model
         self._prompt = prompt
         self._affinity = crc32(prompt.encode())
-        self._known: dict[str, float] = {}
+        self._asked = _Asked(self._logprob)
 
-    async def logprobs(self, candidates: Sequence[Hypothesis]) -> list[float]:
+    def ask(self, candidates: Sequence[Hypothesis]) -> Pending:
         """Of each whole answer's text, in nats; see `Way.of_text` for a token that straddles its beginning."""
-        texts = [y.text for y in candidates]
-        self._known = await _all_known(self._known, texts, self._logprob)
-        return [self._known[text] for text in texts]
+        return self._asked.begin([y.text for y in candidates])
+
+    async def aclose(self) -> None:
+        await self._asked.aclose()
 
     async def _logprob(self, answer: str) -> float:
         if not answer:
@@ -132,13 +136,33 @@ class TextReading:
         return way.of_text(completion.choices[0], answer, _prompt_tokens(completion))
 
 
-async def _all_known(
-    known: Mapping[A, float], answers: Sequence[A], ask: Callable[[A], Coroutine[Any, Any, float]]
-) -> dict[A, float]:
-    """Each answer's log-probability; only those that are not `known` are asked for, once each, all at the same time."""
-    missing = [answer for answer in dict.fromkeys(answers) if answer not in known]
-    found = dict(zip(missing, await all_of([ask(answer) for answer in missing]), strict=True))
-    return {answer: found[answer] if answer in found else known[answer] for answer in answers}
+class _Asked(Generic[A]):
+    """A model's opinions of answers, asked for once each, all at the same time, and kept as long as they are named.
+
+    Calls go on while nobody waits for them, until `aclose`.
+    """
+
+    def __init__(self, ask: Callable[[A], Coroutine[Any, Any, float]]) -> None:
+        self._ask: Callable[[A], Coroutine[Any, Any, float]] = ask
+        self._tasks: dict[A, asyncio.Task[float]] = {}
+
+    def begin(self, answers: Sequence[A]) -> Pending:
+        before, self._tasks = self._tasks, {}
+        for answer in answers:
+            known = before.pop(answer, None) or self._tasks.get(answer)
+            self._tasks[answer] = asyncio.create_task(self._ask(answer)) if known is None or _failed(known) else known
+        for task in before.values():
+            task.cancel()
+        return [self._tasks[answer] for answer in answers]
+
+    async def aclose(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+
+def _failed(task: asyncio.Task[float]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 class RemoteScorer:
@@ -155,7 +179,12 @@ class RemoteScorer:
 
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[RemoteScoring]:
-        yield RemoteScoring([model.open(prompt, self._template) for model in self._models])
+        readings = [model.open(prompt, self._template) for model in self._models]
+        try:
+            yield RemoteScoring(readings)
+        finally:
+            for reading in readings:
+                await reading.aclose()
 
 
 class RemoteScoring:
@@ -172,8 +201,13 @@ class RemoteScoring:
     def scored_tokens(self) -> int:
         return self.bought.prompt_tokens
 
+    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+        for reading in self._readings:
+            reading.ask(candidates)
+
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
-        tuned, untuned = await all_of([reading.logprobs(candidates) for reading in self._readings])
+        asked = [reading.ask(candidates) for reading in self._readings]
+        tuned, untuned = await asyncio.gather(*(asyncio.gather(*pending) for pending in asked))
         return [Score(t - u) for t, u in zip(tuned, untuned, strict=True)]
 
 
