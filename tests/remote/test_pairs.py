@@ -229,7 +229,7 @@ async def test_who_leaves_ends_what_is_expected(codec: TextCodec) -> None:
     for model in models:
         model.gate = asyncio.Event().wait
     before = asyncio.all_tasks()
-    async with scorer.open(PROMPT) as scoring:
+    async with scorer.open(PROMPT) as scoring, asyncio.timeout(10):
         await scoring.expect(answers("a"))
         await asyncio.sleep(0)
         assert [model.open_calls for model in models] == [2, 2]
