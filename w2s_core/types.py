@@ -291,8 +291,7 @@ class ChoiceFinished:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node of the search tree. `parent` is the index of its parent among the previous chunk's candidates that
-    were kept, or None at the root."""
+    """A node of the search tree. `parent` is the `id` of a candidate of the previous chunk, or None at the root."""
 
     id: int
     parent: int | None

@@ -41,7 +41,7 @@ class ChoiceGuidance(Sent):
 
 
 class CandidateNode(Sent):
-    """A node of the search tree; `parent` is an index among the candidates kept of the chunk before."""
+    """A node of the search tree; `parent` is the `id` of a candidate of the chunk before."""
 
     id: int
     parent: int | None
