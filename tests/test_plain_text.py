@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import BOS, EOS, TEMPLATE, byte_tokenizer
 from w2s_core.errors import RequestError
@@ -17,6 +19,7 @@ from w2s_core.text import TextCodec
 from w2s_core.types import ChatPrompt, TextPrompt
 
 OPEN = "{% for m in messages %}<bos>{{ m.role }}:{{ m.content | trim }}<eos>{% endfor %}"
+OPEN_S = "{% for m in messages %}{{ m.role }}:{{ m.content }}</s>{% endfor %}"
 ALL = (
     "{% if tools %}{{ tools | tojson }}{% endif %}{{ extra }}"
     "{% for m in messages %}{{ m.content }}{{ m.name }}{{ m.tool_calls | tojson }}{% endfor %}<eos>"
@@ -93,6 +96,22 @@ def test_a_message_that_goes_on_keeps_its_names_too(codec: TextCodec) -> None:
     tokens = codec.encode_chat(prompt)
     assert special(tokens) == [BOS]
     assert codec.verbatim.decode(tokens) == "<bos>assistant:a<eos>b"
+
+
+def test_a_part_in_the_middle_does_not_look_like_a_beginning(tmp_path: Path) -> None:
+    """Such tokenizers put a blank before a text's first word, and BOS before a text: not inside of one."""
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate("▁abcdefghijklmnopqrstuvwxyz<>/:")}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    bos = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=OPEN_S)
+    fast.save_pretrained(tmp_path)
+    codec = TextCodec(str(tmp_path))
+    tokens = codec.encode_chat(said("ab</s>cd", special_tokens=True))
+    assert "".join(codec.names(tokens)) == "<s>▁user:ab</s>cd</s>"
+    assert tokens.count(bos) == 1
 
 
 @pytest.mark.parametrize("template", ["{prompt}<eos>", None])
