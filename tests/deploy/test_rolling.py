@@ -63,10 +63,10 @@ def test_nobody_notices_but_the_streams_of_the_killed_one(nginx: str, tmp_path: 
 @pytest.mark.slow
 def test_the_same_with_models_in_workers(nginx: str, tmp_path: Path) -> None:
     names = ("large", "tuned", "untuned")
-    folders = {name: save_tiny(tmp_path / name, seed=i) for i, name in enumerate(names)}
+    folders = {name: save_tiny(tmp_path / name, seed=i, context_length=2048) for i, name in enumerate(names)}
     config = tmp_path / "w2s.yaml"
     config.write_text(CONFIG.format(**folders))
     start = real_replica({"W2S_CONFIG": str(config)})
-    found = rolled(start, nginx, tmp_path, ("tiny", "tiny-nice"), LONG, steady=60)
+    found = rolled(start, nginx, tmp_path, ("tiny", "tiny-nice"), LONG, steady=25)
     print(found)
     check(found)
