@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -29,7 +30,8 @@ class DrainingServer(uvicorn.Server):
         self.timeout_s = timeout_s
         self._drain = drain
         self._reload = reload
-        self._reloads = False
+        self._hung_up = False
+        self._had_terminal = sys.stderr.isatty()
         self._signals = 0
         self._deadline: float | None = None
 
@@ -40,15 +42,19 @@ class DrainingServer(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     def handle_hangup(self, *_: object) -> None:
-        """Has `reload` called, in the event loop."""
-        self._reloads = True
+        """Has `reload` called, in the event loop; where the terminal was closed under us, whoever started us has left,
+        and so do we."""
+        self._hung_up = True
 
     async def on_tick(self, counter: int) -> bool:
         """True: leave. uvicorn asks ten times a second."""
         leave = await super().on_tick(counter)
-        if self._reloads:
-            self._reloads = False
-            self._reload()
+        if self._hung_up:
+            self._hung_up = False
+            if self._had_terminal and not sys.stderr.isatty():
+                self._signals += 1
+            else:
+                self._reload()
         if self._signals and self._deadline is None:
             self._deadline = time.monotonic() + self.timeout_s
             self._drain()

@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import ssl
 import subprocess
@@ -19,7 +20,7 @@ import trustme
 
 from server.config import ServerConfig, Settings
 from server.reloading import _LIVE, changes, need_a_restart
-from tests.replica import ROOT, SOON, Replica, replica
+from tests.replica import REPLICA, ROOT, SOON, Replica, replica
 from tests.server.test_http_limits import certified
 
 PATH = "/v1/completions"
@@ -210,6 +211,23 @@ def test_a_change_while_models_load_holds_once_they_are_there(tmp_path: Path) ->
             url = next(line for line in process.stderr if "Ready at" in line).split()[2]
             listed = httpx.get(f"{url}/v1/models", timeout=SOON).json()["data"]
             assert [model["id"] for model in listed] == ["plain", "guided", "new"]
+        finally:
+            process.kill()
+
+
+def test_it_leaves_with_its_terminal() -> None:
+    """A closed terminal sends the same signal."""
+    terminal, theirs = os.openpty()
+    command = [sys.executable, "-c", REPLICA, "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs) as process:
+        try:
+            os.close(theirs)
+            said = b""
+            while b"Ready at" not in said:
+                said += os.read(terminal, 4096)
+            os.close(terminal)
+            process.send_signal(signal.SIGHUP)
+            assert process.wait(timeout=SOON) == 0
         finally:
             process.kill()
 
