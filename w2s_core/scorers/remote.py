@@ -152,7 +152,8 @@ class _Asked(Generic[A]):
             known = before.pop(answer, None) or self._tasks.get(answer)
             self._tasks[answer] = asyncio.create_task(self._ask(answer)) if known is None or _failed(known) else known
         for task in before.values():
-            task.cancel()
+            if not _failed(task):  # which has looked at its error, that nobody else will
+                task.cancel()
         return [self._tasks[answer] for answer in answers]
 
     async def aclose(self) -> None:
