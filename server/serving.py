@@ -100,7 +100,9 @@ class _Serving:
             if stuck := need_a_restart(changed, self._settings.server, settings.server):
                 raise ConfigurationError(f"{', '.join(stuck)}: cannot change without a restart")
             keys = keys_of(settings.server)
-            tls_context(settings.server)
+            tls_context(settings.server)  # tried out: a broken certificate must not be half loaded
+            if self._tls is not None:
+                load_certificate(self._tls, settings.server)
         except ConfigurationError as error:
             logger.error("The configuration is not reloaded, the one before stays: %s", error)
         except Exception:
@@ -116,8 +118,6 @@ class _Serving:
         self._policy.change(settings.server, keys)
         self._server.timeout_s = settings.server.drain_timeout_s
         logging.getLogger().setLevel(settings.server.log_level.upper())
-        if self._tls is not None:
-            load_certificate(self._tls, settings.server)
         if self._host.loaded is not None:
             self._reconfigure(self._host.loaded)
 
