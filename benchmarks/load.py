@@ -24,7 +24,7 @@ from benchmarks.prompts import excerpt
 from benchmarks.report import write
 from benchmarks.server_process import Server, server_process
 from benchmarks.settings import DEMO, LARGE, Settings, Workload, prepare
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 
 _LIMIT_S = 300.0  # of one level: a server that is stuck must not hold the sweep
 _WARM_UP = Workload(20, 10, DEMO)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from benchmarks.prompts import excerpt
 from benchmarks.settings import DEMO, LARGE, Models, Settings, Workload
-from w2s_core.device.jobs import ModelSpec, WorkerSpec
-from w2s_core.device.pool import WorkerPool
-from w2s_core.engine import Engine
+from w2s_core.engine.engine import Engine
 from w2s_core.large.local import LocalLargeModel
+from w2s_core.pool.messages import ModelSpec, WorkerSpec
+from w2s_core.pool.pool import WorkerPool
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TokenPrompt
 
 _LOOK_S = 0.02

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from w2s_core.noise import copy_key, root_key, successor_key, uniform
+from w2s_core.search.randomness import copy_key, root_key, successor_key, uniform
 
 Tokens = tuple[int, ...]
 # (probabilities (rows, vocab), key of each row, position) → (rows,)

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.figures import Trial
 from benchmarks.settings import Models, Settings, Workload
-from w2s_core.device.process import WORKER_ENVIRONMENT  # how threads wait: the same for all sides
+from w2s_core.pool.process import WORKER_ENVIRONMENT  # how threads wait: the same for all sides
 from w2s_core.types import Tokens
 
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}

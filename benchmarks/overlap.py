@@ -21,8 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from benchmarks.figures import Spread
-from w2s_core import engine as engine_module
-from w2s_core.build import build_engine
+from w2s_core.build.local import build_engine
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
@@ -33,8 +32,9 @@ from w2s_core.config import (
     ServedModelConfig,
 )
 from w2s_core.demo.models import PREFIX, SMOLLM2, resolve
-from w2s_core.eager import EagerProposals
-from w2s_core.engine import Engine
+from w2s_core.engine import engine as engine_module
+from w2s_core.engine.early_scoring import EagerProposals
+from w2s_core.engine.engine import Engine
 from w2s_core.interfaces import Proposer
 from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TextPrompt
 

@@ -26,7 +26,7 @@ from benchmarks.report import write
 from benchmarks.server_process import Server, server_process
 from benchmarks.settings import DEMO, Settings, prepare
 from w2s_core.config import EngineConfig, Limits
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 
 _ROWS = 16  # of a request: W·K = 4·4
 _AT_ONCE, _QUEUED = 4, 1  # requests that run and that may wait

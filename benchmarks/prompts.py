@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Tokens
 
 _STEP = 17  # tokens between the beginnings of two excerpts

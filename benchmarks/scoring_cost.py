@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from benchmarks.figures import Trial
 from benchmarks.prompts import story
 from benchmarks.settings import DEMO, Models, Settings, Workload
-from w2s_core.device.jobs import ModelSpec, WorkerSpec
-from w2s_core.device.pool import WorkerPool
+from w2s_core.pool.messages import ModelSpec, WorkerSpec
+from w2s_core.pool.pool import WorkerPool
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Hypothesis, TextPrompt, Tokens
 
 

@@ -20,10 +20,10 @@ from benchmarks.scoring_cost import ScoringCost, scoring_cost
 from benchmarks.server_process import Server, server_process
 from benchmarks.settings import LARGE, Models, Settings, Workload
 from benchmarks.vllm_process import CONTEXT_LENGTH, MODEL, vllm_process
-from w2s_core.build import build_engine
+from w2s_core.build.local import build_engine
 from w2s_core.config import RemoteLargeModelConfig
-from w2s_core.engine import Engine
-from w2s_core.text import TextCodec
+from w2s_core.engine.engine import Engine
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TokenPrompt, Tokens
 
 Side: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm", "bare client", "remote"]

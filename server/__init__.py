@@ -1,0 +1,1 @@
+"""The HTTP server. Never imports torch or transformers."""

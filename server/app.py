@@ -11,16 +11,16 @@ from fastapi import Depends, FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
 
 from server import errors
-from server.auth import bearer
-from server.config import ServerConfig
-from server.hosting import EngineHost
-from server.key_limits import SettlesLeases
-from server.middleware import AdminPort, BodyLimit, HeadLimit, RequestContext
-from server.openapi import ANYWHERE, GENERATING, WITH_A_BODY, DescribedApp, errors_of
-from server.policy import Policy
-from server.request_log import RequestLog
-from server.routes import chat, completions, health, metrics, models, tokenizing
-from server.routes.answering import require_engine
+from server.access.auth import bearer
+from server.access.limits import SettlesLeases
+from server.access.policy import Policy
+from server.api.openapi import ANYWHERE, GENERATING, WITH_A_BODY, DescribedApp, errors_of
+from server.api.routes import chat, completions, health, metrics, models, tokenizing
+from server.api.routes.answering import require_engine
+from server.engine_host import EngineHost
+from server.http.middleware import AdminPort, BodyLimit, HeadLimit, RequestContext
+from server.logs.request_log import RequestLog
+from server.settings.config import ServerConfig
 
 VERSION = version("w2s-server")
 TITLE = "w2s"

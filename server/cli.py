@@ -9,8 +9,8 @@ from typing import Any, ParamSpec
 
 import click
 
-from server.config import load_settings
-from server.environment import CONFIG_FILE
+from server.settings.config import load_settings
+from server.settings.environment import CONFIG_FILE
 from w2s_core.errors import ConfigurationError, W2SError
 from w2s_core.evaluation.cli import sentiment
 
@@ -56,7 +56,7 @@ def serve(config: Path | None, **options: Any) -> None:
     """Serve models. Settings come from flags, then W2S_* variables, then the file, then the demo's defaults."""
     again = functools.partial(load_settings, config, flags_of(options))
     settings = again()
-    from server.serving import run  # only now: a mistake in the configuration is answered at once
+    from server.serve import run  # only now: a mistake in the configuration is answered at once
 
     raise click.exceptions.Exit(run(settings, again))
 

@@ -148,7 +148,7 @@ def field_path(loc: Sequence[int | str], body: Any, *, missing: bool = False) ->
 
 
 def request_id_of(request: Request) -> str:
-    """What `server.middleware` gave this request."""
+    """What `server.http.middleware` gave this request."""
     return str(request.scope.get("state", {}).get("request_id", ""))
 
 
@@ -164,7 +164,7 @@ def encode(failure: Failure) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Answer everything in OpenAI's shape. Unforeseen exceptions pass on to `server.middleware`, the outermost."""
+    """Answer everything in OpenAI's shape. Unforeseen exceptions pass on to `server.http.middleware`, the outermost."""
 
     async def answer(request: Request, error: Exception) -> Response:
         return error_response(error, request_id_of(request))

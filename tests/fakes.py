@@ -9,13 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from w2s_core.config import Limits
-from w2s_core.engine import Engine
+from w2s_core.engine.engine import Engine
 from w2s_core.errors import RequestError
+from w2s_core.large.successors import Successors
 from w2s_core.large.token_sampling import check_token_ids
-from w2s_core.noise import successor_key, uniform
-from w2s_core.pieces import text_of
-from w2s_core.successors import Successors
-from w2s_core.tools.formats import ToolFormat
+from w2s_core.search.randomness import successor_key, uniform
+from w2s_core.structured.tool_formats import ToolFormat
+from w2s_core.text.token_bytes import text_of
 from w2s_core.types import (
     Alternatives,
     Bought,

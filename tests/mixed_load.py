@@ -82,7 +82,7 @@ class Server:
     @property
     def workers(self) -> list[psutil.Process]:
         children = self._process.children(recursive=True)
-        return [child for child in children if "w2s_core.device.worker" in child.cmdline()]
+        return [child for child in children if "w2s_core.worker.main" in child.cmdline()]
 
     def metrics(self) -> dict[str, float]:
         """Sums over labels."""

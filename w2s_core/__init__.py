@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from w2s_core.build import build_engine
+    from w2s_core.build.local import build_engine
     from w2s_core.config import (
         EngineConfig,
         LargeModelConfig,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         ServedModelConfig,
         WorkersConfig,
     )
-    from w2s_core.engine import Engine
+    from w2s_core.engine.engine import Engine
     from w2s_core.errors import W2SError
     from w2s_core.types import (
         ChatPrompt,
@@ -56,7 +56,7 @@ __all__ = [
     "WorkersConfig",
     "build_engine",
 ]
-_MODULES = ("types", "errors", "config", "engine", "build")  # from light to heavy
+_MODULES = ("types", "errors", "config", "engine.engine", "build.local")  # from light to heavy
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What can be served, as frozen dataclasses; `server/config.py` reads them from YAML, environment and flags.
+"""What can be served, as frozen dataclasses; `server/settings/config.py` reads them from YAML, environment and flags.
 
 `__pydantic_config__` lets a reader that uses pydantic refuse unknown keys; nothing here needs pydantic.
 """
@@ -185,7 +185,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything `w2s_core.build` needs. Names refer to the keys of the mappings. `traces`: see `w2s_core.tracing`."""
+    """Everything that an engine is built from. Names refer to the keys of the mappings. `traces`: see `telemetry.tracing`."""
 
     large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig]
     served_models: Mapping[str, ServedModelConfig]

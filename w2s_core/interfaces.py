@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from w2s_core.text import Codec, Tokenizer
-from w2s_core.tools.formats import ToolFormat
+from w2s_core.structured.tool_formats import ToolFormat
+from w2s_core.text.tokenizer import Codec, Tokenizer
 from w2s_core.types import Bought, Grammar, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Score, Tokens
 
 

@@ -150,7 +150,7 @@ class Hypothesis:
     """y', an answer so far.
 
     `tokens` are the large model's, without the token that ended the answer; `text` is their decoding without a
-    half character at its end, cut where a stop string began; `key` is its lineage (see `w2s_core.noise`).
+    half character at its end, cut where a stop string began; `key` is its lineage (see `w2s_core.search.randomness`).
     `ended` is true only when the large model itself ended the answer, so that the pair scores its EOS;
     `finish_reason` is None while the hypothesis may still grow. `logprobs` are log π_base of each token before
     temperature, the ending token's behind them; `alternatives` stand beside them where `SamplingParams.logprobs` asked.

@@ -15,8 +15,8 @@ from benchmarks.settings import DEMO, LARGE, Settings, Workload, prepare
 from benchmarks.sides import requests_of
 from benchmarks.vllm_process import MODEL
 from tests.tiny import save_tiny
-from w2s_core.large.wires import TokenWire
-from w2s_core.text import TextCodec
+from w2s_core.large.dialects import TokenWire
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Hypothesis
 
 

@@ -12,11 +12,11 @@ import pytest
 import pytest_asyncio
 
 from server.app import create_app
-from server.config import ServerConfig
-from server.hosting import EngineHost
+from server.engine_host import EngineHost
+from server.settings.config import ServerConfig
 from tests.server.conftest import uvicorn_server
 from tests.tiny import save_tiny
-from w2s_core.build import build_engine
+from w2s_core.build.local import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
 from w2s_core.types import Guidance
 

@@ -12,8 +12,8 @@ import openai
 import pytest
 
 from server.app import create_app
-from server.config import ServerConfig
-from server.hosting import EngineHost
+from server.engine_host import EngineHost
+from server.settings.config import ServerConfig
 from tests.clients.conftest import KEY, MAX_BODY_BYTES, Caller, caller
 from tests.fakes import FakeLargeModel, fake_engine
 from tests.server.conftest import uvicorn_server

@@ -11,7 +11,7 @@ import yaml
 from compose_spec import PyCompose
 
 from deploy.local import upstream
-from server.config import ServerConfig, load_settings
+from server.settings.config import ServerConfig, load_settings
 from tests.deploy.image import ROOT, stages
 
 DEPLOY = ROOT / "deploy"

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from server.app import create_app
-from server.config import load_settings
-from server.hosting import EngineHost
+from server.engine_host import EngineHost
+from server.settings.config import load_settings
 from tests.deploy.image import ROOT, stages
 
 K8S = ROOT / "deploy" / "k8s"

@@ -65,7 +65,7 @@ def test_one_command_serves_and_one_signal_ends_it(nginx: str, config: Path) -> 
             assert text == whole["choices"][0]["message"]["content"]
             assert streamed.endswith("data: [DONE]\n\n")
 
-            workers = [child for child in family if "w2s_core.device.worker" in " ".join(child.cmdline())]
+            workers = [child for child in family if "w2s_core.worker.main" in " ".join(child.cmdline())]
             assert len(workers) == 2
             for worker in workers:  # no replica can answer until another worker has loaded the models
                 worker.kill()

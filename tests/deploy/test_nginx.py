@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 
 from deploy.local import TEMPLATE, nginx_command, render, upstream
-from server.config import ServerConfig
+from server.settings.config import ServerConfig
 from tests.deploy.conftest import Balance, free_port
 from tests.deploy.stub import Stub
 from tests.replica import SOON, Replica, eventually, replica, status_of

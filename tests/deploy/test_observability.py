@@ -12,7 +12,7 @@ import promql_parser
 import pytest
 import yaml
 
-from tests.test_metrics import NAMES
+from tests.telemetry.test_metrics import NAMES
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules.yml"

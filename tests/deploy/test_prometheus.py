@@ -23,7 +23,7 @@ from tests.deploy.conftest import answers, free_port
 from tests.deploy.rolling import LOADING, real_replica
 from tests.deploy.test_observability import DASHBOARD, RULES, panels, parsed, rules, selectors
 from tests.replica import eventually, replica
-from tests.test_metrics import NAMES
+from tests.telemetry.test_metrics import NAMES
 from tests.tiny import save_tiny
 from tests.traffic import Sizes, Traffic
 
@@ -122,7 +122,7 @@ def shown() -> list[str]:
 
 def kill_a_worker(pid: int) -> None:
     children = psutil.Process(pid).children(recursive=True)
-    os.kill(next(child.pid for child in children if "w2s_core.device.worker" in child.cmdline()), signal.SIGKILL)
+    os.kill(next(child.pid for child in children if "w2s_core.worker.main" in child.cmdline()), signal.SIGKILL)
 
 
 async def shows(true: Callable[[], Any]) -> None:

@@ -11,12 +11,12 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 
 from server.app import create_app
-from server.config import load_settings
-from server.hosting import EngineHost
+from server.engine_host import EngineHost
+from server.settings.config import load_settings
 from tests.server.conftest import uvicorn_server
-from w2s_core.build import build_engine
-from w2s_core.device.pool import WorkerPool
-from w2s_core.engine import Engine
+from w2s_core.build.local import build_engine
+from w2s_core.engine.engine import Engine
+from w2s_core.pool.pool import WorkerPool
 
 
 @dataclass(frozen=True)

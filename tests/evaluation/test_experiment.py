@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.fakes import FakeLargeModel, FakeScorer, letters
-from w2s_core.engine import Engine
+from w2s_core.engine.engine import Engine
 from w2s_core.evaluation.experiment import Answer, Interview, bounded
 from w2s_core.evaluation.instrument import Instrument
 from w2s_core.evaluation.measuring import Measured, measure

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from server.cli import main
-from server.config import DEMO
+from server.settings.config import DEMO
 from tests.remote.fake_provider import MODEL
 from tests.replica import served
 from tests.tiny import BOS, byte_tokenizer, save_tiny, tiny_model

@@ -10,16 +10,16 @@ from contextlib import contextmanager, suppress
 import pytest
 import torch
 
-from tests.device.test_scheduler import drain, drawn, sample_job, state
-from tests.device.test_token_tree import logits_of
 from tests.tiny import FAMILIES, tiny_model
-from w2s_core.device.batch import Batch
-from w2s_core.device.jobs import JobFailed, Row, Sampling
-from w2s_core.device.loading import make_runner
-from w2s_core.device.sampling import Draw, draw_tokens
-from w2s_core.device.scheduler import Scheduler
-from w2s_core.device.token_tree import TokenTree
-from w2s_core.noise import root_key, successor_key, uniform
+from tests.worker.test_scheduler import drain, drawn, sample_job, state
+from tests.worker.test_token_tree import logits_of
+from w2s_core.pool.messages import JobFailed, Row, Sampling
+from w2s_core.search.randomness import root_key, successor_key, uniform
+from w2s_core.worker.batch import Batch
+from w2s_core.worker.loading import make_runner
+from w2s_core.worker.models import Scheduler
+from w2s_core.worker.sampling import Draw, draw_tokens
+from w2s_core.worker.token_tree import TokenTree
 
 
 @contextmanager

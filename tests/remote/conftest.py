@@ -14,7 +14,7 @@ from tests.remote.misbehaving import SOON, Behaviour, MisbehavingProvider
 from tests.tiny import TEMPLATE, byte_tokenizer
 from w2s_core.config import ProviderConfig
 from w2s_core.remote.provider import Attempt, Provider
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 
 KEY = "sk-very-secret-0123456789"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from w2s_core.config import RemoteLargeModelConfig
 from w2s_core.errors import UnavailableError, UpstreamRefusedError
-from w2s_core.noise import root_key, uniform
-from w2s_core.text import TextCodec
+from w2s_core.search.randomness import root_key, uniform
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Tokens
 
 MODEL = "remote-model"

@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tests.remote.fake_provider import FakeProvider, words
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 
 PROMPT_TOKENS = 8  # of every prompt that is put to `large`, so that what is longer continues an answer
 

@@ -15,13 +15,13 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.hosting import EngineHost
+from server.engine_host import EngineHost
 from tests.remote.fake_provider import MODEL
 from tests.remote.provider_process import PROMPT_TOKENS
 from tests.replica import SOON, Replica, served
 from tests.server.conftest import uvicorn_server
 from tests.tiny import TEMPLATE, byte_tokenizer
-from w2s_core.build import build_engine
+from w2s_core.build.local import build_engine
 from w2s_core.config import (
     EngineConfig,
     RemoteLargeModelConfig,

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeScorer, answer
 from tests.remote.fake_provider import FakeProvider, words
-from w2s_core.engine import Engine
+from w2s_core.engine.engine import Engine
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError, UpstreamError
-from w2s_core.large.asking import ask_large
+from w2s_core.large.capabilities import ask_large
 from w2s_core.large.remote import RemoteLargeModel
-from w2s_core.large.token_table import pieces_of, whole_characters
-from w2s_core.noise import call_seed, copy_key, root_key, successor_key
+from w2s_core.large.text_tokens import pieces_of, whole_characters
 from w2s_core.remote.discovery import Discovery
-from w2s_core.text import TextCodec
+from w2s_core.search.randomness import call_seed, copy_key, root_key, successor_key
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import (
     ChatPrompt,
     GenerationRequest,

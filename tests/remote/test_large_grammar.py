@@ -12,7 +12,7 @@ from tests.fakes import answer
 from tests.remote.fake_provider import FakeProvider, words
 from tests.remote.test_large import ASK, CBS, serving
 from w2s_core.errors import RequestError, UpstreamRefusedError
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import GenerationRequest, Grammar, Guidance
 
 BEST = Guidance("best_of_n", {"likes-a": 1.0}, successors=3)

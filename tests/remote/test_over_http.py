@@ -16,10 +16,10 @@ from tests.fakes import FakeScorer
 from tests.remote.fake_provider import MODEL, FakeProvider, words
 from tests.server.conftest import loaded, uvicorn_server
 from tests.tiny import TEMPLATE, byte_tokenizer
+from w2s_core.build.remote import RemoteParts
 from w2s_core.config import RemoteLargeModelConfig
-from w2s_core.engine import Engine
-from w2s_core.remote.parts import RemoteParts
-from w2s_core.text import TextCodec
+from w2s_core.engine.engine import Engine
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Guidance
 
 GUIDANCE = Guidance("cbs", {"likes-a": 1.0}, beam_width=2, successors=2, chunk_length=4)

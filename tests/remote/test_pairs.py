@@ -17,7 +17,7 @@ from w2s_core.remote.discovery import Discovery
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, ask_pair
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt, Tokens
 
 CHARACTERS = tuple("abcdsSay <>urtinHQ:\né☃")

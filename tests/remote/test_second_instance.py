@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.server.conftest import loaded, uvicorn_server
 from tests.tiny import EOS, save_tiny
-from w2s_core.build import build_engine
+from w2s_core.build.local import build_engine
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
@@ -25,8 +25,8 @@ from w2s_core.config import (
     ServedModelConfig,
     WorkersConfig,
 )
-from w2s_core.engine import Engine
-from w2s_core.text import TextCodec
+from w2s_core.engine.engine import Engine
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Guidance
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

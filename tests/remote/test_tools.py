@@ -16,12 +16,12 @@ from tests.fakes import FakeScorer
 from tests.remote.fake_provider import FakeProvider
 from tests.server.conftest import loaded
 from tests.tiny import byte_tokenizer
-from w2s_core.engine import Engine
-from w2s_core.large.asking import ask_large
+from w2s_core.engine.engine import Engine
+from w2s_core.large.capabilities import ask_large
 from w2s_core.large.remote import RemoteLargeModel
 from w2s_core.remote.discovery import Discovery
-from w2s_core.text import TextCodec
-from w2s_core.tools.formats import chosen
+from w2s_core.structured.tool_formats import chosen
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Guidance, Tokens
 
 TEMPLATE = (

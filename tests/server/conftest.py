@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 
 from server.app import create_app
-from server.config import ServerConfig
-from server.hosting import EngineHost
-from server.protocol import http_config
+from server.engine_host import EngineHost
+from server.http.protocol import http_config
+from server.settings.config import ServerConfig
 from tests.server.fake_engine import FakeEngine
 
 Connect = Callable[..., Awaitable[httpx.AsyncClient]]

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from w2s_core.metrics import Metrics
-from w2s_core.record import RequestRecord
+from w2s_core.telemetry.metrics import Metrics
+from w2s_core.telemetry.request_record import RequestRecord
 from w2s_core.types import (
     ChoiceFinished,
     Event,

@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 from server.cli import SERVER_FLAGS, flags_of, main
-from server.config import ServerConfig
-from server.serving import listen, ready_message, url_of
+from server.serve import listen, ready_message, url_of
+from server.settings.config import ServerConfig
 from w2s_core.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -134,7 +134,7 @@ from tests.fakes import fake_engine
 from w2s_core.errors import ConfigurationError
 def build(config):
     {body}
-sys.modules["w2s_core.build"] = types.SimpleNamespace(build_engine=build)  # the real one imports torch, for seconds
+sys.modules["w2s_core.build.local"] = types.SimpleNamespace(build_engine=build)  # the real one is slow to import
 from server.cli import main
 main()
 """

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from server.config import ServerConfig
+from server.settings.config import ServerConfig
 from tests.server.conftest import Connect
 from tests.server.fake_engine import FakeEngine, answering
 from w2s_core.errors import (

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.hosting import EngineHost
+from server.engine_host import EngineHost
 from tests.server.conftest import Connect
 from tests.server.fake_engine import FakeEngine
 
@@ -129,7 +129,7 @@ async def test_the_description_tells_of_fields_and_errors(connect: Connect) -> N
     assert (await client.get("/docs")).status_code == 200
 
 
-@pytest.mark.parametrize("module", ["server.cli", "server.app", "server.serving"])
+@pytest.mark.parametrize("module", ["server.cli", "server.app", "server.serve"])
 def test_the_http_side_never_imports_torch(module: str) -> None:
     check = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from server.config import ServerConfig
+from server.settings.config import ServerConfig
 from tests.server.conftest import Connect
 from tests.tiny import byte_tokenizer, save_tiny
-from w2s_core.device.jobs import ModelSpec, WorkerSpec
-from w2s_core.device.loading import load_models
 from w2s_core.errors import RequestError
-from w2s_core.grammar.compiling import compiled, new_matcher, new_tokenizer
-from w2s_core.text import TextCodec
+from w2s_core.pool.messages import ModelSpec, WorkerSpec
+from w2s_core.structured.grammar_compiling import compiled, new_matcher, new_tokenizer
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import ChatPrompt
+from w2s_core.worker.loading import load_models
 
 CHAT = {"model": "plain", "messages": [{"role": "user", "content": "x"}]}
 

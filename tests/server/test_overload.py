@@ -6,7 +6,7 @@ import asyncio
 
 import httpx
 
-from server.config import ServerConfig
+from server.settings.config import ServerConfig
 from tests.fakes import FakeLargeModel, fake_engine, letters
 from tests.server.conftest import Connect
 from w2s_core.config import Limits

@@ -20,12 +20,12 @@ from openai import AsyncOpenAI
 from benchmarks.server_process import Server
 from benchmarks.vllm_process import MODEL, vllm_process
 from server.app import create_app
-from server.config import load_settings
-from server.hosting import EngineHost
+from server.engine_host import EngineHost
+from server.settings.config import load_settings
 from tests.server.conftest import uvicorn_server
-from w2s_core.build import build_engine
+from w2s_core.build.local import build_engine
 from w2s_core.demo.models import resolve
-from w2s_core.engine import Engine
+from w2s_core.engine.engine import Engine
 
 LARGE, TUNED, UNTUNED = "demo:smollm2-135m-instruct", "demo:reviews-positive", "demo:reviews"
 

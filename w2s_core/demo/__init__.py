@@ -1,1 +1,1 @@
-"""The demo: models and data that are real, small, and need no model hub."""
+"""The demo's models: fetched, converted and trained by this repository."""

@@ -9,11 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from w2s_core.concurrency import all_of
-from w2s_core.engine import Engine
+from w2s_core.aio import all_of
+from w2s_core.engine.engine import Engine
 from w2s_core.evaluation.prompts import PREFIX
 from w2s_core.evaluation.settings import WEAK, Condition, Settings
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import (
     ChoiceFinished,
     GenerationRequest,

@@ -11,15 +11,15 @@ from contextlib import asynccontextmanager
 
 from w2s_core.demo.models import PREFIX as DEMO
 from w2s_core.demo.models import resolve
-from w2s_core.device.jobs import ModelSpec, WorkerSpec
-from w2s_core.device.pool import WorkerPool
 from w2s_core.evaluation.prompts import PREFIX
 from w2s_core.evaluation.settings import Settings
 from w2s_core.interfaces import Scorer
 from w2s_core.large.local import LocalLargeModel
+from w2s_core.pool.messages import ModelSpec, WorkerSpec
+from w2s_core.pool.pool import WorkerPool
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Hypothesis, TextPrompt
 
 Likelihood = Callable[[str, str], Awaitable[float | None]]

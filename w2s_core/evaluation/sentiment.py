@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from tqdm import tqdm
 
-from w2s_core.build import build_engine
+from w2s_core.build.local import build_engine
 from w2s_core.demo.data import splits
 from w2s_core.demo.fetch import say
 from w2s_core.evaluation.experiment import Answer, Interview, Progress, behind_bos
@@ -17,7 +17,7 @@ from w2s_core.evaluation.judge import SentimentJudge, Vader, auc
 from w2s_core.evaluation.measuring import Judge, measure
 from w2s_core.evaluation.results import Results, conclude
 from w2s_core.evaluation.settings import Condition, Settings, conditions, engine_config
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 
 _STEP_COST_ROWS = 4  # a step with one row takes about as long as a quarter of one with 16: keeps the time left honest
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
-from w2s_core.device.jobs import Row, Sampling
-from w2s_core.device.pool import WorkerPool
-from w2s_core.device.session import Session
 from w2s_core.errors import RequestError
-from w2s_core.grammar.checker import GrammarChecker
 from w2s_core.large.prompts import encode_prompt
+from w2s_core.large.successors import Successors
 from w2s_core.large.token_sampling import check_possible, check_token_ids, in_tokens
-from w2s_core.noise import successor_key
-from w2s_core.successors import Successors
-from w2s_core.text import TextCodec
-from w2s_core.tools.formats import ToolFormat
+from w2s_core.pool.messages import Row, Sampling
+from w2s_core.pool.pool import WorkerPool
+from w2s_core.pool.session import Session
+from w2s_core.search.randomness import successor_key
+from w2s_core.structured.grammar_checker import GrammarChecker
+from w2s_core.structured.tool_formats import ToolFormat
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import (
     Alternatives,
     Bought,

@@ -9,7 +9,7 @@ from typing import Any
 
 from w2s_core.errors import RequestError
 from w2s_core.large.token_sampling import check_token_ids, in_tokens
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Grammar, Hypothesis, SamplingParams
 
 _DEFAULTS = SamplingParams()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from w2s_core.errors import RequestError
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import ChatPrompt, Prompt, TextPrompt, TokenPrompt, Tokens
 
 

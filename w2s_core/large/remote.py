@@ -7,18 +7,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from zlib import crc32
 
-from w2s_core.concurrency import merged
+from w2s_core.aio import merged
 from w2s_core.errors import RequestError, UpstreamError, UpstreamRefusedError
-from w2s_core.large.asking import LargeFacts
+from w2s_core.large.capabilities import LargeFacts
+from w2s_core.large.dialects import Drawn, Language, TextOnly, TokenIds, Wire
 from w2s_core.large.parameters import check_schema
-from w2s_core.large.wires import Drawn, Language, TextOnly, TokenIds, Wire
-from w2s_core.noise import call_seed
+from w2s_core.large.successors import Successors
 from w2s_core.remote.completion import Completion, read_completion
 from w2s_core.remote.discovery import Discovery
 from w2s_core.remote.provider import Provider
-from w2s_core.successors import Successors
-from w2s_core.text import Codec, TextCodec
-from w2s_core.tools.formats import ToolFormat
+from w2s_core.search.randomness import call_seed
+from w2s_core.structured.tool_formats import ToolFormat
+from w2s_core.text.tokenizer import Codec, TextCodec
 from w2s_core.types import Bought, Grammar, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Tokens
 
 PATH = "/completions"
@@ -119,7 +119,7 @@ class RemoteProposals:
     async def families(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
-        """As `w2s_core.eager.ProposesByFamily.families`."""
+        """As `w2s_core.engine.early_scoring.ProposesByFamily.families`."""
         self._successors.forget_all_but(beam)
 
         async def family(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:

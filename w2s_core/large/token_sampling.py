@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from w2s_core.device.jobs import Sampling
 from w2s_core.errors import RequestError
-from w2s_core.text import TextCodec
+from w2s_core.pool.messages import Sampling
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import SamplingParams, Tokens
 
 _ID_FIELDS = ("logit_bias", "stop_token_ids", "allowed_token_ids")

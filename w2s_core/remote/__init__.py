@@ -1,0 +1,1 @@
+"""HTTP calls to other people's models: retries, circuit breaker, capability probes."""

@@ -1,0 +1,1 @@
+"""Pairs and other scorers behind the `Scorer` protocol."""

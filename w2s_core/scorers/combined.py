@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from w2s_core.concurrency import all_of
+from w2s_core.aio import all_of
 from w2s_core.interfaces import Scorer, Scoring
 from w2s_core.types import Bought, Hypothesis, Prompt, Score
 

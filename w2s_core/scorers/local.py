@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from w2s_core.concurrency import all_of
-from w2s_core.device.jobs import ScoreResult
-from w2s_core.device.pool import WorkerPool
-from w2s_core.device.session import Session
-from w2s_core.growing_text import GrowingText
+from w2s_core.aio import all_of
+from w2s_core.pool.messages import ScoreResult
+from w2s_core.pool.pool import WorkerPool
+from w2s_core.pool.session import Session
 from w2s_core.scorers.pair_model import PairModel
+from w2s_core.text.retokenizer import GrowingText
 from w2s_core.types import Bought, Hypothesis, Prompt, Score, Tokens
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from w2s_core.errors import ConfigurationError, ContextLengthError, OutgrownError, RequestError
-from w2s_core.text import TextCodec
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt, TokenPrompt, Tokens
 
 _PROMPT = "{prompt}"

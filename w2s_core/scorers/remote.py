@@ -11,13 +11,13 @@ from zlib import crc32
 
 from w2s_core.config import RemoteModelConfig
 from w2s_core.errors import ConfigurationError, RequestError
-from w2s_core.growing_text import GrowingText
 from w2s_core.remote.completion import Completion
 from w2s_core.remote.discovery import Discovery, listed_context_length
 from w2s_core.remote.prompt_logprobs import PROBE, Way, ask, find_way
 from w2s_core.remote.provider import Provider
 from w2s_core.scorers.pair_model import PairModel, shown
-from w2s_core.text import TextCodec
+from w2s_core.text.retokenizer import GrowingText
+from w2s_core.text.tokenizer import TextCodec
 from w2s_core.types import Bought, ChatPrompt, Hypothesis, Prompt, Score, Tokens
 
 A = TypeVar("A", Tokens, str)  # an answer, as it is sent

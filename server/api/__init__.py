@@ -1,0 +1,1 @@
+"""OpenAI's requests and responses: routes, schemas and response bodies."""

@@ -1,0 +1,28 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Request
+from fastapi.responses import Response
+
+from server.access.auth import GuardedRoute
+from server.api.routes.answering import answer, host_of
+from server.api.schemas import examples
+from server.api.schemas.chat import ChatBody, ChatCompletion
+from server.api.shapes import ChatShape
+from server.api.tool_calls import ToolChatShape, calling_of
+
+router = APIRouter(route_class=GuardedRoute)
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=examples.CHAT_ANSWER)
+async def create_chat_completion(
+    body: Annotated[ChatBody, Body(openapi_examples=examples.CHAT)], request: Request
+) -> Response:
+    """Answer a conversation; with `stream` as server-sent events of `chat.completion.chunk`."""
+    if not body.offered:
+        return await answer(request, body, ChatShape(body.details))
+    calling = calling_of(host_of(request).engine, body)
+    return await answer(request, body, ToolChatShape(body.details, calling), calling.adjusted)

@@ -1,0 +1,17 @@
+"""`GET /metrics`: for Prometheus. Asks for no key: it holds no prompt and no secret, only configured names."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
+
+from server.api.routes.answering import host_of
+from w2s_core.telemetry.metrics import CONTENT_TYPE
+
+router = APIRouter()
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> PlainTextResponse:
+    """Every counter, gauge and histogram, in Prometheus' text format."""
+    return PlainTextResponse(host_of(request).metrics.render(), headers={"content-type": CONTENT_TYPE})

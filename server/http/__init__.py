@@ -1,0 +1,1 @@
+"""The connection: protocol, middleware, server-sent events, TLS, disconnects and graceful shutdown."""

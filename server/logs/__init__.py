@@ -1,0 +1,1 @@
+"""Log formats and the request log."""

@@ -1,0 +1,209 @@
+"""The server's settings: one YAML file, the environment, flags. Flags win over environment, file and defaults.
+
+An unknown key anywhere is refused by name: a typing error must not turn into a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from server.access.keys import KeyConfigs
+from server.settings.environment import EnvironmentSource
+from server.settings.files import explain, read_yaml
+from w2s_core.config import (
+    EngineConfig,
+    LargeModelConfig,
+    Limits,
+    PairConfig,
+    RemoteLargeModelConfig,
+    RemoteModelConfig,
+    RemotePairConfig,
+    ServedModelConfig,
+    WorkersConfig,
+)
+from w2s_core.errors import ConfigurationError
+from w2s_core.types import Guidance
+
+# What is served when nothing is named: a real large model, and the same one steered.
+DEMO: Mapping[str, Any] = {
+    "large_models": {"smollm2": {"backend": "local", "model": "demo:smollm2-135m-instruct"}},
+    "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews", "prompt_template": ""}},
+    "served_models": {
+        "smollm2": {"large": "smollm2"},
+        "smollm2-positive": {
+            "large": "smollm2",
+            "guidance": {
+                "method": "cbs",
+                "pairs": {"positive": 1.0},
+                "beam_width": 4,
+                "successors": 4,
+                "chunk_length": 5,
+            },
+        },
+    },
+}
+
+
+def _backend(value: Any) -> str | None:
+    """Which kind of model this is; None = no known one. Without a word it is local."""
+    backend = value.get("backend", "local") if isinstance(value, Mapping) else getattr(value, "backend", "local")
+    return backend if backend in ("local", "remote") else None
+
+
+_ByBackend = Discriminator(
+    _backend,
+    custom_error_type="backend",
+    custom_error_message="must be `local` or `remote`",
+)
+LargeModel = Annotated[
+    Annotated[LargeModelConfig, Tag("local")] | Annotated[RemoteLargeModelConfig, Tag("remote")], _ByBackend
+]
+Pair = Annotated[Annotated[PairConfig, Tag("local")] | Annotated[RemotePairConfig, Tag("remote")], _ByBackend]
+
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
+
+
+class ServerConfig(BaseModel):
+    """The HTTP side; times in seconds, sizes in bytes, rows as SPEC counts them (W·K per guided choice)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    admin_port: Port | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    api_keys: KeyConfigs = Field(default_factory=dict)
+    api_keys_file: Path | None = None
+    max_queued_rows: Annotated[int, Field(ge=0)] = 512
+    max_rows_per_request: Annotated[int, Field(ge=1)] = 64
+    max_sampled_tokens_per_request: Annotated[int, Field(ge=1)] | None = None
+    request_timeout_s: Seconds = 600.0
+    request_read_timeout_s: Seconds = 30.0
+    write_timeout_s: Seconds = 30.0
+    drain_timeout_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 2**20
+    max_header_bytes: Annotated[int, Field(ge=256)] = 2**14
+    max_headers: Annotated[int, Field(ge=1)] = 100
+    max_connections: Annotated[int, Field(ge=1)] = 2048
+    cors_origins: tuple[Origin, ...] = ()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["human", "json"] = "human"
+    log_prompts: bool = False
+    traces: bool = False
+
+    @model_validator(mode="after")
+    def _key_has_its_certificate(self) -> Self:
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("tls_key: is of no use without tls_certificate")
+        return self
+
+
+class Settings(BaseSettings):
+    """Everything that an operator can say. `load_settings` builds it."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True)
+    large_models: Annotated[dict[str, LargeModel], Field(min_length=1)]
+    pairs: dict[str, Pair] = Field(default_factory=dict)
+    served_models: Annotated[dict[str, ServedModelConfig], Field(min_length=1)]
+    server: ServerConfig = ServerConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _can_be_served(self) -> Self:
+        if problems := [*self._served_problems(), *self._worker_problems(), *self._remote_problems()]:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _served_problems(self) -> Iterator[str]:
+        for name, served in self.served_models.items():
+            key = f"served_models.{name}"
+            if served.large not in self.large_models:
+                yield f"{key}.large: no large model is named `{served.large}` (there is: {_names(self.large_models)})"
+            if served.guidance is not None:
+                yield from self._guidance_problems(f"{key}.guidance", served.guidance)
+
+    def _guidance_problems(self, key: str, guidance: Guidance) -> Iterator[str]:
+        for pair in guidance.pairs:
+            if pair not in self.pairs:
+                yield f"{key}.pairs.{pair}: no pair is named `{pair}` (there is: {_names(self.pairs)})"
+        if guidance.method != "none" and not guidance.pairs:
+            yield f"{key}.pairs: names no pair to guide with"
+        for field in ("beam_width", "successors", "chunk_length"):
+            if getattr(guidance, field) < 1:
+                yield f"{key}.{field}: must be at least 1"
+        rows = guidance.successors if guidance.method == "best_of_n" else guidance.rows
+        if guidance.method != "none" and rows > self.server.max_rows_per_request:
+            most = self.server.max_rows_per_request
+            yield f"{key}: takes {rows} rows, more than server.max_rows_per_request ({most})"
+
+    def _worker_problems(self) -> Iterator[str]:
+        for field in ("threads", "max_rows", "kv_cache_gb", "heartbeat_timeout_s"):
+            value = getattr(self.workers, field)
+            if value != "auto" and value <= 0:
+                yield f"workers.{field}: must be above 0"
+
+    def _remote_problems(self) -> Iterator[str]:
+        models: dict[str, Any] = {f"large_models.{name}": model for name, model in self.large_models.items()}
+        for name, pair in self.pairs.items():
+            models |= {f"pairs.{name}.tuned": pair.tuned, f"pairs.{name}.untuned": pair.untuned}
+        for key, model in models.items():
+            if isinstance(model, RemoteModelConfig):
+                yield from (f"{key}.{problem}" for problem in model.problems())
+
+    def engine_config(self) -> EngineConfig:
+        """The part that concerns `w2s_core`."""
+        limits = Limits(
+            max_rows=self.workers.max_rows,
+            max_queued_rows=self.server.max_queued_rows,
+            max_rows_per_request=self.server.max_rows_per_request,
+            max_sampled_tokens_per_request=self.server.max_sampled_tokens_per_request,
+            request_timeout_s=self.server.request_timeout_s,
+        )
+        return EngineConfig(self.large_models, self.served_models, self.pairs, self.workers, limits, self.server.traces)
+
+
+def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
+    """Read the file, the environment and the flags (nested like the file). Raises ConfigurationError.
+
+    A file that names no models at all serves the demo's.
+    """
+    file = read_yaml(path, such_as="server") if path is not None else {}
+    defaults = {} if file.keys() & DEMO.keys() else dict(DEMO)
+
+    class Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(  # type: ignore[override]  # the other sources, passed by name, are not used
+            cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                init_settings,
+                EnvironmentSource(settings_cls),
+                InitSettingsSource(settings_cls, file),
+                InitSettingsSource(settings_cls, defaults),
+            )
+
+    try:
+        return Loaded(**(flags or {}))
+    except ValidationError as error:
+        where = f"{path}: " if path is not None else ""
+        raise ConfigurationError(where + explain(error)) from None
+
+
+def _names(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "none"

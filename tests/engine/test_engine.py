@@ -1,0 +1,330 @@
+"""From requests to events, over fakes: what is streamed, what is refused, what is freed."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes import DEFAULT_GUIDANCE, EOS, FakeLargeModel, FakeScorer, fake_engine, letters
+from w2s_core.config import Limits
+from w2s_core.engine.engine import Engine
+from w2s_core.errors import (
+    ConfigurationError,
+    ContextLengthError,
+    DeadlineError,
+    OverloadedError,
+    RequestError,
+    UnknownModelError,
+    WorkerError,
+)
+from w2s_core.types import (
+    ChatPrompt,
+    ChoiceFinished,
+    Event,
+    GenerationRequest,
+    Guidance,
+    RequestFinished,
+    SamplingParams,
+    TextCommitted,
+    TextPrompt,
+    TokenPrompt,
+)
+
+ASK = GenerationRequest("guided", (TextPrompt("x"),), SamplingParams(max_tokens=12, seed=1))
+
+
+async def events_of(engine: Engine, request: GenerationRequest) -> list[Event]:
+    return [event async for event in engine.generate(request)]
+
+
+def texts(events: list[Event]) -> dict[int, str]:
+    streamed: dict[int, str] = {}
+    for event in events:
+        if isinstance(event, TextCommitted):
+            streamed[event.index] = streamed.get(event.index, "") + event.text
+    return streamed
+
+
+def choices(events: list[Event]) -> dict[int, ChoiceFinished]:
+    return {event.index: event for event in events if isinstance(event, ChoiceFinished)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**63),
+    stop=st.lists(st.text("ab ", min_size=1, max_size=3), max_size=2),
+    w=st.integers(1, 4),
+    k=st.integers(1, 3),
+    length=st.integers(1, 6),
+    n=st.integers(1, 2),
+    guided=st.booleans(),
+)
+def test_what_is_streamed_is_the_answer(
+    seed: int, stop: list[str], w: int, k: int, length: int, n: int, guided: bool
+) -> None:
+    sampling = SamplingParams(max_tokens=20, seed=seed, stop=tuple(stop))
+    guidance = replace(DEFAULT_GUIDANCE, beam_width=max(w, n), successors=k, chunk_length=length)
+    request = GenerationRequest("guided", (TextPrompt("x"),), sampling, guidance if guided else Guidance("none"), n)
+    events = asyncio.run(events_of(fake_engine(), request))
+    finished = choices(events)
+    assert sorted(finished) == list(range(n))
+    for index, choice in finished.items():
+        assert texts(events).get(index, "") == choice.hypothesis.text
+        assert not any(s in choice.hypothesis.text for s in stop)
+    assert isinstance(events[-1], RequestFinished)
+
+
+async def test_text_is_committed_before_the_end() -> None:
+    events = await events_of(fake_engine(), replace(ASK, sampling=SamplingParams(max_tokens=60, seed=2)))
+    committed = [event for event in events if isinstance(event, TextCommitted)]
+    assert len(committed) > 3
+
+
+async def test_usage_counts_returned_tokens_and_the_report_what_was_searched() -> None:
+    large = FakeLargeModel(letters(eos=0))
+    events = await events_of(fake_engine(large), ASK)
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert (last.prompt_tokens, last.completion_tokens) == (1, 12)
+    assert last.guidance is not None
+    assert (last.guidance.chunks, last.guidance.sampled_tokens) == (4, 4 * 3 * 4)
+    assert last.guidance.tree is None
+    plain = (await events_of(fake_engine(), replace(ASK, model="plain")))[-1]
+    assert isinstance(plain, RequestFinished)
+    assert plain.guidance is None
+
+
+async def test_running_usage_grows_to_the_final_usage() -> None:
+    for model in ("plain", "guided"):
+        events = await events_of(fake_engine(), replace(ASK, model=model, n=2))
+        last = events[-1]
+        assert isinstance(last, RequestFinished)
+        running = [e.completion_tokens for e in events if isinstance(e, TextCommitted)]
+        assert running == sorted(running)
+        assert 0 < running[-1] <= last.completion_tokens
+        assert all(e.prompt_tokens == 1 for e in events if isinstance(e, TextCommitted))
+
+
+async def test_the_tree_names_parents_and_what_was_kept() -> None:
+    request = replace(ASK, guidance=replace(DEFAULT_GUIDANCE, trace=True))
+    events = await events_of(fake_engine(), request)
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert last.guidance is not None
+    assert last.guidance.tree is not None
+    [tree] = last.guidance.tree
+    assert len(tree) == last.guidance.chunks
+    for before, chunk in zip(tree, tree[1:], strict=False):
+        for candidate in chunk:
+            assert candidate.parent is not None
+            parent = before[candidate.parent]
+            assert parent.kept
+            assert candidate.text.startswith(parent.text)
+    answer = choices(events)[0].hypothesis
+    assert answer.text in {c.text for chunk in tree for c in chunk if c.kept}
+
+
+async def test_several_prompts_have_their_own_choices() -> None:
+    request = replace(ASK, prompts=(TextPrompt("x"), TokenPrompt((1, 2)), TextPrompt("")), n=2, model="plain")
+    events = await events_of(fake_engine(), request)
+    assert sorted(choices(events)) == list(range(6))
+    alone = await events_of(fake_engine(), replace(request, prompts=(TokenPrompt((1, 2)),)))
+    assert texts(alone)[0] == texts(events)[2], "a prompt's answer must not depend on its neighbours"
+
+
+async def test_several_pairs_add_up_with_their_weights() -> None:
+    guidance = replace(DEFAULT_GUIDANCE, pairs={"positive": 2.0, "polite": -0.5})
+    [choice] = choices(await events_of(fake_engine(), replace(ASK, guidance=guidance))).values()
+    y = choice.hypothesis
+    assert choice.guided
+    assert y.scores == {"positive": y.text.count("a") - 0.5 * y.text.count("b"), "polite": -len(y.text)}
+    assert y.score == 2.0 * y.scores["positive"] - 0.5 * y.scores["polite"]
+
+
+async def test_best_of_without_pairs_ranks_by_likelihood() -> None:
+    large = FakeLargeModel(lambda prompt, answer: {ord("a"): 0.7, ord("b"): 0.3})
+    request = replace(ASK, model="plain", best_of=8)
+    [choice] = choices(await events_of(fake_engine(large), request)).values()
+    samples = choices(await events_of(fake_engine(large), replace(request, best_of=None, n=8))).values()
+    best = max(samples, key=lambda c: sum(c.hypothesis.logprobs) / len(c.hypothesis.logprobs))
+    assert choice.hypothesis.text == best.hypothesis.text
+    assert not choice.guided
+
+
+async def test_best_of_one_is_nothing_special() -> None:
+    plain = await events_of(fake_engine(), replace(ASK, model="plain"))
+    same = await events_of(fake_engine(), replace(ASK, model="plain", best_of=1))
+    assert texts(plain) == texts(same)
+
+
+async def test_without_max_tokens_an_answer_may_fill_the_context() -> None:
+    large = FakeLargeModel(letters(eos=0), context_length=30)
+    request = replace(ASK, model="plain", sampling=SamplingParams())
+    [choice] = choices(await events_of(fake_engine(large), request)).values()
+    assert len(choice.hypothesis.tokens) == 29
+    scorers = {"positive": FakeScorer(room=7)}
+    request = replace(request, model="guided")
+    [choice] = choices(await events_of(fake_engine(large, scorers), request)).values()
+    assert len(choice.hypothesis.tokens) == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "param"),
+    [
+        ({"model": "nobody"}, UnknownModelError, "model"),
+        ({"n": 3}, RequestError, "n"),
+        ({"n": 3, "best_of": 2}, RequestError, "best_of"),
+        ({"n": 2, "best_of": 1}, RequestError, "best_of"),
+        ({"guidance": Guidance("cbs", {"rude": 1.0})}, RequestError, "guidance.pairs.rude"),
+        ({"guidance": Guidance("cbs")}, RequestError, "guidance.pairs"),
+        ({"guidance": replace(DEFAULT_GUIDANCE, beam_width=9, successors=8)}, RequestError, "guidance"),
+        ({"model": "plain", "n": 65}, RequestError, "n"),
+        ({"model": "plain", "best_of": 65}, RequestError, "best_of"),
+        ({"sampling": SamplingParams(max_tokens=1000)}, ContextLengthError, "prompt"),
+        ({"prompts": (TextPrompt("x" * 1000),)}, ContextLengthError, "prompt"),
+        ({"prompts": (ChatPrompt(({"role": "user", "content": "x" * 1000},)),)}, ContextLengthError, "messages"),
+        ({"prompts": (ChatPrompt(({"role": "tool", "content": "x"},)),)}, RequestError, "messages"),
+    ],
+)
+async def test_what_cannot_be_served_is_refused_naming_the_field(
+    change: dict[str, object], error: type[RequestError], param: str
+) -> None:
+    engine = fake_engine()
+    with pytest.raises(error) as caught:
+        await events_of(engine, replace(ASK, **change))  # type: ignore[arg-type]
+    assert caught.value.param == param
+    assert engine.admission.rows_running == 0
+
+
+async def test_a_pair_without_room_for_max_tokens_is_refused() -> None:
+    with pytest.raises(RequestError, match="room for 5 tokens") as caught:
+        await events_of(fake_engine(scorers={"positive": FakeScorer(room=5)}), ASK)
+    assert caught.value.param == "max_tokens"
+
+
+async def test_closing_the_iterator_frees_everything() -> None:
+    large, scorer = FakeLargeModel(letters(eos=0)), FakeScorer()
+    engine = fake_engine(large, {"positive": scorer})
+    for model in ("plain", "guided"):
+        request = replace(ASK, model=model, sampling=SamplingParams(max_tokens=900, seed=1))
+        async with aclosing(engine.generate(request)) as events:
+            async for _ in events:
+                break
+        assert (large.open_sessions, scorer.open_sessions, engine.admission.rows_running) == (0, 0, 0)
+
+
+async def test_the_queue_is_bounded_and_rows_are_counted() -> None:
+    release = asyncio.Event()
+    large = FakeLargeModel(gate=release.wait)
+    engine = fake_engine(large, limits=Limits(max_rows=4, max_queued_rows=4))
+    running = asyncio.create_task(events_of(engine, ASK))
+    waiting = asyncio.create_task(events_of(engine, ASK))
+    while engine.admission.rows_waiting < 4:
+        await asyncio.sleep(0)
+    with pytest.raises(OverloadedError):
+        await events_of(engine, ASK)
+    release.set()
+    await asyncio.gather(running, waiting)
+    assert engine.admission.rows_running == 0
+
+
+async def test_a_request_past_its_deadline_ends_and_frees() -> None:
+    large = FakeLargeModel(gate=asyncio.Event().wait)
+    engine = fake_engine(large, limits=Limits(request_timeout_s=0.01))
+    with pytest.raises(DeadlineError):
+        await events_of(engine, ASK)
+    assert (large.open_sessions, engine.admission.rows_running) == (0, 0)
+
+
+async def test_a_failing_pair_fails_the_request_and_frees() -> None:
+    def broken(text: str, ended: bool) -> float:
+        raise WorkerError("the device is on fire")
+
+    large = FakeLargeModel()
+    engine = fake_engine(large, {"positive": FakeScorer(broken)})
+    with pytest.raises(WorkerError, match="fire"):
+        await events_of(engine, ASK)
+    assert (large.open_sessions, engine.admission.rows_running) == (0, 0)
+
+
+async def test_the_pair_hears_of_an_end_only_when_the_model_ended() -> None:
+    scorer = FakeScorer()
+    sampling = SamplingParams(max_tokens=6, seed=1, stop=("b",))
+    large = FakeLargeModel(lambda prompt, answer: {ord("a"): 0.6, ord("b"): 0.2, EOS: 0.2})
+    await events_of(fake_engine(large, {"positive": scorer}), replace(ASK, sampling=sampling))
+    seen = [y for candidates in scorer.seen for y in candidates]
+    assert {y.ended for y in seen} == {True, False}
+    for y in seen:
+        assert "b" not in y.text, "past the stop string"
+        assert y.finish_reason == "stop" if y.ended else True
+    assert all(y.finish_reason is None for y in seen if len(y.tokens) == 6 and not y.ended)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ceiling=st.integers(1, 60),
+    w=st.integers(1, 3),
+    k=st.integers(1, 3),
+    length=st.integers(1, 6),
+    method=st.sampled_from(["cbs", "best_of_n", "none"]),
+    prompts=st.integers(1, 2),
+)
+def test_no_request_draws_more_than_its_ceiling(
+    ceiling: int, w: int, k: int, length: int, method: Any, prompts: int
+) -> None:
+    guidance = Guidance(method, {"positive": 1.0}, w, k, length, max_sampled_tokens=ceiling)
+    rows = {"cbs": w * k, "best_of_n": k, "none": 1}[method]
+    request = replace(ASK, prompts=(TextPrompt("x"),) * prompts, guidance=guidance)
+    limits = Limits(max_sampled_tokens_per_request=ceiling) if method == "none" else None
+    engine = fake_engine(FakeLargeModel(letters(eos=0)), limits=limits)
+    if ceiling < rows * prompts:
+        with pytest.raises(RequestError, match="not one token"):
+            asyncio.run(events_of(engine, request))
+        return
+    events = asyncio.run(events_of(engine, request))
+    answers = [choice.hypothesis for choice in choices(events).values()]
+    assert {y.length for y in answers} == {min(12, ceiling // (rows * prompts))}
+    assert {y.finish_reason for y in answers} == {"length"}
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert last.guidance is None or last.guidance.sampled_tokens <= ceiling
+
+
+async def test_the_servers_ceiling_bounds_the_requests_own() -> None:
+    engine = fake_engine(FakeLargeModel(letters(eos=0)), limits=Limits(max_sampled_tokens_per_request=20))
+    events = await events_of(engine, replace(ASK, guidance=replace(DEFAULT_GUIDANCE, max_sampled_tokens=1000)))
+    assert choices(events)[0].hypothesis.length == 5
+
+
+async def test_a_part_that_cannot_start_stops_those_that_did() -> None:
+    class Part:
+        ready = True
+        running = False
+
+        def __init__(self, *, broken: bool = False) -> None:
+            self.broken = broken
+
+        async def start(self) -> None:
+            if self.broken:
+                raise ConfigurationError("no")
+            self.running = True
+
+        async def stop(self) -> None:
+            self.running = False
+
+    parts = [Part(), Part(), Part(broken=True)]
+    engine = Engine({}, {}, {}, devices=parts[0], providers=parts[1:])
+    with pytest.raises(ConfigurationError):
+        await engine.__aenter__()
+    assert not any(part.running for part in parts)
+    async with Engine({}, {}, {}, devices=parts[0], providers=[parts[1]]) as engine:
+        assert engine.ready
+        parts[1].ready = False
+        assert not engine.ready
+    assert not any(part.running for part in parts)

@@ -1,0 +1,39 @@
+"""A worker that dies in the middle of requests tells of its death, and nothing of what it did."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import aclosing
+
+import pytest
+
+from tests.fakes import answer
+from w2s_core.build.local import build_engine
+from w2s_core.config import EngineConfig
+from w2s_core.pool.pool import WorkerPool
+from w2s_core.types import GenerationRequest, SamplingParams, TextPrompt
+
+PROMPT = "Zanzibar"
+ASK = GenerationRequest("guided", (TextPrompt(PROMPT),), SamplingParams(max_tokens=120, seed=5))
+
+
+async def test_a_workers_death_tells_nothing_of_what_it_did(
+    config: EngineConfig, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with build_engine(config) as engine:
+        waiting = asyncio.create_task(answer(engine, ASK))
+        pool = engine._devices
+        assert isinstance(pool, WorkerPool)
+        async with aclosing(engine.generate(ASK)) as events:
+            async for _ in events:
+                os.kill(pool.workers[0].pid, signal.SIGKILL)
+                break
+        [best, *_] = await waiting
+    written = caplog.text + "".join(capfd.readouterr())
+    assert "worker" in caplog.text, "its death is told"
+    assert PROMPT not in written
+    assert best.text[:20] not in written

@@ -1,0 +1,144 @@
+"""Workers that die or cannot load: how long their places stay empty, and that each place starts one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+
+import pytest
+
+from w2s_core.pool import process
+from w2s_core.pool.backoff import STEADY_S, Backoff
+from w2s_core.pool.messages import WorkerSpec
+from w2s_core.pool.pool import WorkerPool
+
+SPEC = WorkerSpec("cpu", "float32", 1, 0, {})
+CHILD = """
+import sys
+from multiprocessing.connection import Connection
+from w2s_core.pool.messages import LoadFailed, Ready
+parent = Connection(int(sys.argv[1]))
+parent.recv()
+parent.send(LoadFailed("no such weights") if sys.argv[2] == "fails" else Ready({}))
+while sys.argv[2] == "lives":
+    try:
+        parent.recv()
+    except EOFError:
+        break
+"""
+
+
+class Clock:
+    """Time that passes only by sleeping, and when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sleeps: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def lives(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the next workers do, first to last: "lives", "dies" when it has loaded, "fails" to load."""
+    coming: list[str] = []
+
+    def spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fd = theirs.fileno()
+            child = subprocess.Popen([sys.executable, "-c", CHILD, str(fd), coming.pop(0)], pass_fds=[fd])
+        return Connection(ours.detach()), child
+
+    monkeypatch.setattr(process, "_spawn", spawn)
+    yield coming
+    assert not coming, "a worker that should have been started was not"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_short_lives_wait_longer_and_longer_and_a_steady_one_forgives() -> None:
+    clock = Clock()
+    backoff = Backoff(clock, clock.sleep)
+    for _ in range(9):
+        backoff.started()
+        clock.now += STEADY_S - 1
+        await backoff.wait()
+    assert clock.sleeps == [0.5, 1, 2, 4, 8, 16, 30, 30], "the first start is at once"
+    backoff.started()
+    clock.now += STEADY_S
+    await backoff.wait()
+    assert len(clock.sleeps) == 8
+    await backoff.wait()  # that start failed
+    assert clock.sleeps[8:] == [0.5]
+
+
+async def test_a_worker_that_loads_and_dies_at_once_backs_off(lives: list[str]) -> None:
+    clock = Clock()
+    lives += ["dies", "dies", "dies", "dies", "lives"]
+    pool = WorkerPool([SPEC], backoff=lambda: Backoff(clock, clock.sleep))
+    await pool.start()
+    try:
+        await until(lambda: not lives and pool.ready)
+        assert clock.sleeps == [0.5, 1, 2]
+    finally:
+        await pool.stop()
+
+
+async def test_a_worker_that_cannot_load_again_is_tried_one_at_a_time(lives: list[str]) -> None:
+    clock = Clock()
+    lives += ["lives", "fails", "fails", "fails", "lives"]
+    pool = WorkerPool([SPEC], backoff=lambda: Backoff(clock, clock.sleep))
+    await pool.start()
+    try:
+        os.kill(pool.workers[0].pid, signal.SIGKILL)
+        await until(lambda: not lives and pool.ready)
+        assert clock.sleeps == [0.5, 1, 2]
+        await until(lambda: not pool._restarts)
+    finally:
+        await pool.stop()
+
+
+async def test_the_log_says_which_worker_died_and_of_what(lives: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    lives += ["lives", "lives", "lives"]
+    pool = WorkerPool([SPEC, SPEC])
+    await pool.start()
+    try:
+        os.kill(victim := pool.workers[1].pid, signal.SIGKILL)
+        await until(lambda: not lives and pool.ready)
+        said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert said == [f"worker 1: process {victim} on cpu was lost (status -9); another is to be started"]
+    finally:
+        await pool.stop()
+
+
+async def test_places_back_off_each_for_itself(lives: list[str]) -> None:
+    clock = Clock()
+    lives += ["lives", "dies", "dies", "lives"]
+    pool = WorkerPool([SPEC, SPEC], backoff=lambda: Backoff(clock, clock.sleep))
+    await pool.start()
+    try:
+        await until(lambda: not lives and pool.ready)
+        assert clock.sleeps == [0.5]
+        os.kill(pool.workers[0].pid, signal.SIGKILL)
+        lives.append("lives")
+        await until(lambda: not lives and pool.ready)
+        assert clock.sleeps == [0.5], "the steady place starts again at once"
+    finally:
+        await pool.stop()

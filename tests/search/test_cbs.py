@@ -1,0 +1,180 @@
+"""The search against an oracle written from SPEC's box alone, and the identities that define its corner cases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes import EOS, FakeLargeModel, FakeScorer, answer, fake_engine, letters
+from w2s_core.search.cbs import distinct, search
+from w2s_core.search.randomness import copy_key, root_key, successor_key, uniform
+from w2s_core.types import (
+    ChoiceFinished,
+    GenerationRequest,
+    Guidance,
+    Hypothesis,
+    SamplingParams,
+    TextPrompt,
+)
+
+SHARES = {"a": 0.35, "b": 0.35, " ": 0.2}  # the rest ends the answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The oracle's own idea of a hypothesis."""
+
+    text: str
+    key: int
+    ended: bool
+
+
+def oracle_draw(text: str, u: float) -> str | None:
+    """A letter, or None for the end, as cumulated shares have it."""
+    total = 0.0
+    for letter, share in SHARES.items():
+        total += share
+        if u < total:
+            return letter
+    return None
+
+
+def oracle(seed: int, w: int, k: int, length: int, budget: int, copies: int) -> list[Answer]:
+    """SPEC's box by brute force: whole answers as strings, every score from scratch."""
+
+    def nats(answer: Answer) -> float:
+        return answer.text.count("a") - 0.5 * answer.text.count("b") + (0.25 if answer.ended else 0.0)
+
+    beam = [Answer("", copy_key(root_key(seed), i), False) for i in range(copies)]
+    while budget > 0 and any(not y.ended for y in beam):
+        pool = [y for y in beam if y.ended]
+        for parent in (y for y in beam if not y.ended):
+            for index in range(k):
+                key, text, ended = successor_key(parent.key, len(parent.text), index), parent.text, False
+                for _ in range(min(length, budget)):
+                    letter = oracle_draw(text, uniform(key, len(text)))
+                    if letter is None:
+                        ended = True
+                        break
+                    text += letter
+                if all((text, ended) != (other.text, other.ended) for other in pool):
+                    pool.append(Answer(text, key, ended))
+        pool.sort(key=nats, reverse=True)  # stable, as ties must be
+        beam = pool[:w]
+        budget -= length
+    return beam
+
+
+async def run_search(seed: int, w: int, k: int, length: int, budget: int, copies: int) -> Sequence[Hypothesis]:
+    large = FakeLargeModel(lambda prompt, answer: {ord(c): p for c, p in SHARES.items()} | {EOS: 0.1})
+    scorer = FakeScorer(lambda text, ended: text.count("a") - 0.5 * text.count("b") + (0.25 if ended else 0.0))
+    beam: Sequence[Hypothesis] = [Hypothesis(key=copy_key(root_key(seed), i)) for i in range(copies)]
+    async with large.open((), SamplingParams(), rows=w * k) as proposals, scorer.open(TextPrompt("")) as scoring:
+        async for chunk in search(proposals, scoring, beam, w=w, k=k, length=length, budget=budget):
+            beam = chunk.beam
+            assert len(beam) <= w
+    return beam
+
+
+sizes = st.integers(1, 4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**64), w=sizes, k=sizes, length=st.integers(1, 7), budget=st.integers(1, 20))
+def test_search_equals_the_oracle(seed: int, w: int, k: int, length: int, budget: int) -> None:
+    found = asyncio.run(run_search(seed, w, k, length, budget, copies=w))
+    expected = oracle(seed, w, k, length, budget, copies=w)
+    assert [(y.text, y.ended, y.key) for y in found] == [(y.text, y.ended, y.key) for y in expected]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**64), n=st.integers(1, 6), length=st.integers(1, 7))
+def test_width_and_successors_of_one_are_plain_sampling(seed: int, n: int, length: int) -> None:
+    sampling = SamplingParams(max_tokens=20, seed=seed)
+    plain = answers(GenerationRequest("plain", (TextPrompt("x"),), sampling))
+    guidance = Guidance("cbs", {"positive": 1.0}, 1, 1, length)
+    guided = answers(GenerationRequest("plain", (TextPrompt("x"),), sampling, guidance))
+    assert plain[0].tokens == guided[0].tokens
+    assert plain[0].finish_reason == guided[0].finish_reason
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**64), n=st.integers(1, 6), budget=st.integers(1, 12))
+def test_one_beam_with_a_whole_answer_a_chunk_is_best_of_n(seed: int, n: int, budget: int) -> None:
+    sampling = SamplingParams(max_tokens=budget, seed=seed)
+    prompts = (TextPrompt("x"),)
+    samples = answers(GenerationRequest("plain", prompts, sampling, n=n))
+    best = max(samples, key=lambda y: y.text.count("a") - 0.5 * y.text.count("b"))
+    pairs = {"positive": 1.0}
+    wide = answers(GenerationRequest("plain", prompts, sampling, Guidance("cbs", pairs, 1, n, budget)))
+    named = answers(GenerationRequest("plain", prompts, sampling, Guidance("best_of_n", pairs, successors=n)))
+    assert wide[0].text == named[0].text == best.text
+
+
+def answers(request: GenerationRequest) -> list[Hypothesis]:
+    """The choices of a request to the fake engine."""
+    return asyncio.run(answer(fake_engine(FakeLargeModel(letters("ab ", 0.1))), request))
+
+
+def test_a_finished_answer_competes_once_and_is_never_grown() -> None:
+    seen: list[int] = []
+
+    class Proposals:
+        sampled_tokens = 0
+
+        async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+            seen.append(len(beam))
+            assert all(not y.finished for y in beam)
+            return [
+                Hypothesis(tokens=(*y.tokens, i), ended=i == 0, finish_reason="stop" if i == 0 else None)
+                for y in beam
+                for i in range(k)
+            ]
+
+    async def run() -> list[Hypothesis]:
+        scorer = FakeScorer(lambda text, ended: 5.0 if ended else 1.0)
+        beam: Sequence[Hypothesis] = [Hypothesis()]
+        async with scorer.open(TextPrompt("")) as scoring:
+            async for chunk in search(Proposals(), scoring, beam, w=3, k=2, length=1, budget=4):  # type: ignore[arg-type]
+                beam = chunk.beam
+        return list(beam)
+
+    beam = asyncio.run(run())
+    # One ends in each round; copies of the first would have filled the beam after the second.
+    assert seen == [1, 1, 1]
+    assert [y.tokens for y in beam] == [(0,), (1, 0), (1, 1, 0)]
+
+
+def test_equal_successors_are_merged_and_the_first_one_stays() -> None:
+    first, other, again = Hypothesis((1, 2), key=1), Hypothesis((1, 3), key=2), Hypothesis((1, 2), key=3)
+    assert [y.key for y in distinct([first, other, again])] == [1, 2]
+    ended = Hypothesis((1, 2), key=4, ended=True, finish_reason="stop")
+    assert [y.key for y in distinct([first, ended])] == [1, 4]
+
+
+def test_greedy_successors_merge_into_one() -> None:
+    large = FakeLargeModel(lambda prompt, answer: {ord("a"): 0.6, ord("b"): 0.4})
+
+    async def run() -> list[int]:
+        engine = fake_engine(large)
+        sampling = SamplingParams(max_tokens=9, temperature=0)
+        async for event in engine.generate(GenerationRequest("guided", (TextPrompt("x"),), sampling)):
+            if isinstance(event, ChoiceFinished):
+                assert event.hypothesis.text == "a" * 9
+        return [beam for beam, _, _ in large.calls]
+
+    assert asyncio.run(run()) == [2, 1, 1]
+
+
+@pytest.mark.parametrize(("w", "k"), [(2, 3), (4, 4)])
+def test_successors_of_different_beams_are_drawn_independently(w: int, k: int) -> None:
+    """With 2 equally likely letters and 64 positions, two of w·k lineages coincide with p < (wk)²·2⁻⁶⁵ < 10⁻¹⁶."""
+    root = root_key(7)
+    keys = [successor_key(copy_key(root, i), 0, j) for i in range(w) for j in range(k)]
+    rows = {tuple(uniform(key, t) < 0.5 for t in range(64)) for key in keys}
+    assert len(rows) == w * k

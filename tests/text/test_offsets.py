@@ -1,0 +1,237 @@
+"""Every token has its exact place in the text, whatever its bytes, and a stream tells what the whole tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from tests.fakes import EOS, ByteCodec
+from tests.tiny import byte_tokenizer
+from w2s_core.engine.output import TokenWriter, placed_prompt
+from w2s_core.large.successors import Successors
+from w2s_core.search.randomness import root_key
+from w2s_core.text.offsets import Place, Placer
+from w2s_core.text.token_bytes import text_of
+from w2s_core.text.tokenizer import TextCodec
+from w2s_core.types import (
+    ChoiceFinished,
+    Hypothesis,
+    Piece,
+    PlacedToken,
+    PromptLogprobs,
+    SamplingParams,
+    TextCommitted,
+)
+
+
+class PieceCodec:
+    """Tokens are any byte strings: id i is the i-th piece; EOS is special."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces
+
+    @property
+    def verbatim(self) -> PieceCodec:
+        return self
+
+    def decode(self, tokens: list[int]) -> str:
+        return b"".join(self.pieces[t] for t in tokens if t != EOS).decode("utf-8", "replace")
+
+    def piece(self, token: int) -> Piece:
+        return Piece("<eos>", None) if token == EOS else Piece(text_of(self.pieces[token]), self.pieces[token])
+
+
+TEXTS = st.text(st.sampled_from("ab é€😀\ufffd"), max_size=12)
+
+
+@st.composite
+def cut_texts(draw: st.DrawFn, data: st.SearchStrategy[bytes]) -> tuple[list[bytes], list[list[int]]]:
+    """Pieces of some bytes, and a division of the pieces into chunks."""
+    whole = draw(data)
+    cuts = sorted({*draw(st.lists(st.integers(0, len(whole)))), 0, len(whole)})
+    pieces = [whole[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    borders = sorted({*draw(st.lists(st.integers(0, len(pieces)))), 0, len(pieces)})
+    return pieces, [list(range(a, b)) for a, b in zip(borders, borders[1:], strict=False)]
+
+
+ANY = cut_texts(st.one_of(TEXTS.map(str.encode), st.binary(max_size=12)))
+
+
+def places(codec: PieceCodec, chunks: list[list[int]]) -> list[Place]:
+    placer = Placer(codec)  # type: ignore[arg-type]
+    found = [place for chunk in chunks for place in placer.place(chunk)]
+    return found + placer.rest(len(codec.decode([t for chunk in chunks for t in chunk])))
+
+
+@settings(max_examples=400)
+@given(cut=ANY)
+def test_every_whole_token_stands_where_its_text_stands(cut: tuple[list[bytes], list[list[int]]]) -> None:
+    codec, chunks = PieceCodec(cut[0]), cut[1]
+    text = codec.decode(list(range(len(cut[0]))))
+    found = places(codec, chunks)
+    assert [place.token for place in found] == list(range(len(cut[0])))
+    assert [place.number for place in found] == list(range(len(cut[0])))
+    for place in found:
+        if place.piece.text is not None:
+            assert text[place.start : place.end] == place.piece.text
+        else:
+            assert place.start < place.end
+    assert [p.start for p in found] == sorted(p.start for p in found)
+    assert places(codec, [[i] for i in range(len(cut[0]))]) == found, "it does not matter how they came"
+
+
+@settings(max_examples=400)
+@given(cut=cut_texts(TEXTS.map(str.encode)))
+def test_a_part_of_a_character_stands_where_the_character_stands(cut: tuple[list[bytes], list[list[int]]]) -> None:
+    text, at = b"".join(cut[0]).decode(), 0
+    starts = [len(text[:i].encode()) for i in range(len(text))]
+    for place in places(PieceCodec(cut[0]), cut[1]):
+        assert place.start == max(i for i, start in enumerate(starts) if start <= at)
+        at += len(cut[0][place.token])
+
+
+def writings(codec: PieceCodec, chunks: list[list[int]], sampling: SamplingParams, *, ended: bool) -> list[object]:
+    """The events of an answer that grows by these chunks."""
+    successors = Successors(codec, sampling)  # type: ignore[arg-type]
+    writer = TokenWriter(0, sampling, codec)  # type: ignore[arg-type]
+    answer, events = Hypothesis(key=root_key(1)), list[object]()
+    for chunk in chunks:
+        nats = tuple(-float(t) for t in chunk)
+        answer = successors.make(
+            answer,
+            0,
+            tuple(chunk),
+            nats,
+            ended=False,
+            alternatives=tuple(((t, n),) for t, n in zip(chunk, nats, strict=True)),
+        )
+        events += writer.commit([answer])
+        if answer.finished:
+            break
+    if ended and not answer.finished:
+        answer = successors.make(answer, 0, (), (-9.0,), ended=True, ending=EOS, alternatives=(((EOS, -9.0),),))
+    return [*events, *writer.finish(answer, guided=False)]
+
+
+@settings(max_examples=400)
+@given(
+    cut=ANY,
+    stops=st.lists(st.text(st.sampled_from("ab é€"), min_size=1, max_size=3), max_size=2),
+    ended=st.booleans(),
+)
+def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
+    cut: tuple[list[bytes], list[list[int]]], stops: list[str], ended: bool
+) -> None:
+    sampling = SamplingParams(stop=tuple(stops), logprobs=1)
+    codec = PieceCodec(cut[0])
+    *committed, last = writings(codec, cut[1], sampling, ended=ended)
+    assert isinstance(last, ChoiceFinished)
+    answer, text, tokens = last.hypothesis, "", list[PlacedToken]()
+    for event in committed:
+        assert isinstance(event, TextCommitted)
+        assert event.text
+        assert event.tokens, "text without its tokens"
+        assert all(len(text) <= token.offset <= len(text) + len(event.text) for token in event.tokens)
+        covered = codec.decode([token.token for token in [*tokens, *event.tokens]])
+        text, tokens = text + event.text, [*tokens, *event.tokens]
+        assert covered.startswith(text), "text before its tokens"
+    tokens += last.tokens
+    assert text == answer.text
+    assert [t.token for t in tokens] == [*answer.tokens, *([EOS] if answer.ended else [])]
+    assert [t.logprob for t in tokens] == list(answer.logprobs)
+    for token in tokens:
+        [(other, piece, nats)] = token.alternatives
+        assert (other, piece, nats) == (token.token, token.piece, token.logprob)
+        if token.piece.text is not None and token.piece.bytes is not None:
+            assert text[token.offset :].startswith(token.piece.text[: len(text) - token.offset])
+    together = writings(codec, [[t for chunk in cut[1] for t in chunk]], sampling, ended=ended)
+    at_once = [t for event in together for t in event.tokens]  # type: ignore[attr-defined]
+    assert at_once == tokens, "how it was cut into chunks must not show"
+
+
+def test_beams_that_agree_on_a_text_but_not_on_its_tokens_send_nothing_yet() -> None:
+    codec = PieceCodec([b"a", b"b", b"ab", b"c"])
+    writer = TokenWriter(0, SamplingParams(), codec)  # type: ignore[arg-type]
+    successors, start = Successors(codec, SamplingParams()), Hypothesis()  # type: ignore[arg-type]
+    split = successors.make(start, 0, (0, 1, 3), (-1.0, -2.0, -3.0), ended=False)
+    joined = successors.make(start, 0, (2, 3), (-4.0, -5.0), ended=False)
+    assert split.text == joined.text
+    assert writer.commit([split, joined]) == []
+    *_, text, end = writer.commit([joined]) + writer.finish(joined, guided=True)
+    assert text.text == "abc"
+    assert [token.logprob for token in text.tokens] == [-4.0, -5.0]
+    assert end.tokens == ()
+
+
+# Tokenizers
+
+
+def test_byte_level_pieces(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    codec = TextCodec(str(tmp_path))
+    tokens = codec.encode("aé €\n", special_tokens=False)
+    assert b"".join(codec.piece(t).bytes or b"" for t in tokens) == "aé €\n".encode()
+    assert codec.piece(tokens[0]) == Piece("a", b"a")
+    assert codec.piece(tokens[1]) == Piece(None, b"\xc3")
+    assert codec.piece(257) == Piece("<eos>", None)
+    assert codec.piece(99_999) == Piece("", b"")
+
+
+def sentencepiece(folder: Path) -> TextCodec:
+    """As Llama 2's: `▁` for a space, one put before the text, bytes for what it has no token for."""
+    vocabulary = {"<unk>": 0, "</s>": 1, "▁a": 2, "▁": 3, "a": 4, "b": 5}
+    vocabulary |= {f"<0x{byte:02X}>": 6 + byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", "a")], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["</s>"])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    return TextCodec(str(folder))
+
+
+def test_sentencepiece_tokens_are_placed_though_the_first_space_is_dropped(tmp_path: Path) -> None:
+    codec = sentencepiece(tmp_path)
+    euro = [6 + byte for byte in "€".encode()]
+    tokens = (2, 5, 2, *euro, 5, 1)
+    assert codec.decode(tokens) == "ab a€b"
+    found = placed_prompt(codec, tokens, None)
+    assert [token.offset for token in found] == [0, 1, 2, 4, 4, 4, 5, 6]
+    assert [token.piece.text for token in found] == ["a", "b", " a", None, None, None, "b", "</s>"]
+    assert codec.piece(2) == Piece(" a", b" a")
+    assert codec.piece(euro[0]) == Piece(None, b"\xe2")
+
+
+def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
+    tokens = tuple("é!".encode())
+    found = PromptLogprobs((-1.0, -2.0), (3, 1), (((7, -0.5),), ((33, -2.0),)))
+    placed = placed_prompt(ByteCodec(), tokens, found)  # type: ignore[arg-type]
+    assert [(t.offset, t.logprob, t.rank) for t in placed] == [(0, None, None), (0, -1.0, 3), (1, -2.0, 1)]
+    assert placed[1].alternatives == ((7, Piece("\x07", b"\x07"), -0.5),)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> None:
+    codec, sampling = ByteCodec(), SamplingParams(skip_special_tokens=skip)
+    successors, writer = Successors(codec, sampling), TokenWriter(0, sampling, codec)  # type: ignore[arg-type]
+    answer = successors.make(Hypothesis(), 0, (97, EOS, 98), (-1.0,) * 3, ended=False)
+    events = writer.finish(answer, guided=False)
+    assert [token.offset for event in events for token in event.tokens] == ([0, 1, 1] if skip else [0, 1, 6])
+    assert answer.text == ("ab" if skip else "a<eos>b")
+
+
+def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:
+    """A stop string may begin right behind it, and then the answer ends before it."""
+    codec, sampling = ByteCodec(), SamplingParams(stop=("b",))
+    successors, writer = Successors(codec, sampling), TokenWriter(0, sampling, codec)  # type: ignore[arg-type]
+    longer = successors.make(Hypothesis(), 0, (97, EOS), (-1.0,) * 2, ended=False)
+    events = [*writer.commit([longer])]
+    answer = successors.make(longer, 0, (98,), (-1.0,), ended=False)
+    events += writer.finish(answer, guided=False)  # type: ignore[arg-type]
+    assert (answer.text, answer.tokens) == ("a", (97,))
+    assert [token.token for event in events for token in event.tokens] == [97]

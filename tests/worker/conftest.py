@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.tiny import save_tiny
+from w2s_core.build.local import build_engine
+from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
+from w2s_core.engine.engine import Engine
+from w2s_core.types import Guidance
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny models: a large one, a pair with its vocabulary, a pair with another one."""
+    root = tmp_path_factory.mktemp("models")
+    seeds = {"large": 0, "tuned": 1, "untuned": 2}
+    models = {name: save_tiny(root / name, seed=seed) for name, seed in seeds.items()}
+    for name, seed in (("foreign-tuned", 3), ("foreign-untuned", 4)):
+        models[name] = save_tiny(root / name, seed=seed, pairs=True)
+    return models
+
+
+@pytest.fixture(scope="session")
+def config(folders: dict[str, Path]) -> EngineConfig:
+    guidance = Guidance("cbs", {"same": 1.0}, beam_width=3, successors=3, chunk_length=4)
+    return EngineConfig(
+        large_models={"large": LargeModelConfig(str(folders["large"]))},
+        pairs={
+            "same": PairConfig(str(folders["tuned"]), str(folders["untuned"])),
+            "foreign": PairConfig(
+                str(folders["foreign-tuned"]), str(folders["foreign-untuned"]), prompt_template="Q: {prompt}"
+            ),
+        },
+        served_models={"plain": ServedModelConfig("large"), "guided": ServedModelConfig("large", guidance)},
+        workers=WorkersConfig(devices=("cpu",), threads=1, dtype="float32"),
+    )
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def engine(config: EngineConfig) -> AsyncIterator[Engine]:
+    """A real worker process with tiny models."""
+    async with build_engine(config) as engine:
+        yield engine

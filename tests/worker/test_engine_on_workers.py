@@ -1,0 +1,292 @@
+"""The whole way through a real worker process with tiny random models: SPEC's identities, company, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.fakes import answer
+from tests.tiny import save_tiny
+from w2s_core.build.local import build_engine
+from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig
+from w2s_core.engine.engine import Engine
+from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError
+from w2s_core.pool.pool import WorkerPool
+from w2s_core.text.tokenizer import TextCodec
+from w2s_core.types import (
+    ChatPrompt,
+    GenerationRequest,
+    Guidance,
+    SamplingParams,
+    TextCommitted,
+    TextPrompt,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PROMPT = TextPrompt("Once upon a time")
+ASK = GenerationRequest("guided", (PROMPT,), SamplingParams(max_tokens=24, seed=11))
+FOREIGN = Guidance("cbs", {"foreign": 1.0}, beam_width=3, successors=3, chunk_length=4)
+
+
+def pool_of(engine: Engine) -> WorkerPool:
+    assert isinstance(engine._devices, WorkerPool)
+    return engine._devices
+
+
+async def assert_nothing_is_held(engine: Engine) -> None:
+    assert (engine.admission.rows_running, engine.admission.rows_waiting) == (0, 0)
+    for state in await pool_of(engine).inspect():
+        assert set(state.slots_used.values()) == {0}
+        assert state.jobs == 0
+
+
+def logprob(folder: Path, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> float:
+    """log p(tokens | prompt) by transformers alone, from scratch."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)
+    return sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(tokens))
+
+
+async def test_one_beam_one_successor_is_plain_sampling(engine: Engine) -> None:
+    for length in (1, 5, 100):
+        guidance = Guidance("cbs", {"same": 1.0}, 1, 1, length)
+        [guided] = await answer(engine, replace(ASK, guidance=guidance))
+        [plain] = await answer(engine, replace(ASK, model="plain"))
+        assert guided.tokens == plain.tokens
+        assert guided.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
+
+
+async def test_one_beam_whole_answers_is_best_of_n(engine: Engine) -> None:
+    pairs = {"same": 1.0}
+    [wide] = await answer(engine, replace(ASK, guidance=Guidance("cbs", pairs, 1, 6, 24)))
+    [named] = await answer(engine, replace(ASK, guidance=Guidance("best_of_n", pairs, successors=6)))
+    [openai] = await answer(engine, replace(ASK, best_of=6))
+    samples = await answer(engine, replace(ASK, model="plain", n=6))
+    scored = await answer(engine, replace(ASK, guidance=Guidance("best_of_n", pairs, successors=6), n=6))
+    assert {y.tokens for y in scored} == {y.tokens for y in samples}
+    assert wide.tokens == named.tokens == openai.tokens == scored[0].tokens
+    assert [y.score for y in scored] == sorted((y.score for y in scored), reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_scores_are_those_of_whole_answers_from_scratch(
+    engine: Engine, folders: dict[str, Path], seed: int
+) -> None:
+    request = replace(ASK, sampling=SamplingParams(max_tokens=40, seed=seed))
+    [same] = await answer(engine, request)
+    codec = TextCodec(str(folders["tuned"]))
+    prompt = codec.encode(PROMPT.text, special_tokens=True)
+    tokens = same.tokens + ((codec.eos,) if same.ended and codec.eos is not None else ())
+    expected = logprob(folders["tuned"], prompt, tokens) - logprob(folders["untuned"], prompt, tokens)
+    assert same.score == pytest.approx(expected, abs=1e-4)
+
+    [foreign] = await answer(engine, replace(request, guidance=FOREIGN))
+    codec = TextCodec(str(folders["foreign-tuned"]))
+    prompt = codec.encode("Q: " + PROMPT.text, special_tokens=True)
+    tokens = codec.encode(foreign.text, special_tokens=False)
+    tokens += (codec.eos,) if foreign.ended and codec.eos is not None else ()
+    expected = logprob(folders["foreign-tuned"], prompt, tokens) - logprob(folders["foreign-untuned"], prompt, tokens)
+    assert foreign.scores["foreign"] == pytest.approx(expected, abs=1e-4)
+
+
+async def test_a_request_is_answered_the_same_alone_and_among_others(engine: Engine) -> None:
+    kinds = [
+        ASK,
+        replace(ASK, guidance=FOREIGN),
+        replace(ASK, model="plain", n=3),
+        replace(
+            ASK, model="plain", sampling=SamplingParams(max_tokens=30, temperature=0.7, top_k=20, top_p=0.9, seed=3)
+        ),
+        replace(ASK, best_of=5),
+    ]
+    alone = [await answer(engine, request) for request in kinds]
+    others = [
+        replace(ASK, model=model, prompts=(TextPrompt("x" * size),), sampling=SamplingParams(max_tokens=33, seed=size))
+        for size, model in enumerate(["plain", "guided"] * 4, start=1)
+    ]
+    together = await asyncio.gather(*(answer(engine, request) for request in kinds + others))
+    for before, after in zip(alone, together, strict=False):
+        assert [y.text for y in before] == [y.text for y in after]
+    await assert_nothing_is_held(engine)
+
+
+async def test_greedy_is_transformers_greedy(engine: Engine, folders: dict[str, Path]) -> None:
+    codec = TextCodec(str(folders["large"]))
+    prompt = codec.encode(PROMPT.text, special_tokens=True)
+    model = AutoModelForCausalLM.from_pretrained(folders["large"])
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=257)[0]
+    request = replace(ASK, model="plain", sampling=SamplingParams(max_tokens=20, temperature=0))
+    [found] = await answer(engine, request)
+    assert list(found.tokens) == [t for t in expected[len(prompt) :].tolist() if t != 257]
+
+
+async def test_a_chat_goes_through_each_models_own_template(engine: Engine) -> None:
+    chat = ChatPrompt(({"role": "user", "content": "Hi"},))
+    [found] = await answer(engine, replace(ASK, prompts=(chat,), guidance=replace(FOREIGN, pairs={"same": 1.0})))
+    assert found.length > 0
+
+
+async def test_a_client_that_leaves_frees_its_rows(engine: Engine) -> None:
+    for model in ("plain", "guided"):
+        request = replace(ASK, model=model, sampling=SamplingParams(max_tokens=400, seed=1))
+        async with aclosing(engine.generate(request)) as events:
+            async for event in events:
+                assert isinstance(event, TextCommitted)
+                break
+        await assert_nothing_is_held(engine)
+
+
+async def test_a_search_survives_its_workers_death(config: EngineConfig) -> None:
+    async with build_engine(config) as engine:
+        await kill_in_the_middle(engine)
+
+
+async def test_a_worker_that_hangs_is_replaced_and_its_searches_go_on(config: EngineConfig) -> None:
+    workers = replace(config.workers, heartbeat_timeout_s=1.0)
+    async with build_engine(replace(config, workers=workers)) as engine:
+        expected = await answer(engine, ASK)
+        first = pool_of(engine).workers[0]
+        os.kill(first.pid, signal.SIGSTOP)
+        assert [y.text for y in await answer(engine, ASK)] == [y.text for y in expected]
+        assert pool_of(engine).workers[0] is not first
+
+
+async def test_large_model_and_pair_may_live_on_different_devices(config: EngineConfig) -> None:
+    """Two processes, and each loads what is its own; the answer is that of one process."""
+    far = replace(
+        config,
+        workers=replace(config.workers, devices=("cpu:0", "cpu:1")),
+        large_models={"large": replace(config.large_models["large"], devices=("cpu:0",))},
+        pairs={name: replace(pair, devices=("cpu:1",)) for name, pair in config.pairs.items()},
+    )
+    async with build_engine(config) as engine:
+        expected = await answer(engine, ASK)
+    async with build_engine(far) as engine:
+        assert [len(worker.models) for worker in pool_of(engine).workers] == [1, 4]
+        assert [y.text for y in await answer(engine, ASK)] == [y.text for y in expected]
+
+
+async def test_several_workers_share_the_requests(config: EngineConfig) -> None:
+    async with build_engine(replace(config, workers=replace(config.workers, devices=("cpu", "cpu")))) as engine:
+        seen: set[int] = set()
+
+        async def watched(request: GenerationRequest) -> list[str]:
+            result = await answer(engine, request)
+            seen.update(worker.rows for worker in pool_of(engine).workers)
+            return [y.text for y in result]
+
+        requests = [replace(ASK, sampling=SamplingParams(max_tokens=30, seed=seed)) for seed in range(6)]
+        together = await asyncio.gather(*(watched(request) for request in requests))
+        assert together == [[y.text for y in await answer(engine, request)] for request in requests]
+        assert all(worker.rows == 0 for worker in pool_of(engine).workers)
+        assert len(seen) > 1
+        await assert_nothing_is_held(engine)
+
+
+async def test_a_device_that_is_no_workers_is_refused_by_name(config: EngineConfig) -> None:
+    large = {"large": replace(config.large_models["large"], devices=("cuda:7",))}
+    with pytest.raises(ConfigurationError, match=r"large_models\.large\.devices"):
+        build_engine(replace(config, large_models=large))
+
+
+LONG = SamplingParams(max_tokens=120, seed=5)
+
+
+async def kill_in_the_middle(engine: Engine, sampling: SamplingParams = LONG) -> None:
+    request = replace(ASK, sampling=sampling)
+    requests = [request, replace(request, model="plain", n=2), replace(request, guidance=FOREIGN)]
+    undisturbed = [await answer(engine, r) for r in requests]
+    tasks = [asyncio.create_task(answer(engine, r)) for r in requests]
+    events = engine.generate(request)
+    async with aclosing(events):
+        async for _ in events:  # the worker is in the middle of it
+            os.kill(pool_of(engine).workers[0].pid, signal.SIGKILL)
+            break
+    disturbed = await asyncio.gather(*tasks)
+    assert [[y.text for y in ys] for ys in disturbed] == [[y.text for y in ys] for ys in undisturbed]
+    assert engine.ready
+    await assert_nothing_is_held(engine)
+
+
+async def test_an_answer_that_outgrows_the_pair_is_refused_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    small = save_tiny(tmp_path / "small", pairs=True, context_length=16)
+    config = EngineConfig(
+        {"large": LargeModelConfig(str(folders["large"]))},
+        {"guided": ServedModelConfig("large", Guidance("cbs", {"small": 1.0}, 2, 2, 8))},
+        {"small": PairConfig(str(small), str(small), prompt_template="")},
+    )
+    async with build_engine(config) as engine:
+        with pytest.raises(RequestError, match="outgrown the pair") as caught:
+            await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=200, seed=1)))
+        assert caught.value.param == "max_tokens"
+        await assert_nothing_is_held(engine)
+
+
+async def test_what_the_kv_cache_could_never_hold_is_refused_at_once(config: EngineConfig) -> None:
+    """100 tokens of KV (256 bytes each), a context of 512: the prompt takes 16, so 84 are left for an answer."""
+    small = replace(config, workers=replace(config.workers, kv_cache_gb=256 * 100 / 1e9))
+    async with build_engine(small) as engine:
+        assert {model.context_length for model in engine.served_models.values()} == {100}
+        for model in ("plain", "guided"):
+            with pytest.raises(ContextLengthError, match=r"100 tokens.*101") as caught:
+                await answer(engine, replace(ASK, model=model, sampling=SamplingParams(max_tokens=85)))
+            assert caught.value.param == "prompt"
+        assert len(PROMPT.text) == 16
+        greedy = SamplingParams(temperature=0)
+        for guidance in (None, Guidance("cbs", {"same": 1.0}, 1, 1, 9)):
+            [longest] = await answer(engine, replace(ASK, model="plain", sampling=greedy, guidance=guidance))
+            assert longest.length == 84, "choose a prompt whose greedy answer does not end"
+        tight = replace(FOREIGN, beam_width=1, successors=1)
+        # With its own prompt of 100 tokens the pair has no room for any answer.
+        ask = replace(ASK, sampling=SamplingParams(max_tokens=1), guidance=tight)
+        unscorable = replace(ask, prompts=(TextPrompt("x" * 97),))
+        with pytest.raises(ContextLengthError, match=r"100 tokens.*101"):
+            await answer(engine, unscorable)
+        await assert_nothing_is_held(engine)
+
+
+async def test_a_pair_without_chat_template_needs_a_prompt_template(folders: dict[str, Path], tmp_path: Path) -> None:
+    bare = save_tiny(tmp_path / "bare", template=None)
+    large = {"large": LargeModelConfig(str(folders["large"]))}
+    served = {"plain": ServedModelConfig("large")}
+    with pytest.raises(ConfigurationError, match="prompt_template"):
+        build_engine(EngineConfig(large, served, {"bare": PairConfig(str(bare), str(bare))}))
+
+
+@pytest.mark.parametrize(
+    ("served", "message"),
+    [
+        ({"x": ServedModelConfig("nobody")}, "served_models.x.large"),
+        ({"x": ServedModelConfig("large", Guidance("cbs", {"nobody": 1.0}))}, "served_models.x.guidance.pairs"),
+    ],
+)
+async def test_names_that_lead_nowhere_are_refused(
+    config: EngineConfig, served: dict[str, ServedModelConfig], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        build_engine(replace(config, served_models=served))
+
+
+async def test_weights_that_cannot_be_loaded_are_the_operators_error(config: EngineConfig, tmp_path: Path) -> None:
+    broken = save_tiny(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"nonsense")
+    engine = build_engine(replace(config, large_models={"large": LargeModelConfig(str(broken))}))
+    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+        await engine.__aenter__()
+
+
+async def test_a_stopped_pool_serves_nobody(config: EngineConfig) -> None:
+    async with build_engine(config) as engine:
+        assert engine.ready
+    with pytest.raises(UnavailableError):
+        await answer(engine, ASK)

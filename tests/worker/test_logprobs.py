@@ -1,0 +1,164 @@
+"""Likely alternatives and a prompt's own log-probabilities, against a model run from scratch (float32, 1e-4)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import FAMILIES, tiny_model
+from tests.worker.test_scheduler import CPU, MODEL, drain, sample_job, scheduler, state
+from w2s_core.pool.messages import (
+    CloseSession,
+    Outcome,
+    PromptJob,
+    PromptResult,
+    Row,
+    RowNews,
+    SampleNews,
+    Sampling,
+    ScoreJob,
+)
+from w2s_core.types import PromptLogprobs, Tokens
+from w2s_core.worker.loading import make_runner
+from w2s_core.worker.models import Scheduler
+from w2s_core.worker.token_tree import TokenTree
+from w2s_core.worker.top_logprobs import likeliest
+
+
+def from_scratch(tokens: Tokens, model: torch.nn.Module = MODEL) -> torch.Tensor:
+    """(tokens, vocab): log-probabilities of what follows each token."""
+    with torch.inference_mode():
+        logprobs: torch.Tensor = model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+    return logprobs
+
+
+def found(outcomes: list[Outcome], job: int) -> PromptLogprobs:
+    [result] = [o for o in outcomes if isinstance(o, PromptResult) and o.id == job]
+    return result.found
+
+
+def assert_right(result: PromptLogprobs, prompt: Tokens, top: int, model: torch.nn.Module = MODEL) -> None:
+    expected = from_scratch(prompt, model)[:-1]
+    followers = torch.tensor(prompt[1:], dtype=torch.long)
+    chosen = expected.gather(1, followers[:, None])[:, 0]
+    assert result.logprobs == pytest.approx(chosen.tolist(), abs=1e-4)
+    assert len(result.alternatives) == len(result.ranks) == len(prompt) - 1
+    best = expected.topk(max(top, 1), dim=1)
+    for i, alternatives in enumerate(result.alternatives):
+        assert [nats for _, nats in alternatives] == pytest.approx(best.values[i, :top].tolist(), abs=1e-4)
+        for token, nats in alternatives:
+            assert nats == pytest.approx(expected[i, token].item(), abs=1e-4)
+            assert token != prompt[i + 1] or nats == result.logprobs[i], "equal to the last bit: lm-eval compares them"
+        tolerance = int((expected[i] - chosen[i]).abs().lt(1e-4).sum())  # near ties
+        assert abs(result.ranks[i] - int((expected[i] > chosen[i]).sum()) - 1) < tolerance
+
+
+def numbers(count: int, seed: int = 0) -> Tokens:
+    chance = random.Random(seed)
+    return tuple(chance.randrange(256) for _ in range(count))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_prompts_logprobs_for_each_family(family: str) -> None:
+    subject = Scheduler({"m": make_runner(tiny_model(family), CPU, 1 << 22)})
+    prompt = numbers(40)
+    subject.take(PromptJob(1, 1, "m", prompt, 3))
+    assert_right(found(drain(subject), 1), prompt, 3, tiny_model(family))
+
+
+@pytest.mark.parametrize("length", [1, 2, 256, 257, 258, 500])
+def test_prompts_of_any_length_in_bounded_slices(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, rows = scheduler(), []
+    runner = subject._queues["m"].runner
+    forward = runner.forward
+    monkeypatch.setattr(runner, "forward", lambda batch: rows.append(len(out := forward(batch))) or out)
+    prompt = numbers(length)
+    subject.take(PromptJob(1, 1, "m", prompt, 2))
+    assert_right(found(drain(subject), 1), prompt, 2)
+    assert sum(rows) == length - 1
+    assert max(rows, default=0) <= 256, "logits of the whole text at once"
+
+
+def test_a_remembered_prompt_is_read_all_the_same_and_then_serves_the_next() -> None:
+    subject, prompt = scheduler(), numbers(60)
+    for number in (1, 2):
+        subject.take(sample_job(10 + number, [Row((), 1, 3)], prompt))
+        drain(subject)
+        subject.take(PromptJob(number, number, "m", prompt, 1))
+        assert_right(found(drain(subject), number), prompt, 1)
+        subject.take(CloseSession(10 + number))
+        subject.take(CloseSession(number))
+    subject.take(sample_job(3, [Row((), 1, 3)], prompt))
+    assert subject._queues["m"].trees[3].prompt_fed == 59
+    drain(subject)
+    state(subject)
+
+
+def test_prompts_are_read_beside_other_work_and_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KV is taken from the younger ones in the middle of their prompts; what they know they keep."""
+    monkeypatch.setattr("w2s_core.worker.scheduler._SLICE", 32)
+    subject, lost = scheduler(cache_bytes=256 * 400), []
+    evict = TokenTree.evict
+    monkeypatch.setattr(TokenTree, "evict", lambda tree: lost.append(tree.prompt_fed) or evict(tree))
+    subject.take(sample_job(1, [Row((), i, 40) for i in range(8)]))
+    for number in (5, 6):
+        subject.take(PromptJob(number, number, "m", numbers(300, number), 2))
+    subject.take(ScoreJob(9, 9, "m", (8, 9), (tuple(range(60)),)))
+    outcomes: list[Outcome] = []
+    while not subject.idle:
+        outcomes += subject.turn()
+        state(subject)
+    assert max(lost) > 32, "nobody lost KV in the middle of a prompt"
+    for number in (5, 6):
+        assert_right(found(outcomes, number), numbers(300, number), 2)
+
+
+def rows_of(outcomes: list[Outcome], job: int) -> list[RowNews]:
+    return [row for o in outcomes if isinstance(o, SampleNews) and o.id == job for row in o.rows]
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"temperature": 0.5, "top_k": 3}])
+def test_alternatives_stand_beside_what_was_drawn(changes: dict[str, Any]) -> None:
+    subject, prompt = scheduler(), (1, 2, 3)
+    subject.take(sample_job(1, [Row((), 7, 20), Row((), 8, 20)], prompt, sampling=Sampling(**changes, alternatives=4)))
+    subject.take(sample_job(2, [Row((), 7, 20)], prompt, sampling=Sampling(**changes, alternatives=1)))
+    subject.take(sample_job(3, [Row((), 7, 20)], prompt, sampling=Sampling(**changes)))
+    outcomes = drain(subject)
+    asked, less, nothing = rows_of(outcomes, 1)[0], rows_of(outcomes, 2)[0], rows_of(outcomes, 3)[0]
+    assert asked.tokens == less.tokens == nothing.tokens
+    assert asked.logprobs == pytest.approx(nothing.logprobs, abs=1e-5), "asking must not change anything"
+    assert nothing.alternatives == ()
+    assert [[token for token, _ in found[:1]] for found in asked.alternatives] == [
+        [token for token, _ in found] for found in less.alternatives
+    ]
+    expected = from_scratch(prompt + asked.tokens)[len(prompt) - 1 :]
+    drawn = (*asked.tokens, *([asked.ending] if asked.ended else []))
+    for i, (token, alternatives) in enumerate(zip(drawn, asked.alternatives, strict=True)):
+        assert [nats for _, nats in alternatives] == pytest.approx(expected[i].topk(4).values.tolist(), abs=1e-4)
+        assert asked.logprobs[i] == pytest.approx(expected[i, token].item(), abs=1e-4), "before temperature and top_k"
+        assert dict(alternatives).get(token, asked.logprobs[i]) == asked.logprobs[i], "equal to the last bit"
+
+
+def test_a_drawn_tokens_logprob_is_the_same_among_the_alternatives_to_the_last_bit() -> None:
+    subject = scheduler()
+    subject.take(sample_job(1, [Row((), key, 20) for key in range(8)], sampling=Sampling(alternatives=300)))
+    for row in rows_of(drain(subject), 1):
+        for token, nats, alternatives in zip(row.tokens, row.logprobs, row.alternatives, strict=False):
+            assert dict(alternatives)[token] == nats
+
+
+def test_nobody_pays_who_does_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, sizes = scheduler(), []
+    monkeypatch.setattr(
+        "w2s_core.worker.scheduler.likeliest", lambda rows, n: sizes.append(len(rows)) or likeliest(rows, n)
+    )
+    subject.take(sample_job(1, [Row((), 7, 5)] * 3))
+    drain(subject)
+    assert not sizes
+    subject.take(sample_job(2, [Row((), 7, 5)] * 3))
+    subject.take(sample_job(3, [Row((), 7, 5)], sampling=Sampling(alternatives=2)))
+    drain(subject)
+    assert set(sizes) == {1}

@@ -1,0 +1,58 @@
+"""A step on a device that cannot be read: what would wait for a GPU inside it, or mixes devices, fails.
+
+Torch's "meta" device computes shapes only; whatever asks it for a value raises.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tiny import FAMILIES, tiny_model
+from w2s_core.pool.messages import Sampling
+from w2s_core.worker import sampling
+from w2s_core.worker.batch import Batch
+from w2s_core.worker.loading import make_runner
+from w2s_core.worker.logits_processors import Adjustment, Adjustments
+from w2s_core.worker.sampling import Draw
+from w2s_core.worker.token_tree import TokenTree
+
+UNREADABLE = torch.device("meta")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
+    runner, _ = make_runner(tiny_model(family).to(UNREADABLE), UNREADABLE, 1 << 20)
+    trees = [TokenTree(runner.cache, prompt) for prompt in ((1, 2, 3), tuple(range(30)))]
+    for answers in ([(4, 5), (4, 6)], [(4, 5, 6), (4, 6, 7, 8)]):
+        batch = Batch(100)
+        for tree in trees:
+            for answer in answers:
+                batch.request(tree, tree.descend(answer))
+        logits = runner.forward(batch)
+        assert logits.shape == (4, 300)
+        assert logits.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [Sampling(temperature=0.0)],
+        [Sampling()],
+        [Sampling(temperature=0.7)],
+        [Sampling(top_p=0.9)],
+        [Sampling(top_k=5)],
+        [Sampling(temperature=0.0), Sampling(), Sampling(temperature=0.5, top_k=3, top_p=0.5), Sampling()],
+        [Sampling(presence_penalty=1.0, min_p=0.1, logit_bias=((3, 1.0),), bad_words=((5, 6), (7,)), min_tokens=9)],
+    ],
+    ids=["greedy", "plain", "cool", "nucleus", "top-k", "mixed", "adjusted"],
+)
+def test_a_draw_reads_nothing_but_its_result(kinds: list[Sampling]) -> None:
+    def draw(kind: Sampling) -> Draw:
+        adjustment = Adjustment(Adjustments(kind, (1, 2), (257,)), (3, 4, 5)) if kind.adjusts else None
+        return Draw(kind, 0.5, adjustment)
+
+    logits = torch.empty(len(kinds), 3000, device=UNREADABLE)
+    tokens, logprobs = sampling._draw(logits, [draw(kind) for kind in kinds])
+    assert (tokens.shape, logprobs.shape) == ((len(kinds),), (len(kinds),))
+    assert tokens.device.type == logprobs.device.type == "meta"

@@ -1,0 +1,90 @@
+"""The draw's distribution, its truncations, and that rows do not see each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from w2s_core.pool.messages import Sampling
+from w2s_core.search.randomness import root_key, successor_key, uniform
+from w2s_core.worker.sampling import Draw, draw_tokens
+
+
+def numbers(n: int) -> list[float]:
+    return [uniform(successor_key(root_key(4), 0, i), 0) for i in range(n)]
+
+
+def reference(logits: torch.Tensor, draw: Sampling) -> torch.Tensor:
+    """The probabilities that a row should be drawn from, in float64, one step after the other."""
+    scaled = logits.double() / draw.temperature
+    if draw.top_k:
+        scaled[scaled < scaled.topk(min(draw.top_k, len(scaled))).values[-1]] = float("-inf")
+    probabilities = scaled.softmax(0)
+    order = probabilities.argsort(descending=True)
+    before = probabilities[order].cumsum(0) - probabilities[order]
+    probabilities[order[(before >= draw.top_p) & (before > 0)]] = 0
+    return probabilities / probabilities.sum()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(0.7), Sampling(1, 0.8), Sampling(1.3, 1, 5), Sampling(0.7, 0.9, 12)],
+    ids=["plain", "cool", "nucleus", "top-k", "both"],
+)
+def test_frequencies_are_the_probabilities(sampling: Sampling) -> None:
+    """40,000 draws of 30 tokens: chi² with ≤ 29 degrees of freedom exceeds 85 with p < 10⁻⁶."""
+    torch.manual_seed(0)
+    logits, n = torch.randn(30) * 1.5, 40_000
+    draws = [Draw(sampling, u) for u in numbers(n)]
+    tokens, _ = draw_tokens(logits.expand(n, 30), draws)
+    expected = reference(logits, sampling) * n
+    counts = torch.bincount(torch.tensor(tokens), minlength=30).double()
+    assert counts[expected == 0].sum() == 0
+    possible = expected > 0
+    assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < 85
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_row_does_not_depend_on_its_neighbours(data: st.DataObject) -> None:
+    samplings = st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.5, 1.0]),
+        top_p=st.sampled_from([0.3, 0.95, 1.0]),
+        top_k=st.sampled_from([0, 1, 7, 2000]),
+    )
+    kinds = st.builds(Draw, samplings, number=st.floats(0, 1, exclude_max=True))
+    draws = data.draw(st.lists(kinds, min_size=1, max_size=6))
+    torch.manual_seed(len(draws))
+    logits = torch.randn(len(draws), 3000)
+    together, logprobs = draw_tokens(logits, draws)
+    alone = [draw_tokens(logits[i : i + 1], [draw]) for i, draw in enumerate(draws)]
+    assert together == [tokens[0] for tokens, _ in alone]
+    assert logprobs == pytest.approx([p[0] for _, p in alone], abs=1e-5)
+
+
+def test_a_nucleus_wider_than_the_first_try_is_whole() -> None:
+    """Flat logits over 3,000 tokens: top_p 0.9 needs 2,700 of them, more than the 1,024 that are sorted first."""
+    draws = [Draw(Sampling(1.0, 0.9, 0), u) for u in (0.0, 0.5, 0.999)]
+    tokens, _ = draw_tokens(torch.arange(3000.0).expand(3, 3000) * -1e-6, draws)
+    assert tokens[0] == 0
+    assert tokens[1] == pytest.approx(1350, abs=15)
+    assert tokens[2] == pytest.approx(2698, abs=15)
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-53])
+def test_an_impossible_token_is_never_drawn(number: float) -> None:
+    logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf"), float("-inf")]])
+    for top_k in (0, 2):
+        [token], [logprob] = draw_tokens(logits, [Draw(Sampling(1.0, 1.0, top_k), number)])
+        assert token in (1, 3)
+        assert logprob == pytest.approx(-0.6931, abs=1e-4)
+
+
+def test_log_probabilities_are_those_before_temperature() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0]])
+    [token], [logprob] = draw_tokens(logits, [Draw(Sampling(0.0, 1.0, 0), 0.3)])
+    assert token == 2
+    assert logprob == pytest.approx(logits.log_softmax(1)[0, 2].item())

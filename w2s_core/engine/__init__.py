@@ -1,0 +1,1 @@
+"""A request from admission to events: planned, searched, streamed and observed."""

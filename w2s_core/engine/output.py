@@ -1,0 +1,136 @@
+"""What of the beam is final, as events: text, and where it is asked for the tokens that the text is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+from w2s_core.text.offsets import Place, Placer
+from w2s_core.text.tokenizer import Codec, common_prefix, withhold
+from w2s_core.types import (
+    Alternatives,
+    ChoiceFinished,
+    Hypothesis,
+    PlacedToken,
+    PromptLogprobs,
+    SamplingParams,
+    TextCommitted,
+    Tokens,
+)
+
+
+class ChoiceWriter:
+    """Sends text once it is final: what every hypothesis still in the beam agrees on, behind which no stop string
+    can begin any more."""
+
+    def __init__(self, index: int, stops: Sequence[str]) -> None:
+        self.index = index
+        self._stops = stops
+        self._sent = 0  # characters
+
+    def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
+        """What is final now and was not before: one event or none."""
+        return self._send(self._agreed(beam))
+
+    def finish(self, answer: Hypothesis, *, guided: bool) -> list[TextCommitted | ChoiceFinished]:
+        """The rest of the answer, and that this was it."""
+        return [*self._send(answer.text), ChoiceFinished(self.index, answer, guided)]
+
+    def _agreed(self, beam: Sequence[Hypothesis]) -> str:
+        return common_prefix([self._visible(y) for y in beam])
+
+    def _visible(self, y: Hypothesis) -> str:
+        return y.text if y.finished else y.text[: len(y.text) - withhold(y.text, self._stops)]
+
+    def _send(self, text: str, tokens: Sequence[PlacedToken] = ()) -> list[TextCommitted]:
+        """`text` is the answer so far."""
+        new = text[self._sent :]
+        self._sent += len(new)
+        return [TextCommitted(self.index, new, tuple(tokens))] if new else []
+
+
+class TokenWriter(ChoiceWriter):
+    """Sends text by whole tokens, and those tokens with it. Beams that agree on a text must agree on its tokens too."""
+
+    def __init__(self, index: int, sampling: SamplingParams, codec: Codec) -> None:
+        super().__init__(index, sampling.stop)
+        self._codec = codec
+        self._placer = Placer(codec, verbatim=not sampling.skip_special_tokens)
+        self._read = 0  # tokens on which the beam agrees
+        self._waiting: list[Place] = []
+
+    def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
+        text = self._agreed(beam)
+        agreed = _common_tokens([y.tokens for y in beam], self._read)
+        self._waiting += self._placer.place(beam[0].tokens[self._read : agreed])
+        self._read = max(self._read, agreed)
+        ready = _whole(self._waiting, len(text))
+        if not ready:
+            return []
+        self._waiting = self._waiting[len(ready) :]
+        return self._send(text[: ready[-1].end], self._told(ready, beam[0]))
+
+    def finish(self, answer: Hypothesis, *, guided: bool) -> list[TextCommitted | ChoiceFinished]:
+        committed = self.commit([answer])
+        length = len(answer.text)
+        if answer.ended and answer.ending is not None:
+            self._waiting += self._placer.place([answer.ending])
+        rest = [place for place in [*self._waiting, *self._placer.rest(length)] if place.number < answer.length]
+        tokens = tuple(self._told(rest, answer))
+        text = self._send(answer.text, tokens)
+        return [*committed, *text, ChoiceFinished(self.index, answer, guided, () if text else tokens)]
+
+    def _told(self, places: Iterable[Place], y: Hypothesis) -> list[PlacedToken]:
+        return [
+            told(
+                self._codec,
+                replace(place, start=min(place.start, len(y.text))),
+                y.logprobs[place.number] if place.number < len(y.logprobs) else None,
+                y.alternatives[place.number] if place.number < len(y.alternatives) else (),
+            )
+            for place in places
+        ]
+
+
+def placed_prompt(codec: Codec, prompt: Tokens, found: PromptLogprobs | None) -> list[PlacedToken]:
+    """The prompt's tokens in the text that they decode to, with what is known of their log-probabilities."""
+    placer = Placer(codec)
+    places = [*placer.place(prompt), *placer.rest(len(codec.decode(prompt)))]
+    if found is None:
+        return [told(codec, place, None, ()) for place in places]
+    first, *others = places
+    return [
+        told(codec, first, None, ()),
+        *(
+            replace(told(codec, place, nats, alternatives), rank=rank)
+            for place, nats, rank, alternatives in zip(
+                others, found.logprobs, found.ranks, found.alternatives, strict=True
+            )
+        ),
+    ]
+
+
+def told(codec: Codec, place: Place, logprob: float | None, alternatives: Alternatives) -> PlacedToken:
+    """A token as events carry it. Among the alternatives it has the text that it has in its own place."""
+    pieces = [place.piece if token == place.token else codec.piece(token) for token, _ in alternatives]
+    named = tuple((token, piece, nats) for (token, nats), piece in zip(alternatives, pieces, strict=True))
+    return PlacedToken(place.token, place.piece, place.start, logprob, alternatives=named)
+
+
+def _whole(places: Sequence[Place], length: int) -> list[Place]:
+    """The first of these tokens that make up whole characters, of the first `length` ones."""
+    ready = list(takewhile(lambda place: place.end <= length, places))
+    following = places[len(ready)] if len(ready) < len(places) else None
+    # A token without text may yet be cut off, with a stop string behind it.
+    while ready and (ready[-1].start == ready[-1].end or (following and following.start < ready[-1].end)):
+        following = ready.pop()
+    return ready
+
+
+def _common_tokens(answers: Sequence[Tokens], known: int) -> int:
+    """On how many tokens all agree, who agree on the first `known`."""
+    shortest = min(map(len, answers))
+    while known < shortest and all(answer[known] == answers[0][known] for answer in answers):
+        known += 1
+    return known

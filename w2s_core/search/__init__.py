@@ -1,0 +1,1 @@
+"""The paper's algorithm and its randomness. Imports types and interfaces alone."""

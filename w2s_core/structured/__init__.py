@@ -1,0 +1,1 @@
+"""Structured output: grammars, and tool calls written, parsed and enforced."""

@@ -1,0 +1,1 @@
+"""Prometheus metrics, OpenTelemetry traces and the record of a request."""

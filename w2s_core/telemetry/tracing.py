@@ -1,0 +1,188 @@
+"""OpenTelemetry spans: request → chunk → propose, score → remote call. Counts and configured names, never texts.
+
+The only importer of opentelemetry, itself imported only where `traces` is on.
+
+Generators never leave a span current across a `yield`: whoever drives them may be in another context by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    format_trace_id,
+    get_current_span,
+    set_span_in_context,
+    use_span,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from w2s_core.interfaces import Proposer, Scoring
+from w2s_core.remote.provider import Attempt
+from w2s_core.telemetry.request_record import RequestRecord
+from w2s_core.types import Bought, Hypothesis, Round, Score
+
+T = TypeVar("T")
+_CALLER = TraceContextTextMapPropagator()  # W3C's traceparent and tracestate
+_GOOD = ("stop", "length", "cancelled")
+
+
+def otlp_tracing() -> Tracing:
+    """Sends spans by OTLP over HTTP, as the standard's own OTEL_* variables say (endpoint, headers, sampling, name)."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    resource = Resource({SERVICE_NAME: "w2s"}).merge(OTELResourceDetector().detect())
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return Tracing(provider)
+
+
+class Tracing:
+    """Started and stopped with the engine; stopping sends what is left."""
+
+    ready = True
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+        self._tracer = provider.get_tracer("w2s")
+
+    async def start(self) -> None:
+        """Nothing to wait for: a collector that is down costs spans, not requests."""
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self._provider.shutdown)
+
+    def request(self, caller: Mapping[str, str]) -> RequestTrace:
+        """A request's span, under the caller's own if its headers name one."""
+        return RequestTrace(self._tracer, caller)
+
+    def remote_attempt(self, attempt: Attempt) -> None:
+        """A provider's call that has just ended, under the span that it was made for, if any."""
+        if not get_current_span().get_span_context().is_valid:
+            return
+        now = time.time_ns()
+        span = self._tracer.start_span(
+            "remote call",
+            kind=SpanKind.CLIENT,
+            start_time=now - round(attempt.seconds * 1e9),
+            attributes={"w2s.provider": attempt.provider, "w2s.status": attempt.status, "w2s.attempt": attempt.number},
+        )
+        span.end(now)
+
+
+class RequestTrace:
+    """One request's span and what hangs under it."""
+
+    def __init__(self, tracer: Tracer, caller: Mapping[str, str]) -> None:
+        self._tracer = tracer
+        self._span = tracer.start_span("request", context=_CALLER.extract(caller), kind=SpanKind.SERVER)
+        self._context = set_span_in_context(self._span)
+
+    @property
+    def id(self) -> str:
+        """The trace's, in hex, as collectors show it."""
+        return format_trace_id(self._span.get_span_context().trace_id)
+
+    def end(self, record: RequestRecord) -> None:
+        known = {
+            "served_model": record.served_model,
+            "method": record.method,
+            "outcome": record.outcome,
+            "rows": record.rows,
+            "chunks": record.chunks,
+            "prompt_tokens": record.prompt_tokens,
+            "returned_tokens": record.returned_tokens,
+            "sampled_tokens": record.sampled_tokens,
+            "scored_tokens": record.scored_tokens,
+            "queue_s": record.queue_s,
+        }
+        self._span.set_attributes({f"w2s.{name}": value for name, value in known.items() if value is not None})
+        if record.outcome not in _GOOD:
+            self._span.set_status(StatusCode.ERROR, record.outcome)
+        self._span.end()
+
+    def proposes(self, proposer: Proposer) -> Proposer:
+        """The same, in spans."""
+        return _TracedProposer(proposer, self._tracer)
+
+    async def grows(self, growing: AsyncGenerator[Hypothesis]) -> AsyncGenerator[Hypothesis]:
+        """The same, in one span: a plain answer is proposed in one piece."""
+        span = self._tracer.start_span("propose", context=self._context, attributes={"w2s.rows": 1})
+        try:
+            async with aclosing(growing):
+                while (longer := await _next(growing, span)) is not None:
+                    yield longer
+        finally:
+            span.end()
+
+    def scores(self, scoring: Scoring) -> Scoring:
+        """The same, in spans."""
+        return _TracedScoring(scoring, self._tracer)
+
+    async def chunks(self, rounds: AsyncGenerator[Round]) -> AsyncGenerator[Round]:
+        """The same rounds, each drawn and scored in a span of its own."""
+        async with aclosing(rounds):
+            while True:
+                span = self._tracer.start_span("chunk", context=self._context)
+                try:
+                    chunk = await _next(rounds, span)
+                except BaseException:
+                    span.end()
+                    raise
+                if chunk is None:
+                    return  # a span that never ends is never sent: this was no chunk but the end
+                span.set_attributes({"w2s.candidates": len(chunk.candidates), "w2s.kept": len(chunk.beam)})
+                span.end()
+                yield chunk
+
+
+class _TracedProposer:
+    def __init__(self, proposer: Proposer, tracer: Tracer) -> None:
+        self._inner = proposer
+        self._tracer = tracer
+
+    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        span = self._tracer.start_span("propose", attributes={"w2s.rows": len(beam) * k, "w2s.length": length})
+        with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            return await self._inner.propose(beam, k=k, length=length)
+
+
+class _TracedScoring:
+    def __init__(self, scoring: Scoring, tracer: Tracer) -> None:
+        self._inner = scoring
+        self._tracer = tracer
+
+    @property
+    def scored_tokens(self) -> int:
+        return self._inner.scored_tokens
+
+    @property
+    def bought(self) -> Bought:
+        return self._inner.bought
+
+    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+        span = self._tracer.start_span("expect", attributes={"w2s.candidates": len(candidates)})
+        with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            await self._inner.expect(candidates)
+
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        span = self._tracer.start_span("score", attributes={"w2s.candidates": len(candidates)})
+        with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            return await self._inner.score(candidates)
+
+
+async def _next(source: AsyncGenerator[T], span: Span) -> T | None:
+    """The next item, None at the end; meanwhile `span` is the current one."""
+    with use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
+        return await anext(source, None)

@@ -1,0 +1,1 @@
+"""Tokenizers, detokenization, stop strings, token offsets and chat templates. Imports no torch."""
