@@ -24,7 +24,7 @@ from benchmarks.prompts import excerpt
 from benchmarks.report import write
 from benchmarks.server_process import Server, server_process
 from benchmarks.settings import DEMO, LARGE, Settings, Workload, prepare
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 
 _LIMIT_S = 300.0  # of one level: a server that is stuck must not hold the sweep
 _WARM_UP = Workload(20, 10, DEMO)
@@ -91,10 +91,12 @@ def by_memory(tokens: int) -> list[Workload]:
     return [Workload(prompt, tokens * factor, DEMO) for prompt in (20, 256) for factor in (1, 2, 3)]
 
 
-async def measure(server: Server, codec: TextCodec, load: Workload, seed: int) -> Level:
+async def measure(server: Server, tokenizer: HFTokenizer, load: Workload, seed: int) -> Level:
     """All streams start at once."""
     bodies = [
-        client.body(load.pair or LARGE, excerpt(codec, load.prompt, seed + i), load.tokens, seed + i, **_guidance(load))
+        client.body(
+            load.pair or LARGE, excerpt(tokenizer, load.prompt, seed + i), load.tokens, seed + i, **_guidance(load)
+        )
         for i in range(load.streams)
     ]
     start = time.perf_counter()
@@ -128,9 +130,9 @@ async def sweep(settings: Settings, tokens: int, most: int, *, costs: bool) -> S
     end = time.monotonic() + 60 * settings.minutes
     with tempfile.TemporaryDirectory(prefix="w2s-load-") as folder:
         models = prepare(settings, Path(folder), equal=False)
-        codec = TextCodec(models.large)
+        tokenizer = HFTokenizer(models.large)
         async with server_process(models.engine_config(settings)) as server:
-            await measure(server, codec, _WARM_UP, 0)
+            await measure(server, tokenizer, _WARM_UP, 0)
 
             async def levels(name: str, loads: Sequence[Workload]) -> list[Level]:
                 found = []
@@ -138,7 +140,7 @@ async def sweep(settings: Settings, tokens: int, most: int, *, costs: bool) -> S
                     if time.monotonic() > end:
                         click.echo(f"{name}: no time for the rest", err=True)
                         break
-                    found.append(await measure(server, codec, load, 1))
+                    found.append(await measure(server, tokenizer, load, 1))
                     click.echo(f"{name}: {_line(found[-1])}", err=True)
                 return found
 

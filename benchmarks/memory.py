@@ -15,7 +15,7 @@ from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TokenPrompt
 
 _LOOK_S = 0.02
@@ -45,18 +45,18 @@ async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) 
     tuned, untuned, template = models.pairs[DEMO]
     specs = {name: ModelSpec(name, trust_remote_code=False) for name in (models.large, tuned, untuned)}
     pool = WorkerPool([WorkerSpec("cpu", settings.dtype, settings.threads, 0, specs)])
-    codec = TextCodec(models.large)
-    pair = [PairModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
-    large = LocalLargeModel(models.large, codec, pool)
+    tokenizer = HFTokenizer(models.large)
+    pair = [PairModel(name, HFTokenizer(name), shares_tokens=False) for name in (tuned, untuned)]
+    large = LocalLargeModel(models.large, tokenizer, pool)
     scorer = LocalScorer(pool, pair[0], pair[1], template)
     async with Engine({LARGE: large}, {DEMO: scorer}, {LARGE: (LARGE, None)}, devices=pool) as engine:
-        return [Held(load, await _most_held(engine, pool, models.large, _request(codec, load))) for load in loads]
+        return [Held(load, await _most_held(engine, pool, models.large, _request(tokenizer, load))) for load in loads]
 
 
-def _request(codec: TextCodec, load: Workload) -> GenerationRequest:
+def _request(tokenizer: HFTokenizer, load: Workload) -> GenerationRequest:
     return GenerationRequest(
         LARGE,
-        (TokenPrompt(excerpt(codec, load.prompt, load.tokens)),),
+        (TokenPrompt(excerpt(tokenizer, load.prompt, load.tokens)),),
         SamplingParams(max_tokens=load.tokens, seed=1),
         guidance=Guidance("cbs", {DEMO: 1.0}, load.w, load.k, load.length),
     )

@@ -21,7 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from benchmarks.figures import Spread
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
@@ -33,10 +33,11 @@ from w2s_core.config import (
 )
 from w2s_core.demo.models import PREFIX, SMOLLM2, resolve
 from w2s_core.engine import engine as engine_module
-from w2s_core.engine.early_scoring import EagerProposals
+from w2s_core.engine.early_scoring import EarlyScoringProposer
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import RequestFinished
 from w2s_core.interfaces import Proposer
-from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TextPrompt
+from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TextPrompt
 
 _CONTEXT = 4096
 _WORDS = range(1000, 20000)  # token ids of SmolLM2 that are plain words or pieces of them
@@ -108,7 +109,7 @@ def config_of(url: str, *, remote_pair: bool) -> EngineConfig:
 
 
 class InTurn:
-    """Takes the place of EagerProposals: waits for all beams."""
+    """Takes the place of EarlyScoringProposer: waits for all beams."""
 
     def __init__(self, proposals: Proposer, _scoring: object) -> None:
         self.propose = proposals.propose
@@ -127,14 +128,14 @@ async def seconds(engine: Engine, seed: int) -> float:
 
 async def compare(repeats: int, drawing: Latency, reading: Latency, *, remote_pair: bool) -> tuple[Spread, ...]:
     """Seconds of both ways and the ratio, early ÷ in turn, repeat by repeat."""
-    ways: dict[str, type] = {"early": EagerProposals, "in turn": InTurn}
+    ways: dict[str, type] = {"early": EarlyScoringProposer, "in turn": InTurn}
     taken: dict[str, list[float]] = {way: [] for way in ways}
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(served(provider(drawing, reading)))
         engine = await stack.enter_async_context(build_engine(config_of(url, remote_pair=remote_pair)))
         for repeat in range(-1, repeats):
             for way, proposals in ways.items():
-                with patch.object(engine_module, "EagerProposals", proposals):
+                with patch.object(engine_module, "EarlyScoringProposer", proposals):
                     taken[way].append(await seconds(engine, repeat))
     early, in_turn = taken["early"][1:], taken["in turn"][1:]  # the first ones warmed up
     return Spread.of(early), Spread.of(in_turn), Spread.of([a / b for a, b in zip(early, in_turn, strict=True)])

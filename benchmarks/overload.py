@@ -26,7 +26,7 @@ from benchmarks.report import write
 from benchmarks.server_process import Server, server_process
 from benchmarks.settings import DEMO, Settings, prepare
 from w2s_core.config import EngineConfig, Limits
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 
 _ROWS = 16  # of a request: W·K = 4·4
 _AT_ONCE, _QUEUED = 4, 1  # requests that run and that may wait
@@ -66,11 +66,11 @@ class Level:
 class Load:
     """Guided requests of equal length, each of a seed and a prompt of its own."""
 
-    def __init__(self, server: Server, codec: TextCodec, tokens: int) -> None:
+    def __init__(self, server: Server, tokenizer: HFTokenizer, tokens: int) -> None:
         self.server = server
         self.tokens = tokens
         self.most_waiting = 0
-        self._codec = codec
+        self._tokenizer = tokenizer
         self._numbers = count()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(base_url=server.url, timeout=_PATIENCE_S, limits=limits)
@@ -81,7 +81,7 @@ class Load:
     async def ask(self) -> Asked:
         """Raises where the answer is neither whole nor a refusal."""
         number = next(self._numbers)
-        body = client.body(DEMO, excerpt(self._codec, _PROMPT, number), self.tokens, number)
+        body = client.body(DEMO, excerpt(self._tokenizer, _PROMPT, number), self.tokens, number)
         start = time.perf_counter()
         try:
             answer = await client.stream(self._http, body)
@@ -149,11 +149,13 @@ async def level(load: Load, seconds: float, rate: float | None) -> Level:
     )
 
 
-async def levels(config: EngineConfig, codec: TextCodec, seconds: float, tokens: int, storm: float) -> list[Level]:
+async def levels(
+    config: EngineConfig, tokenizer: HFTokenizer, seconds: float, tokens: int, storm: float
+) -> list[Level]:
     """At capacity, at four times as much, and a storm of `storm` requests a second."""
     found: list[Level] = []
     async with server_process(config) as server:
-        load = Load(server, codec, tokens)
+        load = Load(server, tokenizer, tokens)
         try:
             await asyncio.gather(*(load.ask() for _ in range(_AT_ONCE)))
             for times in (1, 4, None):
@@ -195,7 +197,7 @@ def run(settings: Settings, out: Path, *, seconds: float, tokens: int, storm: fl
             limits=Limits(max_queued_rows=_QUEUED * _ROWS),
             workers=replace(config.workers, max_rows=_AT_ONCE * _ROWS),
         )
-        found = asyncio.run(levels(config, TextCodec(models.large), seconds, tokens, storm))
+        found = asyncio.run(levels(config, HFTokenizer(models.large), seconds, tokens, storm))
     click.echo(table(found))
     write(out / "overload.json", json.dumps(about | {"levels": [asdict(one) for one in found]}, indent=1) + "\n")
     write(out / "overload.md", table(found) + "\n")

@@ -72,7 +72,7 @@ class Search:
 
     @property
     def sampled(self) -> int:
-        """Tokens drawn by the large model, pruned ones included: what is bought of completion."""
+        """Tokens drawn by the large model, pruned ones included: what is paid for as completion tokens."""
         return self.w * self.k * self.answer
 
     @property
@@ -120,7 +120,15 @@ def score_s(parameters: float, search: Search, machine: Machine) -> float:
 
 def counts() -> str:
     """Round trips and tokens: exact, the same for every size and place."""
-    head = ("W/K/L", "round trips", "calls", "completion tokens bought", "÷ returned", "prompt tokens sent", "computed")
+    head = (
+        "W/K/L",
+        "round trips",
+        "calls",
+        "completion tokens bought",
+        "÷ returned",
+        "prompt tokens sent",
+        "computed",
+    )
     rows = [
         (
             f"{s.w}/{s.k}/{s.length}",

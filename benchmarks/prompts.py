@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Tokens
 
 _STEP = 17  # tokens between the beginnings of two excerpts
@@ -24,8 +24,8 @@ def story() -> str:
     return _OPENING + "".join(sentence.format(n=number) for number in _NUMBERS for sentence in _SENTENCES)
 
 
-def excerpt(codec: TextCodec, size: int, number: int) -> Tokens:
+def excerpt(tokenizer: HFTokenizer, size: int, number: int) -> Tokens:
     """Exactly `size` tokens. Other numbers begin elsewhere, so that no cache of prompts can help."""
-    tokens = codec.encode(story(), special_tokens=False)
+    tokens = tokenizer.encode(story(), special_tokens=False)
     first = number * _STEP % (len(tokens) - size)
     return tokens[first : first + size]

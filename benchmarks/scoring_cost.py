@@ -14,17 +14,17 @@ from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Hypothesis, TextPrompt, Tokens
 
 
 class ScoringCost:
     """`measure` plays the large model with random pieces of a story."""
 
-    def __init__(self, scorer: LocalScorer, codec: TextCodec) -> None:
+    def __init__(self, scorer: LocalScorer, tokenizer: HFTokenizer) -> None:
         self._scorer = scorer
-        self._codec = codec
-        self._story = codec.encode(story(), special_tokens=False)
+        self._tokenizer = tokenizer
+        self._story = tokenizer.encode(story(), special_tokens=False)
 
     async def measure(self, load: Workload, seed: int) -> Trial:
         """Scores W·K candidates a chunk and keeps the best W, `load.tokens` long, `load.streams` times in a row."""
@@ -53,7 +53,7 @@ class ScoringCost:
 
     def _successor(self, parent: Hypothesis, piece: Tokens) -> Hypothesis:
         tokens = parent.tokens + piece
-        return Hypothesis(tokens=tokens, text=self._codec.decode(tokens), parent=parent)
+        return Hypothesis(tokens=tokens, text=self._tokenizer.decode(tokens), parent=parent)
 
 
 @asynccontextmanager
@@ -62,9 +62,9 @@ async def scoring_cost(models: Models, settings: Settings) -> AsyncIterator[Scor
     tuned, untuned, template = models.pairs[DEMO]
     specs = {name: ModelSpec(name, trust_remote_code=False) for name in (tuned, untuned)}
     pool = WorkerPool([WorkerSpec("cpu", settings.dtype, settings.threads, 0, specs)])
-    pair = [PairModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
+    pair = [PairModel(name, HFTokenizer(name), shares_tokens=False) for name in (tuned, untuned)]
     await pool.start()
     try:
-        yield ScoringCost(LocalScorer(pool, pair[0], pair[1], template), TextCodec(models.large))
+        yield ScoringCost(LocalScorer(pool, pair[0], pair[1], template), HFTokenizer(models.large))
     finally:
         await pool.stop()

@@ -20,11 +20,12 @@ from benchmarks.scoring_cost import ScoringCost, scoring_cost
 from benchmarks.server_process import Server, server_process
 from benchmarks.settings import LARGE, Models, Settings, Workload
 from benchmarks.vllm_process import CONTEXT_LENGTH, MODEL, vllm_process
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import RemoteLargeModelConfig
 from w2s_core.engine.engine import Engine
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TokenPrompt, Tokens
+from w2s_core.engine.events import RequestFinished
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TokenPrompt, Tokens
 
 Side: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm", "bare client", "remote"]
 VLLM_SIDES: frozenset[Side] = frozenset(("vllm", "bare client", "remote"))
@@ -35,7 +36,7 @@ _TIMEOUT_S = 600.0
 class Sides:
     """Whoever is needed is there."""
 
-    codec: TextCodec
+    tokenizer: HFTokenizer
     engine: Engine | None
     remote: Engine | None
     naive: NaiveProcess | None
@@ -45,7 +46,7 @@ class Sides:
 
     async def measure(self, side: Side, load: Workload, seed: int) -> Trial:
         """One trial. Prompts and seeds depend on `seed` alone, so that all sides get the same."""
-        prompts = [excerpt(self.codec, load.prompt, seed + i) for i in range(load.streams)]
+        prompts = [excerpt(self.tokenizer, load.prompt, seed + i) for i in range(load.streams)]
         match side:
             case "engine" | "remote":
                 engine = self.engine if side == "engine" else self.remote
@@ -77,7 +78,7 @@ async def open_sides(settings: Settings, models: Models, needed: Collection[Side
         enter = stack.enter_async_context
         vllm = await enter(_vllm(models, settings)) if VLLM_SIDES & set(needed) else None
         yield Sides(
-            codec=TextCodec(models.large),
+            tokenizer=HFTokenizer(models.large),
             engine=await enter(build_engine(config)) if "engine" in needed else None,
             remote=await enter(_remote(models, settings, vllm)) if vllm and "remote" in needed else None,
             naive=await enter(naive_process(models, settings)) if {"naive", "generate"} & set(needed) else None,

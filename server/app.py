@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server import errors
 from server.access.auth import bearer
-from server.access.limits import SettlesLeases
+from server.access.limits import LeaseMiddleware
 from server.access.policy import Policy
 from server.api.openapi import ANYWHERE, GENERATING, WITH_A_BODY, DescribedApp, errors_of
 from server.api.routes import chat, completions, health, metrics, models, tokenizing
@@ -44,7 +44,7 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
     app.state.created = int(time.time())
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, policy=policy)
-    app.add_middleware(SettlesLeases)
+    app.add_middleware(LeaseMiddleware)
     app.add_middleware(HeadLimit, policy=policy)
     if config.admin_port is not None:
         app.add_middleware(AdminPort, port=config.admin_port)

@@ -19,7 +19,7 @@ from server.access.policy import Policy, keys_of
 from server.app import create_app
 from server.engine_host import EngineHost
 from server.http.protocol import http_config
-from server.http.shutdown import DrainingServer
+from server.http.shutdown import GracefulServer
 from server.http.tls import load_certificate, tls_context
 from server.logs.format import log_to_stderr
 from server.settings.config import ServerConfig, Settings
@@ -68,7 +68,7 @@ class _Serving:
             config = config.model_copy(update={"admin_port": sockets[-1].getsockname()[1]})
         app = create_app(self._host, config)
         self._policy: Policy = app.state.policy
-        self._server = DrainingServer(
+        self._server = GracefulServer(
             http_config(app, self._tls), self._host.drain, config.drain_timeout_s, self._reload
         )
 
@@ -88,7 +88,7 @@ class _Serving:
         return self._exit_code
 
     def _load(self) -> Engine:
-        from w2s_core.build.local import build_engine  # slow to import: the port is open by now
+        from w2s_core.build.engine import build_engine  # slow to import: the port is open by now
 
         return build_engine(self._settings.engine_config())
 

@@ -10,31 +10,28 @@ from typing import Any
 
 from w2s_core.config import Limits
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
 from w2s_core.errors import RequestError
-from w2s_core.large.successors import Successors
+from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import check_token_ids
 from w2s_core.search.randomness import successor_key, uniform
-from w2s_core.structured.tool_formats import ToolFormat
 from w2s_core.text.token_bytes import text_of
 from w2s_core.types import (
     Alternatives,
-    Bought,
     ChatPrompt,
-    ChoiceFinished,
     GenerationRequest,
     Grammar,
     Guidance,
     Hypothesis,
-    Piece,
     Prompt,
     PromptLogprobs,
-    RequestFinished,
+    ProviderUsage,
     SamplingParams,
     Score,
-    TextCommitted,
     TextPrompt,
     TokenPrompt,
     Tokens,
+    TokenText,
 )
 
 EOS = 256
@@ -42,7 +39,7 @@ Distribution = Callable[[Tokens, Tokens], Mapping[int, float]]
 
 
 class ByteCodec:
-    """Token i is byte i; EOS is `<eos>` where special tokens show. Looks like `TextCodec`."""
+    """Token i is byte i; EOS is `<eos>` where special tokens show. Looks like `HFTokenizer`."""
 
     def __init__(self, *, special_tokens_show: bool = False) -> None:
         self.special_tokens_show = special_tokens_show
@@ -68,8 +65,8 @@ class ByteCodec:
         eos = b"<eos>" if self.special_tokens_show else b""
         return b"".join(bytes([t]) if t < EOS else eos for t in tokens).decode("utf-8", "replace")
 
-    def piece(self, token: int) -> Piece:
-        return Piece(text_of(bytes([token])), bytes([token])) if token < EOS else Piece("<eos>", None)
+    def token_text(self, token: int) -> TokenText:
+        return TokenText(text_of(bytes([token])), bytes([token])) if token < EOS else TokenText("<eos>", None)
 
 
 CODEC = ByteCodec()
@@ -97,10 +94,10 @@ class FakeLargeModel:
         tokenizer: Any = CODEC,
     ) -> None:
         self.tokenizer = tokenizer
-        self.tool_format: ToolFormat | None = None
+        self.tool_format: str | None = None
         self.distribution = distribution or letters()
         self.context_length = context_length
-        self.codec = ByteCodec()
+        self.decoder = ByteCodec()
         self.token_ids = True
         self.gate = gate
         self.open_sessions = 0
@@ -121,14 +118,14 @@ class FakeLargeModel:
             roles = {message["role"] for message in prompt.messages}
             if "tool" in roles:
                 raise RequestError("The template knows no tools.", "messages")
-            return self.codec.encode_chat(prompt)
-        return self.codec.encode(prompt.text)
+            return self.decoder.encode_chat(prompt)
+        return self.decoder.encode(prompt.text)
 
     def count(self, prompt: Tokens) -> int:
         return len(prompt)
 
     def text_of(self, prompt: Prompt) -> Prompt:
-        return TextPrompt(self.codec.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+        return TextPrompt(self.decoder.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[FakeProposals]:
@@ -147,7 +144,7 @@ class FakeLargeModel:
 
 
 class FakeProposals:
-    bought = Bought()
+    provider_usage = ProviderUsage()
 
     def __init__(self, model: FakeLargeModel, prompt: Tokens, sampling: SamplingParams) -> None:
         self.sampled_tokens = 0
@@ -155,7 +152,7 @@ class FakeProposals:
         self._model = model
         self._prompt = prompt
         self._sampling = sampling
-        self._successors = Successors(model.codec, sampling)  # type: ignore[arg-type]
+        self._successors = SuccessorBuilder(model.decoder, sampling)  # type: ignore[arg-type]
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         self._model.calls.append((len(beam), k, length))
@@ -241,7 +238,7 @@ class FakeScorer:
 
 
 class FakeScoring:
-    bought = Bought()
+    provider_usage = ProviderUsage()
 
     def __init__(self, scorer: FakeScorer) -> None:
         self.scored_tokens = 0

@@ -45,7 +45,7 @@ def build(config):
     engine.admission.reserve = told
     return engine
 
-sys.modules["w2s_core.build.local"] = types.SimpleNamespace(build_engine=build)  # the real one is slow to import
+sys.modules["w2s_core.build.engine"] = types.SimpleNamespace(build_engine=build)  # the real one is slow to import
 from server.cli import main
 main()
 """

@@ -53,7 +53,7 @@ def test_metrics_are_counted_in_one_place() -> None:
     ]
 
 
-@pytest.mark.parametrize("module", ["w2s_core.build.local", "server.app", "server.cli"])
+@pytest.mark.parametrize("module", ["w2s_core.build.engine", "server.app", "server.cli"])
 def test_the_servers_process_never_loads_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from w2s_core.build.local import build_engine
+    from w2s_core.build.engine import build_engine
     from w2s_core.config import (
         EngineConfig,
         LargeModelConfig,
@@ -22,17 +22,9 @@ if TYPE_CHECKING:
         WorkersConfig,
     )
     from w2s_core.engine.engine import Engine
+    from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
     from w2s_core.errors import W2SError
-    from w2s_core.types import (
-        ChatPrompt,
-        ChoiceFinished,
-        GenerationRequest,
-        Guidance,
-        RequestFinished,
-        SamplingParams,
-        TextCommitted,
-        TextPrompt,
-    )
+    from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt
 
 __all__ = [
     "ChatPrompt",
@@ -56,7 +48,7 @@ __all__ = [
     "WorkersConfig",
     "build_engine",
 ]
-_MODULES = ("types", "errors", "config", "engine.engine", "build.local")  # from light to heavy
+_MODULES = ("types", "errors", "config", "engine.events", "engine.engine", "build.engine")  # from light to heavy
 
 
 def __getattr__(name: str) -> Any:

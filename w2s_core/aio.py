@@ -11,7 +11,7 @@ T = TypeVar("T")
 _DEPTH = 64  # events that may wait for a slow reader before the producers pause
 
 
-async def all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Runs all at once, results in order. The first failure cancels the others and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -21,7 +21,7 @@ async def all_of(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def merged(sources: Sequence[AsyncGenerator[T]], *, timeout_s: float | None = None) -> AsyncGenerator[T]:
+async def merge(sources: Sequence[AsyncGenerator[T]], *, timeout_s: float | None = None) -> AsyncGenerator[T]:
     """Items of all sources as they come, each source in its own task. The first failure ends all and is raised.
 
     Raises TimeoutError when the sources have not ended after `timeout_s`. Closing the iterator ends the sources.
@@ -36,7 +36,7 @@ async def merged(sources: Sequence[AsyncGenerator[T]], *, timeout_s: float | Non
     async def pump_all() -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                await all_of([pump(source) for source in sources])
+                await gather_all([pump(source) for source in sources])
         except Exception as failure:  # handed to the reader, whose request it was
             await queue.put(failure)
         else:

@@ -185,7 +185,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything that an engine is built from. Names refer to the keys of the mappings. `traces`: see `telemetry.tracing`."""
+    """Everything an engine is built from. Names refer to the mappings' keys. `traces`: see `telemetry.tracing`."""
 
     large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig]
     served_models: Mapping[str, ServedModelConfig]

@@ -11,9 +11,45 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from w2s_core.structured.tool_formats import ToolFormat
-from w2s_core.text.tokenizer import Codec, Tokenizer
-from w2s_core.types import Bought, Grammar, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Score, Tokens
+from w2s_core.types import (
+    ChatPrompt,
+    Grammar,
+    Hypothesis,
+    Prompt,
+    PromptLogprobs,
+    ProviderUsage,
+    SamplingParams,
+    Score,
+    Tokens,
+    TokenText,
+)
+
+
+class Decoder(Protocol):
+    """What tells the text of tokens; bytes that are no character, or not yet, as U+FFFD."""
+
+    @property
+    def verbatim(self) -> Decoder:
+        """The same, in whose texts special tokens show."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class TokenDecoder(Decoder, Protocol):
+    """Tells also what one token is alone."""
+
+    def token_text(self, token: int) -> TokenText: ...
+
+
+class Tokenizer(TokenDecoder, Protocol):
+    """Makes tokens of text, too; as `HFTokenizer`, where each is explained."""
+
+    @property
+    def size(self) -> int: ...
+    def encode(self, text: str, *, special_tokens: bool) -> Tokens: ...
+    def encode_chat(self, prompt: ChatPrompt) -> Tokens: ...
+    def names(self, tokens: Sequence[int]) -> list[str]: ...
 
 
 class Proposer(Protocol):
@@ -38,7 +74,7 @@ class Proposals(Proposer, Protocol):
         ...
 
     @property
-    def bought(self) -> Bought:
+    def provider_usage(self) -> ProviderUsage:
         """Had from a provider so far."""
         ...
 
@@ -56,7 +92,7 @@ class LargeModel(Protocol):
         ...
 
     @property
-    def codec(self) -> Codec:
+    def decoder(self) -> TokenDecoder:
         """What its tokens are as text."""
         ...
 
@@ -66,8 +102,8 @@ class LargeModel(Protocol):
         ...
 
     @property
-    def tool_format(self) -> ToolFormat | None:
-        """How it writes calls of tools; None where that is not known."""
+    def tool_format(self) -> str | None:
+        """The name of its tool call format in `structured.tool_formats`; None where that is not known."""
         ...
 
     def check(self, sampling: SamplingParams) -> None:
@@ -93,7 +129,7 @@ class LargeModel(Protocol):
 
     @property
     def token_ids(self) -> bool:
-        """Whether `encode` and hypotheses give the model's own token ids; else only `open` and `codec` read them."""
+        """Whether `encode` and hypotheses give the model's own token ids; else only `open` and `decoder` read them."""
         ...
 
     def count(self, prompt: Tokens) -> int:
@@ -128,7 +164,7 @@ class Scoring(Protocol):
         ...
 
     @property
-    def bought(self) -> Bought:
+    def provider_usage(self) -> ProviderUsage:
         """Had from providers so far."""
         ...
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 Method: TypeAlias = Literal["cbs", "best_of_n", "none"]
 FinishReason: TypeAlias = Literal["stop", "length"]
+StepKind: TypeAlias = Literal["decode", "prefill", "score"]  # of a model's forward pass
 Tokens: TypeAlias = tuple[int, ...]
 GrammarKind: TypeAlias = Literal["json", "json_object", "regex", "choice", "grammar", "compiled"]
 Alternatives: TypeAlias = tuple[tuple[int, float], ...]  # the likeliest tokens at one place and their nats, best first
@@ -137,7 +138,7 @@ Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenText:
     """One token as it stands in a text. `text` is None where it holds a part of a character, and `bytes`, in UTF-8, are
     None where it is a special token, whose text is only its name."""
 
@@ -190,22 +191,6 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedToken:
-    """A token that is final, and its place in its text: `offset` counts the characters before the one in which it
-    begins. `logprob` is None where there is none (a prompt's first); `rank` (1 = the likeliest) is a prompt's.
-
-    `alternatives` are ids, texts and log-probabilities in nats of the likeliest tokens there, best first.
-    """
-
-    token: int
-    piece: Piece
-    offset: int
-    logprob: float | None
-    rank: int | None = None
-    alternatives: tuple[tuple[int, Piece, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Score:
     """What guides the search: `total` = Σ w_j · pairs[j], and each pair's own log-ratio."""
 
@@ -251,45 +236,6 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptRead:
-    """The prompt of these choices, before anything else of them: its text, and its tokens placed in what they decode to
-    (the same, but for tokenizers that normalize); none where only a provider knows them."""
-
-    choices: Sequence[int]
-    text: str
-    tokens: Sequence[PlacedToken]
-
-
-@dataclass(frozen=True, slots=True)
-class TextCommitted:
-    """More text of choice `index` that is final: nothing sent is ever taken back. `tokens`, where asked for, are those
-    that this text is made of.
-
-    `prompt_tokens` and `completion_tokens` are the whole request's usage so far, as `RequestFinished` ends it.
-    """
-
-    index: int
-    text: str
-    tokens: tuple[PlacedToken, ...] = ()
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceFinished:
-    """Choice `index` is complete; `hypothesis.text` equals the concatenation of what was committed of it.
-
-    `guided` tells whether its score means anything. `tokens`, where asked for, are those that no text came of: behind
-    the others, the one that ended the answer.
-    """
-
-    index: int
-    hypothesis: Hypothesis
-    guided: bool
-    tokens: tuple[PlacedToken, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Candidate:
     """A node of the search tree. `parent` is the `id` of a candidate of the previous chunk, or None at the root."""
 
@@ -303,45 +249,16 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Bought:
+class ProviderUsage:
     """What providers were asked for: successful calls, and tokens as they count them."""
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def __add__(self, other: Bought) -> Bought:
-        return Bought(
+    def __add__(self, other: ProviderUsage) -> ProviderUsage:
+        return ProviderUsage(
             self.calls + other.calls,
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class GuidanceReport:
-    """What a guided request cost. `sampled_tokens` are the large model's, pruned ones included; `scored_tokens` the
-    pairs'; `upstream` is what of both was bought from providers, if anything. `tree` holds, per prompt and per chunk,
-    every candidate, when `trace` was asked for."""
-
-    method: Method
-    beam_width: int
-    successors: int
-    chunk_length: int
-    chunks: int
-    sampled_tokens: int
-    scored_tokens: int
-    upstream: Bought | None = None
-    tree: Sequence[Sequence[Sequence[Candidate]]] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFinished:
-    """The last event. `completion_tokens` counts returned tokens only; a token that ended an answer counts as one."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    guidance: GuidanceReport | None
-
-
-Event: TypeAlias = PromptRead | TextCommitted | ChoiceFinished | RequestFinished

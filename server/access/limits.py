@@ -25,7 +25,7 @@ class _Account:
     at: float = 0.0
 
 
-class KeyLedger:
+class KeyUsage:
     """One account per key's name, so that a reload keeps it. `clock` in seconds.
 
     `tokens_per_minute` is a bucket that holds a minute's worth: a request is let in while there is anything in it, and
@@ -73,7 +73,7 @@ class Lease:
         self._account.spent += sampled_tokens
 
 
-class SettlesLeases:
+class LeaseMiddleware:
     """Closes `scope["state"]["lease"]`, if a request got one, when its answer is sent or given up."""
 
     def __init__(self, app: ASGIApp) -> None:

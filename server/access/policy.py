@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from server.access.keys import KeyRing, key_ring
-from server.access.limits import KeyLedger
+from server.access.limits import KeyUsage
 
 if TYPE_CHECKING:
     from server.settings.config import ServerConfig
@@ -18,7 +18,7 @@ class Policy:
         """Reads the file of keys. Raises ConfigurationError."""
         self.config = config
         self.keys = keys_of(config)
-        self.ledger = KeyLedger()
+        self.ledger = KeyUsage()
 
     def change(self, config: ServerConfig, keys: KeyRing) -> None:
         self.config, self.keys = config, keys

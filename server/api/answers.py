@@ -1,4 +1,4 @@
-"""Engine events → OpenAI's bodies, whole or in chunks. One `Shape` per endpoint; the order of chunks is the same."""
+"""Response bodies from engine events, whole or streamed. The order of chunks is the same for both endpoints."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.api.response_builders import ChoiceParts, ResponseBuilder
 from server.api.schemas.base import StreamOptions
 from server.api.schemas.responses import Answer, AnswerChoice, ChoiceGuidance, GuidanceSummary, Usage, usage_of
-from server.api.shapes import Parts, Shape
-from w2s_core.types import (
-    ChoiceFinished,
-    Event,
-    FinishReason,
-    PlacedToken,
-    PromptRead,
-    RequestFinished,
-    TextCommitted,
-)
+from w2s_core.engine.events import ChoiceFinished, Event, PromptRead, RequestFinished, TextCommitted, TokenInfo
+from w2s_core.types import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +47,11 @@ def _report(event: RequestFinished) -> dict[str, Any]:
     return {"guidance": GuidanceSummary.of(event.guidance)} if event.guidance is not None else {}
 
 
-async def whole_answer(events: AsyncIterator[Event], shape: Shape, envelope: Envelope) -> Answer:
+async def whole_answer(events: AsyncIterator[Event], shape: ResponseBuilder, envelope: Envelope) -> Answer:
     """The answer in one piece, choices by index."""
     choices: list[AnswerChoice] = []
     extras: dict[str, Any] = {}
-    tokens: defaultdict[int, list[PlacedToken]] = defaultdict(list)
+    tokens: defaultdict[int, list[TokenInfo]] = defaultdict(list)
     prompts: dict[int, PromptRead] = {}
     async for event in events:
         match event:
@@ -68,7 +61,7 @@ async def whole_answer(events: AsyncIterator[Event], shape: Shape, envelope: Env
                 tokens[event.index] += event.tokens
             case ChoiceFinished():
                 told = [*tokens[event.index], *event.tokens]
-                parts = Parts(event.hypothesis.text, told, prompts.get(event.index))
+                parts = ChoiceParts(event.hypothesis.text, told, prompts.get(event.index))
                 choices.append(shape.whole_choice(event.index, parts, _reason(event), **_score(event)))
             case RequestFinished():
                 extras = {"usage": usage_of(event), **_report(event)}
@@ -85,7 +78,7 @@ class Chunks:
     whatever comes. So the last choice's end is held back until the engine's last event, which follows at once.
     """
 
-    shape: Shape
+    shape: ResponseBuilder
     envelope: Envelope
     options: StreamOptions
     choices: int
@@ -112,7 +105,7 @@ class Chunks:
         opening = self._opening(event.index)
         if isinstance(event, TextCommitted):
             self._usage = Usage.of(event.prompt_tokens, event.completion_tokens)
-            parts = Parts(event.text, event.tokens, echoed=self._echoed(event.index))
+            parts = ChoiceParts(event.text, event.tokens, echoed=self._echoed(event.index))
             return [*opening, *(self._chunk(choice) for choice in self.shape.text_deltas(event.index, parts))]
         self._finished += 1
         if self._finished == self.choices:
@@ -132,7 +125,7 @@ class Chunks:
         return len(self._prompts[index].text) if self.shape.details.echo else 0
 
     def _last(self, event: ChoiceFinished, **extras: Any) -> list[Answer]:
-        parts = Parts(tokens=event.tokens, echoed=self._echoed(event.index))
+        parts = ChoiceParts(tokens=event.tokens, echoed=self._echoed(event.index))
         *others, last = self.shape.last_deltas(event.index, parts, _reason(event), **_score(event))
         return [*(self._chunk(choice) for choice in others), self._chunk(last, **extras)]
 

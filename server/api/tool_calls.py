@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from server.api.response_builders import ChatBuilder, ChoiceParts
 from server.api.schemas.chat import AssistantMessage, ChatBody, ChatChoice, ChatChunkChoice, ChatFinishReason, Delta
 from server.api.schemas.logprobs import Details
 from server.api.schemas.tools import FunctionCall, NamedChoice, ToolCall, ToolCallDelta
-from server.api.shapes import ChatShape, Parts
+from w2s_core.engine.events import TokenInfo
 from w2s_core.errors import RequestError
 from w2s_core.structured.forced_calls import ForcedCallParser
 from w2s_core.structured.tool_formats import Call, ToolFormat
 from w2s_core.structured.tool_grammar import calls_grammar
-from w2s_core.structured.tool_parsing import CallBegun, CallPart, Piece, ToolCallParser
-from w2s_core.types import FinishReason, GenerationRequest, Grammar, PlacedToken
+from w2s_core.structured.tool_parsing import ArgumentsDelta, CallStart, ParsedPart, ToolCallParser
+from w2s_core.types import FinishReason, GenerationRequest, Grammar
 
 if TYPE_CHECKING:
     from w2s_core.engine.engine import Engine
@@ -26,7 +27,7 @@ _ID_LETTERS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True, slots=True)
-class Calling:
+class ToolCalling:
     """How one request's answers call tools. `known`: the names of its tools; `most` calls an answer, None = any number;
     `hidden`: the format's marks are special tokens, which a text shows only where they are not skipped. `grammar`: what
     an answer must be that has to call one."""
@@ -56,7 +57,7 @@ class Calling:
         return letters if self.form.id_length < 10 else f"call_{letters}"
 
 
-def calling_of(engine: Engine, body: ChatBody) -> Calling:
+def calling_of(engine: Engine, body: ChatBody) -> ToolCalling:
     """Raises RequestError where this model's calls cannot be read."""
     form = engine.tool_format(body.model)
     if form is None:
@@ -78,7 +79,7 @@ def calling_of(engine: Engine, body: ChatBody) -> Calling:
         mark = opening[0] if hidden and len(opening) == 1 else None
         source = calls_grammar(form, [tool.for_template() for tool in tools], most=most, mark=mark)
         grammar = Grammar("grammar", source, "tool_choice")
-    return Calling(form, frozenset(tool.function.name for tool in tools), most, hidden, grammar)
+    return ToolCalling(form, frozenset(tool.function.name for tool in tools), most, hidden, grammar)
 
 
 @dataclass(slots=True)
@@ -87,18 +88,18 @@ class _Choice:
 
     parser: ToolCallParser | ForcedCallParser
     calls: int = 0
-    tokens: list[PlacedToken] = field(default_factory=list)
+    tokens: list[TokenInfo] = field(default_factory=list)
 
 
-class ToolChatShape(ChatShape):
+class ToolChatBuilder(ChatBuilder):
     """Chat answers that may call tools."""
 
-    def __init__(self, details: Details, calling: Calling) -> None:
+    def __init__(self, details: Details, calling: ToolCalling) -> None:
         super().__init__(details)
         self._calling = calling
         self._choices: dict[int, _Choice] = {}
 
-    def whole_choice(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> ChatChoice:
+    def whole_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> ChatChoice:
         parser = self._calling.parser()
         pieces = [*parser.feed(parts.text), *parser.finish()]
         calls = _calls(pieces)
@@ -117,12 +118,12 @@ class ToolChatShape(ChatShape):
         told = self._told(parts.tokens, whole=True)
         return ChatChoice(index=index, message=message, finish_reason=_reason(reason, len(calls)), **told, **extras)
 
-    def text_deltas(self, index: int, parts: Parts) -> list[ChatChunkChoice]:
+    def text_deltas(self, index: int, parts: ChoiceParts) -> list[ChatChunkChoice]:
         choice = self._choice(index)
         choice.tokens += parts.tokens
         return self._deltas(index, choice, choice.parser.feed(parts.text))
 
-    def last_deltas(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> list[ChatChunkChoice]:
+    def last_deltas(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> list[ChatChunkChoice]:
         choice = self._choice(index)
         choice.tokens += parts.tokens
         deltas = self._deltas(index, choice, choice.parser.finish())
@@ -132,15 +133,15 @@ class ToolChatShape(ChatShape):
     def _choice(self, index: int) -> _Choice:
         return self._choices.setdefault(index, _Choice(self._calling.parser()))
 
-    def _deltas(self, index: int, choice: _Choice, pieces: Sequence[Piece]) -> list[ChatChunkChoice]:
+    def _deltas(self, index: int, choice: _Choice, pieces: Sequence[ParsedPart]) -> list[ChatChunkChoice]:
         said: list[Delta] = []
         for piece in pieces:
             match piece:
                 case str():
                     said.append(Delta(content=piece))
-                case CallPart():
+                case ArgumentsDelta():
                     said.append(_part(choice.calls - 1, piece.text))
-                case CallBegun():
+                case CallStart():
                     said.append(self._header(choice.calls, piece.name))
                     choice.calls += 1
                 case Call():
@@ -163,16 +164,16 @@ def _part(number: int, arguments: str) -> Delta:
     return Delta(tool_calls=[ToolCallDelta(index=number, function=FunctionCall(arguments=arguments))])
 
 
-def _calls(pieces: Sequence[Piece]) -> list[Call]:
+def _calls(pieces: Sequence[ParsedPart]) -> list[Call]:
     """The calls of a whole answer."""
     calls: list[Call] = []
     for piece in pieces:
         match piece:
             case Call():
                 calls.append(piece)
-            case CallBegun():
+            case CallStart():
                 calls.append(Call(piece.name, ""))
-            case CallPart():
+            case ArgumentsDelta():
                 calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + piece.text)
             case _:
                 pass

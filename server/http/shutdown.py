@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 
 
-class DrainingServer(uvicorn.Server):
+class GracefulServer(uvicorn.Server):
     """On the first signal calls `drain` and stays, answering probes and refusals, until nothing is being answered or
     `timeout_s` has passed; then leaves as uvicorn does, which cancels what is left. A second signal is the time-out.
 

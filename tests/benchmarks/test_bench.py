@@ -15,8 +15,8 @@ from benchmarks.settings import DEMO, LARGE, Settings, Workload, prepare
 from benchmarks.sides import requests_of
 from benchmarks.vllm_process import MODEL
 from tests.tiny import save_tiny
-from w2s_core.large.dialects import TokenWire
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.large.dialects import TokenIdSession
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Hypothesis
 
 
@@ -68,15 +68,15 @@ def test_the_large_model_has_no_end_and_the_equal_pair_is_copied(settings: Setti
 
 
 def test_the_bare_script_makes_the_searchs_calls(settings: Settings) -> None:
-    prompt, codec = (5, 6, 7), TextCodec(settings.large)
+    prompt, tokenizer = (5, 6, 7), HFTokenizer(settings.large)
     [request] = requests_of(Workload(3, 64, DEMO), [prompt], seed=9)
-    asked = TokenWire("far", codec, prompt, request.sampling).ask(Hypothesis(tokens=(8,)), 5)
+    asked = TokenIdSession("far", tokenizer, prompt, request.sampling).ask(Hypothesis(tokens=(8,)), 5)
     assert call((*prompt, 8), 4, 5, seed=1) == {**asked, "model": MODEL, "n": 4, "seed": 1}
 
 
 def test_excerpts_differ_from_the_first_token_on(settings: Settings) -> None:
-    codec = TextCodec(settings.large)
+    tokenizer = HFTokenizer(settings.large)
     for size in (20, 512):
-        prompts = [excerpt(codec, size, number) for number in range(8)]
+        prompts = [excerpt(tokenizer, size, number) for number in range(8)]
         assert {len(prompt) for prompt in prompts} == {size}
         assert len({prompt[:16] for prompt in prompts}) == 8

@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.naive import Beam, Model, NaiveSearch, Pair, multinomial, shared_noise
 from tests.tiny import EOS, save_tiny
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
 from w2s_core.engine.engine import Engine
-from w2s_core.types import ChoiceFinished, GenerationRequest, Guidance, Hypothesis, SamplingParams, TextPrompt
+from w2s_core.engine.events import ChoiceFinished
+from w2s_core.types import GenerationRequest, Guidance, Hypothesis, SamplingParams, TextPrompt
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

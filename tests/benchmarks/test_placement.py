@@ -22,7 +22,8 @@ from benchmarks.placement import (
     shortest_chunk,
 )
 from tests.fakes import FakeLargeModel, FakeProposals, fake_engine, letters
-from w2s_core.types import GenerationRequest, Guidance, Hypothesis, RequestFinished, SamplingParams, TextPrompt
+from w2s_core.engine.events import RequestFinished
+from w2s_core.types import GenerationRequest, Guidance, Hypothesis, SamplingParams, TextPrompt
 
 PAGE = Path(__file__).parents[2] / "docs" / "placement.md"
 

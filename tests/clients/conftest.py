@@ -16,7 +16,7 @@ from server.engine_host import EngineHost
 from server.settings.config import ServerConfig
 from tests.server.conftest import uvicorn_server
 from tests.tiny import save_tiny
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
 from w2s_core.types import Guidance
 

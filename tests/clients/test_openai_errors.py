@@ -19,8 +19,8 @@ from tests.fakes import FakeLargeModel, fake_engine
 from tests.server.conftest import uvicorn_server
 from tests.server.fake_engine import FakeEngine
 from w2s_core.config import Limits
+from w2s_core.engine.events import TextCommitted
 from w2s_core.errors import UpstreamError, UpstreamTimeoutError, WorkerError
-from w2s_core.types import TextCommitted
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 CHAT, COMPLETIONS = "chat.completions.create", "completions.create"

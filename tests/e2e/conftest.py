@@ -14,7 +14,7 @@ from server.app import create_app
 from server.engine_host import EngineHost
 from server.settings.config import load_settings
 from tests.server.conftest import uvicorn_server
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.engine.engine import Engine
 from w2s_core.pool.pool import WorkerPool
 

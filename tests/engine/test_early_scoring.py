@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeLargeModel, FakeProposals, FakeScorer
 from w2s_core.engine import early_scoring as eager_module
-from w2s_core.engine.early_scoring import EagerProposals, ProposesByFamily
+from w2s_core.engine.early_scoring import EarlyScoringProposer, FamilyProposals
 from w2s_core.search.cbs import search
 from w2s_core.search.randomness import copy_key, root_key
 from w2s_core.types import Hypothesis, SamplingParams, TextPrompt
@@ -55,7 +55,7 @@ async def test_the_same_answers_with_the_same_scores(seed: int, order: list[int]
         proposals = InOrder(FakeLargeModel(), PROMPT, SamplingParams())
         proposals.order = order
         async with FakeScorer().open(TextPrompt("x")) as scoring:
-            proposer = EagerProposals(proposals, scoring) if eager else proposals
+            proposer = EarlyScoringProposer(proposals, scoring) if eager else proposals
             rounds = search(proposer, scoring, start(seed, w), w=w, k=k, length=3, budget=12)
             results.append([round_ async for round_ in rounds][-1].beam)
     assert results[0] == results[1]
@@ -79,7 +79,7 @@ async def test_a_fast_beam_is_scored_before_a_slow_one_is_drawn() -> None:
 
     proposals = Slow(FakeLargeModel(), PROMPT, SamplingParams())
     async with asyncio.timeout(10):
-        families = await EagerProposals(proposals, Watched()).propose(start(1, 3), k=2, length=4)  # type: ignore[arg-type]
+        families = await EarlyScoringProposer(proposals, Watched()).propose(start(1, 3), k=2, length=4)  # type: ignore[arg-type]
     assert len(families) == 6
 
 
@@ -97,7 +97,7 @@ async def test_beams_that_end_together_are_scored_together(
 
     async with FakeScorer().open(TextPrompt("x")) as scoring, asyncio.timeout(10):
         proposals = Together(FakeLargeModel(), PROMPT, SamplingParams())
-        families = await EagerProposals(proposals, scoring).propose(start(1, 3), k=2, length=4)
+        families = await EarlyScoringProposer(proposals, scoring).propose(start(1, 3), k=2, length=4)
     assert len(families) == 6
     assert bool(scoring.scored_tokens) == early
 
@@ -119,12 +119,12 @@ async def test_whoever_fails_ends_the_other() -> None:
 
     before = asyncio.all_tasks()
     with pytest.raises(ConnectionError, match="gone"):
-        await EagerProposals(Broken(FakeLargeModel(), PROMPT, SamplingParams()), Waiting()).propose(  # type: ignore[arg-type]
+        await EarlyScoringProposer(Broken(FakeLargeModel(), PROMPT, SamplingParams()), Waiting()).propose(  # type: ignore[arg-type]
             start(1, 2), k=1, length=2
         )
     assert asyncio.all_tasks() == before
 
 
 def test_local_proposals_end_together_and_stay_as_they_are() -> None:
-    assert not isinstance(FakeProposals(FakeLargeModel(), PROMPT, SamplingParams()), ProposesByFamily)
-    assert isinstance(InOrder(FakeLargeModel(), PROMPT, SamplingParams()), ProposesByFamily)
+    assert not isinstance(FakeProposals(FakeLargeModel(), PROMPT, SamplingParams()), FamilyProposals)
+    assert isinstance(InOrder(FakeLargeModel(), PROMPT, SamplingParams()), FamilyProposals)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.fakes import DEFAULT_GUIDANCE, EOS, FakeLargeModel, FakeScorer, fake_engine, letters
 from w2s_core.config import Limits
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import ChoiceFinished, Event, RequestFinished, TextCommitted
 from w2s_core.errors import (
     ConfigurationError,
     ContextLengthError,
@@ -23,18 +24,7 @@ from w2s_core.errors import (
     UnknownModelError,
     WorkerError,
 )
-from w2s_core.types import (
-    ChatPrompt,
-    ChoiceFinished,
-    Event,
-    GenerationRequest,
-    Guidance,
-    RequestFinished,
-    SamplingParams,
-    TextCommitted,
-    TextPrompt,
-    TokenPrompt,
-)
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt, TokenPrompt
 
 ASK = GenerationRequest("guided", (TextPrompt("x"),), SamplingParams(max_tokens=12, seed=1))
 

@@ -17,7 +17,7 @@ from w2s_core.pool.messages import JobFailed, Row, Sampling
 from w2s_core.search.randomness import root_key, successor_key, uniform
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.loading import make_runner
-from w2s_core.worker.models import Scheduler
+from w2s_core.worker.models import WorkerModels
 from w2s_core.worker.sampling import Draw, draw_tokens
 from w2s_core.worker.token_tree import TokenTree
 
@@ -102,7 +102,7 @@ def test_a_forward_waits_for_nothing(cuda: torch.device, family: str) -> None:
 
 
 def test_a_decoding_step_waits_once(cuda: torch.device) -> None:
-    subject = Scheduler({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
+    subject = WorkerModels({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
     kinds = [Sampling(), Sampling(temperature=0.0), Sampling(top_p=0.9), Sampling(temperature=0.5, top_k=9)]
     for number, kind in enumerate(kinds, start=1):
         subject.take(sample_job(number, [Row((), number, 20)] * 2, sampling=kind))
@@ -132,7 +132,7 @@ def no_memory_left(device: torch.device) -> Iterator[None]:
 
 
 def test_no_memory_on_the_device_fails_its_batch_only(cuda: torch.device) -> None:
-    subject = Scheduler({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
+    subject = WorkerModels({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
     subject.take(sample_job(1, [Row((), 1, 5)]))
     expected = drawn(drain(subject), 1, 1)
     subject.take(sample_job(2, [Row((), 2, 50)] * 8, tuple(range(250))))

@@ -11,7 +11,7 @@ from contextlib import aclosing
 import pytest
 
 from tests.fakes import answer
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.types import GenerationRequest, SamplingParams, TextPrompt

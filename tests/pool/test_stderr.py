@@ -20,7 +20,7 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.pool import stderr
 from w2s_core.pool.backoff import Backoff
 from w2s_core.pool.pool import WorkerPool
-from w2s_core.pool.stderr import Line, Lines, Relay
+from w2s_core.pool.stderr import Line, Lines, StderrRelay
 
 # `python -X faulthandler -m w2s_core.worker.main FD`, but with what a test has for it in place of models.
 WORKER = """#!/bin/sh
@@ -105,7 +105,7 @@ def test_it_does_not_matter_how_bytes_come(text: str, cuts: list[int]) -> None:
 def test_a_flood_is_logged_in_part_and_its_end_whole(caplog: pytest.LogCaptureFixture) -> None:
     count, ours, theirs = 200_000, *os.pipe()
     clock = Clock()
-    relay = Relay("7", os.fdopen(ours, "rb", 0), clock)
+    relay = StderrRelay("7", os.fdopen(ours, "rb", 0), clock)
     with os.fdopen(theirs, "wb") as writing:
         for i in range(count):
             writing.write(b"line %d of many, and none of them tells anything new\n" % i)
@@ -121,7 +121,7 @@ def test_a_flood_is_logged_in_part_and_its_end_whole(caplog: pytest.LogCaptureFi
 def test_after_a_flood_lines_are_logged_again(caplog: pytest.LogCaptureFixture) -> None:
     ours, theirs = os.pipe()
     clock, ends = Clock(), os.fdopen(theirs, "wb", 0)
-    relay = Relay("7", os.fdopen(ours, "rb", 0), clock)
+    relay = StderrRelay("7", os.fdopen(ours, "rb", 0), clock)
     ends.write(b"x\n" * (stderr._MOST + 5))
     while len(relay._late) < 5:
         pass

@@ -14,7 +14,7 @@ from tests.remote.misbehaving import SOON, Behaviour, MisbehavingProvider
 from tests.tiny import TEMPLATE, byte_tokenizer
 from w2s_core.config import ProviderConfig
 from w2s_core.remote.provider import Attempt, Provider
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 
 KEY = "sk-very-secret-0123456789"
 
@@ -94,16 +94,16 @@ async def world() -> AsyncIterator[World]:
 
 
 @pytest.fixture(scope="session")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
     """One token a byte."""
     folder: Path = tmp_path_factory.mktemp("tokenizer")
     byte_tokenizer(TEMPLATE).save_pretrained(folder)
-    return TextCodec(str(folder))
+    return HFTokenizer(str(folder))
 
 
 @pytest.fixture(scope="session")
-def merging(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+def merging(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
     """Some letters merge, so that more text changes the tokens of the text before."""
     folder: Path = tmp_path_factory.mktemp("merging")
     byte_tokenizer(TEMPLATE, pairs=True).save_pretrained(folder)
-    return TextCodec(str(folder))
+    return HFTokenizer(str(folder))

@@ -9,7 +9,7 @@ from typing import Any
 from w2s_core.config import RemoteLargeModelConfig
 from w2s_core.errors import UnavailableError, UpstreamRefusedError
 from w2s_core.search.randomness import root_key, uniform
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Tokens
 
 MODEL = "remote-model"
@@ -18,16 +18,16 @@ Distribution = Callable[[Tokens], Mapping[int, float]]
 
 
 def words(
-    codec: TextCodec,
+    tokenizer: HFTokenizer,
     texts: Sequence[str] = ("a", "b", " ", "é", "☃"),
     eos: float = 0.1,
     turn: Callable[[Tokens], int] = len,
 ) -> Distribution:
     """Any of these characters next, or EOS; a character that has begun is completed. `turn` of all that came before
     decides how they are liked."""
-    encoded = [codec.encode(text, special_tokens=False) for text in texts]
-    assert codec.eos is not None
-    end = codec.eos
+    encoded = [tokenizer.encode(text, special_tokens=False) for text in texts]
+    assert tokenizer.eos is not None
+    end = tokenizer.eos
 
     def after(context: Tokens) -> Mapping[int, float]:
         for tokens in encoded:
@@ -51,7 +51,7 @@ class FakeProvider:
 
     def __init__(
         self,
-        codec: TextCodec,
+        tokenizer: HFTokenizer,
         distribution: Distribution | None = None,
         *,
         flavor: str = "vllm",
@@ -59,8 +59,8 @@ class FakeProvider:
     ) -> None:
         self.name = "far"
         self.config = RemoteLargeModelConfig(base_url="http://far/v1", model=MODEL)
-        self.codec = codec
-        self.distribution = distribution or words(codec)
+        self.tokenizer = tokenizer
+        self.distribution = distribution or words(tokenizer)
         self.flavor = flavor
         self.lists_context = lists_context
         self.down = False
@@ -112,7 +112,7 @@ class FakeProvider:
             token = max(table, key=lambda t: table[t]) if greedy else _pick(table, uniform(key, position))
             drawn.append(token)
             logprobs.append(math.log(table[token]))
-            if token == self.codec.eos:
+            if token == self.tokenizer.eos:
                 break
         return tuple(drawn), logprobs
 
@@ -126,7 +126,7 @@ class FakeProvider:
 
     def _answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
         text = isinstance(body["prompt"], str)
-        prompt = self.codec.encode(body["prompt"], special_tokens=True) if text else tuple(body["prompt"])
+        prompt = self.tokenizer.encode(body["prompt"], special_tokens=True) if text else tuple(body["prompt"])
         n = body.get("n", 1) - self.fewer
         self.fewer = 0
         choices = [self._choice(body, prompt, i) for i in range(n)]
@@ -137,15 +137,15 @@ class FakeProvider:
         drawn, logprobs = self.draw(
             prompt, seed=body.get("seed", 0) + index, length=body["max_tokens"], greedy=body.get("temperature") == 0
         )
-        ended = drawn[-1:] == (self.codec.eos,)
+        ended = drawn[-1:] == (self.tokenizer.eos,)
         shown = drawn[:-1] if ended and self.flavor == "openai" else drawn
-        text = self.codec.decode(drawn)
+        text = self.tokenizer.decode(drawn)
         told: list[float | None] = [*logprobs[: len(shown)]]
         if body.get("echo"):
-            text, told, shown = self.codec.decode(prompt) + text, self.logprobs_of(prompt) + told, prompt + shown
+            text, told, shown = self.tokenizer.decode(prompt) + text, self.logprobs_of(prompt) + told, prompt + shown
         choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": "stop" if ended else "length"}
         names = [self._name(token) for token in shown]
-        offsets = [len(self.codec.decode(shown[:i]).rstrip("\ufffd")) for i in range(len(shown))]
+        offsets = [len(self.tokenizer.decode(shown[:i]).rstrip("\ufffd")) for i in range(len(shown))]
         choice["logprobs"] = {"tokens": names, "token_logprobs": told, "text_offset": offsets}
         if body.get("return_token_ids"):
             choice |= {"token_ids": list(drawn), "prompt_token_ids": list(prompt)}
@@ -155,7 +155,7 @@ class FakeProvider:
         return choice | {"_drawn": len(drawn)}
 
     def _name(self, token: int) -> str:
-        piece = self.codec.piece(token)
+        piece = self.tokenizer.token_text(token)
         if piece.text is not None or piece.bytes is None:
             return piece.text or ""
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece.bytes)

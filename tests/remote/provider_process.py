@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tests.remote.fake_provider import FakeProvider, words
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 
 PROMPT_TOKENS = 8  # of every prompt that is put to `large`, so that what is longer continues an answer
 
@@ -42,11 +42,11 @@ class Gate:
         self.held -= 1
 
 
-def application(codec: TextCodec) -> FastAPI:
+def application(tokenizer: HFTokenizer) -> FastAPI:
     app, gate = FastAPI(), Gate()
     letters = {"large": "abcdé☃", "tuned": "cdab☃é", "untuned": "é☃abcd"}
-    likes = partial(words, codec, eos=0.0, turn=lambda context: crc32(repr(context).encode()))
-    models = {name: FakeProvider(codec, likes(tuple(order))) for name, order in letters.items()}
+    likes = partial(words, tokenizer, eos=0.0, turn=lambda context: crc32(repr(context).encode()))
+    models = {name: FakeProvider(tokenizer, likes(tuple(order))) for name, order in letters.items()}
 
     @app.get("/{model}/models")
     async def listed(model: str) -> dict[str, Any]:
@@ -75,7 +75,9 @@ def application(codec: TextCodec) -> FastAPI:
 
 def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(application(TextCodec(sys.argv[1])), log_level="error", lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(application(HFTokenizer(sys.argv[1])), log_level="error", lifespan="off")
+        )
         print(f"Ready at http://127.0.0.1:{listening.getsockname()[1]}", file=sys.stderr, flush=True)
         server.run([listening])
 

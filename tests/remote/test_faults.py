@@ -19,10 +19,10 @@ from w2s_core.errors import (
     UpstreamTimeoutError,
 )
 from w2s_core.remote.exchange import parse
-from w2s_core.remote.faults import Fault, Interpreter, retry_after_s
+from w2s_core.remote.faults import Fault, FaultClassifier, retry_after_s
 
 KEY = "sk-very-secret-0123456789"
-READER = Interpreter("llama", "meta/llama", KEY)
+READER = FaultClassifier("llama", "meta/llama", KEY)
 
 
 def fault(status: int, body: Any = None, **headers: str) -> Fault:

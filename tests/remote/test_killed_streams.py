@@ -21,7 +21,7 @@ from tests.remote.provider_process import PROMPT_TOKENS
 from tests.replica import SOON, Replica, served
 from tests.server.conftest import uvicorn_server
 from tests.tiny import TEMPLATE, byte_tokenizer
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import (
     EngineConfig,
     RemoteLargeModelConfig,

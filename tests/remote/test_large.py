@@ -16,24 +16,15 @@ from hypothesis import strategies as st
 from tests.fakes import FakeScorer, answer
 from tests.remote.fake_provider import FakeProvider, words
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import RequestFinished, TextCommitted
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError, UpstreamError
-from w2s_core.large.capabilities import ask_large
+from w2s_core.large.capabilities import probe_large_model
 from w2s_core.large.remote import RemoteLargeModel
 from w2s_core.large.text_tokens import pieces_of, whole_characters
-from w2s_core.remote.discovery import Discovery
+from w2s_core.remote.capability_probe import CapabilityProbe
 from w2s_core.search.randomness import call_seed, copy_key, root_key, successor_key
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.types import (
-    ChatPrompt,
-    GenerationRequest,
-    Guidance,
-    RequestFinished,
-    SamplingParams,
-    TextCommitted,
-    TextPrompt,
-    TokenPrompt,
-    Tokens,
-)
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
 KEY = "large_models.far"
 FLAVORS = ("vllm", "openai")
@@ -41,13 +32,15 @@ CBS = Guidance("cbs", {"likes-a": 1.0}, beam_width=2, successors=3, chunk_length
 ASK = GenerationRequest("guided", (TextPrompt("Say"),), SamplingParams(max_tokens=12, seed=1))
 
 
-def remote_model(provider: FakeProvider, *, tokenizer: bool = True, **config: Any) -> Discovery[Any]:
+def remote_model(provider: FakeProvider, *, with_tokenizer: bool = True, **config: Any) -> CapabilityProbe[Any]:
     """`.model` is the large model on it."""
-    codec = provider.codec if tokenizer else None
+    tokenizer = provider.tokenizer if with_tokenizer else None
     settings = replace(provider.config, **config)
-    discovery: Discovery[Any] = Discovery(provider, partial(ask_large, provider, settings, codec, KEY))  # type: ignore[arg-type]
-    discovery.model = RemoteLargeModel(provider, codec, discovery)  # type: ignore[attr-defined, arg-type]
-    return discovery
+    probe: CapabilityProbe[Any] = CapabilityProbe(
+        provider, partial(probe_large_model, provider, settings, tokenizer, KEY)
+    )  # type: ignore[arg-type]
+    probe.model = RemoteLargeModel(provider, tokenizer, probe)  # type: ignore[attr-defined, arg-type]
+    return probe
 
 
 @asynccontextmanager
@@ -64,7 +57,7 @@ def searched(
     provider: FakeProvider, prompt: Tokens, seed: int, guidance: Guidance, budget: int
 ) -> list[tuple[Any, ...]]:
     """The search, written anew: no engine, no wires; hypotheses are (tokens, ended, key), best first."""
-    decode = provider.codec.decode
+    decode = provider.tokenizer.decode
     score = FakeScorer().nats
     beam = [((), False, copy_key(root_key(seed), i)) for i in range(guidance.beam_width)]
     while budget > 0 and not all(ended for _, ended, _ in beam):
@@ -79,7 +72,7 @@ def searched(
                     seed=call_seed(key, len(tokens)) + i,
                     length=min(guidance.chunk_length, budget),
                 )
-                ends = drawn[-1:] == (provider.codec.eos,)
+                ends = drawn[-1:] == (provider.tokenizer.eos,)
                 y = (tokens + (drawn[:-1] if ends else drawn), ends, successor_key(key, len(tokens), i))
                 if y[:2] not in [other[:2] for other in new]:
                     new.append(y)
@@ -97,9 +90,9 @@ def searched(
     flavor=st.sampled_from(FLAVORS),
 )
 def test_the_search_over_a_provider_is_the_search(
-    codec: TextCodec, seed: int, w: int, k: int, length: int, flavor: str
+    tokenizer: HFTokenizer, seed: int, w: int, k: int, length: int, flavor: str
 ) -> None:
-    provider = FakeProvider(codec, words(codec, ("a", "b", " ")), flavor=flavor)
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a", "b", " ")), flavor=flavor)
     guidance = replace(CBS, beam_width=w, successors=k, chunk_length=length)
     request = replace(ASK, guidance=guidance, sampling=SamplingParams(max_tokens=12, seed=seed), n=w)
 
@@ -108,20 +101,20 @@ def test_the_search_over_a_provider_is_the_search(
             return await answer(engine, request)
 
     found = asyncio.run(run())
-    expected = searched(provider, codec.encode("Say", special_tokens=True), seed, guidance, 12)
-    assert [(y.text, y.ended) for y in found[: len(expected)]] == [(codec.decode(y[0]), y[1]) for y in expected]
+    expected = searched(provider, tokenizer.encode("Say", special_tokens=True), seed, guidance, 12)
+    assert [(y.text, y.ended) for y in found[: len(expected)]] == [(tokenizer.decode(y[0]), y[1]) for y in expected]
     assert [y.length for y in found[: len(expected)]] == [len(y[0]) + y[1] for y in expected]
     if flavor == "vllm":
         assert [y.tokens for y in found[: len(expected)]] == [y[0] for y in expected]
 
 
-@pytest.mark.parametrize("tokenizer", [True, False])
+@pytest.mark.parametrize("with_tokenizer", [True, False])
 @pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("seed", range(6))
-async def test_characters_stay_whole(codec: TextCodec, flavor: str, seed: int, tokenizer: bool) -> None:
-    provider = FakeProvider(codec, words(codec, ("☃", "é", "a", "𝄞"), eos=0.02), flavor=flavor)
+async def test_characters_stay_whole(tokenizer: HFTokenizer, flavor: str, seed: int, with_tokenizer: bool) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, ("☃", "é", "a", "𝄞"), eos=0.02), flavor=flavor)
     scorer = FakeScorer()
-    part = remote_model(provider, tokenizer=tokenizer)
+    part = remote_model(provider, with_tokenizer=with_tokenizer)
     engine = Engine({"far": part.model}, {"likes-a": scorer}, {"guided": ("far", CBS)}, providers=[part])  # type: ignore[attr-defined]
     for length in (1, 2, 5):
         guidance = replace(CBS, chunk_length=length)
@@ -137,15 +130,15 @@ async def test_characters_stay_whole(codec: TextCodec, flavor: str, seed: int, t
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
-async def test_greedy_is_the_likeliest_however_it_is_cut(codec: TextCodec, flavor: str) -> None:
-    provider = FakeProvider(codec, words(codec, eos=0.0), flavor=flavor)
-    expected, _ = provider.draw(codec.encode("Say", special_tokens=True), seed=0, length=40, greedy=True)
+async def test_greedy_is_the_likeliest_however_it_is_cut(tokenizer: HFTokenizer, flavor: str) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, eos=0.0), flavor=flavor)
+    expected, _ = provider.draw(tokenizer.encode("Say", special_tokens=True), seed=0, length=40, greedy=True)
     sampling = SamplingParams(max_tokens=40, temperature=0)
     async with serving(provider) as engine:
         [plain] = await answer(engine, replace(ASK, model="plain", sampling=sampling))
         assert len(provider.calls) > 2  # it comes piece by piece
         [guided] = await answer(engine, replace(ASK, sampling=sampling))
-    assert plain.text == codec.decode(expected).rstrip("\ufffd")
+    assert plain.text == tokenizer.decode(expected).rstrip("\ufffd")
     # By text alone a chunk ends with a whole character, so a search of ten chunks may be some tokens shorter.
     assert guided.text == plain.text if flavor == "vllm" else plain.text.startswith(guided.text)
     assert guided.length > 30
@@ -154,8 +147,8 @@ async def test_greedy_is_the_likeliest_however_it_is_cut(codec: TextCodec, flavo
 
 @pytest.mark.parametrize("flavor", FLAVORS)
 @pytest.mark.parametrize("model", ["plain", "guided"])
-async def test_stop_strings_are_found_here(codec: TextCodec, flavor: str, model: str) -> None:
-    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0), flavor=flavor)
+async def test_stop_strings_are_found_here(tokenizer: HFTokenizer, flavor: str, model: str) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a", "b"), eos=0.0), flavor=flavor)
     sampling = SamplingParams(max_tokens=60, seed=3, stop=("aaa", "abb"))
     async with serving(provider) as engine:
         [y] = await answer(engine, replace(ASK, model=model, sampling=sampling))
@@ -165,17 +158,17 @@ async def test_stop_strings_are_found_here(codec: TextCodec, flavor: str, model:
     assert all("stop" not in call for call in provider.calls)
 
 
-async def test_an_empty_chunk_that_stops_is_a_finished_answer(codec: TextCodec) -> None:
-    assert codec.eos is not None
+async def test_an_empty_chunk_that_stops_is_a_finished_answer(tokenizer: HFTokenizer) -> None:
+    assert tokenizer.eos is not None
     for flavor in FLAVORS:
-        provider = FakeProvider(codec, lambda _: {codec.eos: 1.0}, flavor=flavor)  # type: ignore[dict-item]
+        provider = FakeProvider(tokenizer, lambda _: {tokenizer.eos: 1.0}, flavor=flavor)  # type: ignore[dict-item]
         async with serving(provider) as engine:
             [y] = await answer(engine, ASK)
         assert (y.text, y.ended, y.tokens, y.length) == ("", True, (), 1)
 
 
-async def test_a_stop_string_of_the_providers_own_is_no_end_of_the_model(codec: TextCodec) -> None:
-    provider = FakeProvider(codec, words(codec, ("a",), eos=0.0))
+async def test_a_stop_string_of_the_providers_own_is_no_end_of_the_model(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a",), eos=0.0))
     provider.spoil = lambda answer: [c.update(finish_reason="stop", stop_reason="aa") for c in answer["choices"]]
     async with serving(provider) as engine:
         [y] = await answer(engine, ASK)
@@ -183,8 +176,8 @@ async def test_a_stop_string_of_the_providers_own_is_no_end_of_the_model(codec: 
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
-async def test_missing_choices_are_asked_for_again(codec: TextCodec, flavor: str) -> None:
-    provider = FakeProvider(codec, flavor=flavor)
+async def test_missing_choices_are_asked_for_again(tokenizer: HFTokenizer, flavor: str) -> None:
+    provider = FakeProvider(tokenizer, flavor=flavor)
     async with serving(provider) as engine:
         provider.fewer = 2
         await answer(engine, replace(ASK, guidance=replace(CBS, beam_width=1)))
@@ -207,16 +200,16 @@ SPOILT: Sequence[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("spoil", "said"), SPOILT)
-async def test_an_answer_that_makes_no_sense_is_one_clear_error(codec: TextCodec, spoil: Any, said: str) -> None:
-    provider = FakeProvider(codec)
+async def test_an_answer_that_makes_no_sense_is_one_clear_error(tokenizer: HFTokenizer, spoil: Any, said: str) -> None:
+    provider = FakeProvider(tokenizer)
     async with serving(provider) as engine:
         provider.spoil = spoil
         with pytest.raises(UpstreamError, match=said):
             await answer(engine, ASK)
 
 
-async def test_what_was_bought_is_told(codec: TextCodec) -> None:
-    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0))
+async def test_what_was_bought_is_told(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a", "b"), eos=0.0))
     async with serving(provider) as engine:
         events = [event async for event in engine.generate(ASK)]
     last = events[-1]
@@ -229,10 +222,10 @@ async def test_what_was_bought_is_told(codec: TextCodec) -> None:
     assert last.prompt_tokens == 3
 
 
-async def test_without_a_tokenizer_the_provider_counts_the_prompt(codec: TextCodec) -> None:
-    provider = FakeProvider(codec, words(codec, eos=0.0), flavor="openai")
+async def test_without_a_tokenizer_the_provider_counts_the_prompt(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, eos=0.0), flavor="openai")
     request = replace(ASK, model="plain", prompts=(TextPrompt("é☃"),))
-    async with serving(provider, tokenizer=False) as engine:
+    async with serving(provider, with_tokenizer=False) as engine:
         events = [event async for event in engine.generate(request)]
         assert isinstance(events[-1], RequestFinished)
         assert events[-1].prompt_tokens == 5
@@ -246,14 +239,14 @@ async def test_without_a_tokenizer_the_provider_counts_the_prompt(codec: TextCod
             assert refusal.value.param == field
 
 
-async def test_a_conversation_is_rendered_here(codec: TextCodec) -> None:
+async def test_a_conversation_is_rendered_here(tokenizer: HFTokenizer) -> None:
     chat = ChatPrompt(({"role": "user", "content": "Hi"},))
     for flavor in FLAVORS:
-        provider = FakeProvider(codec, flavor=flavor)
+        provider = FakeProvider(tokenizer, flavor=flavor)
         async with serving(provider) as engine:
             await answer(engine, replace(ASK, prompts=(chat,)))
         prompt = provider.calls[0]["prompt"]
-        assert (prompt if isinstance(prompt, str) else codec.decode(prompt)) == "<user>Hi\n<assistant>"
+        assert (prompt if isinstance(prompt, str) else tokenizer.decode(prompt)) == "<user>Hi\n<assistant>"
 
 
 @pytest.mark.parametrize(
@@ -270,16 +263,16 @@ async def test_a_conversation_is_rendered_here(codec: TextCodec) -> None:
     ],
 )
 async def test_what_a_provider_cannot_do_is_refused_by_name(
-    codec: TextCodec, flavor: str, sampling: dict[str, Any], field: str
+    tokenizer: HFTokenizer, flavor: str, sampling: dict[str, Any], field: str
 ) -> None:
-    async with serving(FakeProvider(codec, flavor=flavor)) as engine:
+    async with serving(FakeProvider(tokenizer, flavor=flavor)) as engine:
         with pytest.raises(RequestError) as refusal:
             await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=5, **sampling)))
     assert refusal.value.param == field
 
 
-async def test_what_a_provider_can_do_is_asked_of_it(codec: TextCodec) -> None:
-    provider = FakeProvider(codec, words(codec, ("a",), eos=0.0))
+async def test_what_a_provider_can_do_is_asked_of_it(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a",), eos=0.0))
     sampling = SamplingParams(
         max_tokens=8,
         temperature=0.5,
@@ -295,7 +288,7 @@ async def test_what_a_provider_can_do_is_asked_of_it(codec: TextCodec) -> None:
         allowed_token_ids=(5, 9, 60, 70),
         bad_words=("z",),
     )
-    [a] = codec.encode("a", special_tokens=False)
+    [a] = tokenizer.encode("a", special_tokens=False)
     async with serving(provider) as engine:
         await answer(engine, replace(ASK, sampling=sampling, guidance=replace(CBS, beam_width=1, successors=1)))
     first, second = provider.calls
@@ -308,9 +301,9 @@ async def test_what_a_provider_can_do_is_asked_of_it(codec: TextCodec) -> None:
     assert (second["min_tokens"], second["logit_bias"]) == (2, {"5": 2.0, str(a): -0.5 * 4})
 
 
-async def test_nothing_is_left_to_the_providers_own_defaults(codec: TextCodec) -> None:
+async def test_nothing_is_left_to_the_providers_own_defaults(tokenizer: HFTokenizer) -> None:
     """vLLM takes them from the model's generation_config.json, and ours are OpenAI's: no hidden top_k."""
-    provider = FakeProvider(codec)
+    provider = FakeProvider(tokenizer)
     async with serving(provider) as engine:
         await answer(engine, ASK)
     wanted = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -321,7 +314,7 @@ async def test_nothing_is_left_to_the_providers_own_defaults(codec: TextCodec) -
 
 
 @pytest.mark.parametrize(
-    ("speaks", "flavor", "tokenizer", "token_ids"),
+    ("speaks", "flavor", "with_tokenizer", "token_ids"),
     [
         ("vllm", "auto", True, True),
         ("vllm", "auto", False, False),
@@ -331,24 +324,24 @@ async def test_nothing_is_left_to_the_providers_own_defaults(codec: TextCodec) -
     ],
 )
 async def test_what_is_found_at_the_start(
-    codec: TextCodec, speaks: str, flavor: str, tokenizer: bool, token_ids: bool
+    tokenizer: HFTokenizer, speaks: str, flavor: str, with_tokenizer: bool, token_ids: bool
 ) -> None:
-    part = remote_model(FakeProvider(codec, flavor=speaks), tokenizer=tokenizer, flavor=flavor)
+    part = remote_model(FakeProvider(tokenizer, flavor=speaks), with_tokenizer=with_tokenizer, flavor=flavor)
     await part.start()
     assert (part.found.context_length, part.found.token_ids) == (500, token_ids)
     await part.stop()
 
 
-async def test_what_cannot_be_served_names_the_key(codec: TextCodec) -> None:
-    silent = remote_model(FakeProvider(codec, lists_context=False))
+async def test_what_cannot_be_served_names_the_key(tokenizer: HFTokenizer) -> None:
+    silent = remote_model(FakeProvider(tokenizer, lists_context=False))
     with pytest.raises(ConfigurationError, match=f"{KEY}.context_length: set it"):
         await silent.start()
-    told = remote_model(FakeProvider(codec, lists_context=False), context_length=77)
+    told = remote_model(FakeProvider(tokenizer, lists_context=False), context_length=77)
     await told.start()
     assert told.found.context_length == 77
     with pytest.raises(ConfigurationError, match=f"{KEY}.flavor"):
-        await remote_model(FakeProvider(codec, flavor="openai"), flavor="vllm").start()
-    other = FakeProvider(codec)
+        await remote_model(FakeProvider(tokenizer, flavor="openai"), flavor="vllm").start()
+    other = FakeProvider(tokenizer)
     other.spoil = lambda answer: answer["choices"][0].update(prompt_token_ids=[1, 2, 3])
     with pytest.raises(ConfigurationError, match=f"{KEY}.tokenizer"):
         await remote_model(other).start()
@@ -356,8 +349,8 @@ async def test_what_cannot_be_served_names_the_key(codec: TextCodec) -> None:
     await told.stop()
 
 
-async def test_a_provider_that_is_down_is_waited_for(codec: TextCodec) -> None:
-    provider = FakeProvider(codec)
+async def test_a_provider_that_is_down_is_waited_for(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer)
     provider.down = True
     asked, go_on = asyncio.Event(), asyncio.Event()
 
@@ -390,8 +383,8 @@ async def test_a_provider_that_is_down_is_waited_for(codec: TextCodec) -> None:
     assert not provider.running
 
 
-async def test_the_context_is_checked_before_anything_is_bought(codec: TextCodec) -> None:
-    provider = FakeProvider(codec)
+async def test_the_context_is_checked_before_anything_is_bought(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer)
     async with serving(provider) as engine:
         with pytest.raises(ContextLengthError, match="maximum context length is 500"):
             await answer(engine, replace(ASK, prompts=(TextPrompt("x" * 495),)))
@@ -399,8 +392,8 @@ async def test_the_context_is_checked_before_anything_is_bought(codec: TextCodec
 
 
 @pytest.mark.parametrize("model", ["plain", "guided"])
-async def test_who_leaves_ends_the_calls(codec: TextCodec, model: str) -> None:
-    provider = FakeProvider(codec)
+async def test_who_leaves_ends_the_calls(tokenizer: HFTokenizer, model: str) -> None:
+    provider = FakeProvider(tokenizer)
     async with serving(provider) as engine:
         reached = asyncio.Event()
 
@@ -419,17 +412,17 @@ async def test_who_leaves_ends_the_calls(codec: TextCodec, model: str) -> None:
         assert engine.admission.rows_running == 0
 
 
-async def test_a_plain_answer_comes_as_it_is_drawn(codec: TextCodec) -> None:
-    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0))
+async def test_a_plain_answer_comes_as_it_is_drawn(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a", "b"), eos=0.0))
     async with serving(provider) as engine:
         events = [event async for event in engine.generate(replace(ASK, model="plain"))]
     assert len([event for event in events if isinstance(event, TextCommitted)]) > 1
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
-async def test_likely_alternatives_are_told(codec: TextCodec, flavor: str) -> None:
-    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0), flavor=flavor)
-    [a, b] = codec.encode("ab", special_tokens=False)
+async def test_likely_alternatives_are_told(tokenizer: HFTokenizer, flavor: str) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a", "b"), eos=0.0), flavor=flavor)
+    [a, b] = tokenizer.encode("ab", special_tokens=False)
     names = {"vllm": (f"token_id:{a}", f"token_id:{b}"), "openai": ("a", "b")}[flavor]
 
     def spoil(answer: dict[str, Any]) -> None:
@@ -441,7 +434,7 @@ async def test_likely_alternatives_are_told(codec: TextCodec, flavor: str) -> No
     async with serving(provider) as engine:
         [y] = await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=6, seed=1, logprobs=2)))
         [model] = engine._planner.large_models.values()
-        best = [[(model.codec.piece(token).text, nats) for token, nats in place] for place in y.alternatives]
+        best = [[(model.decoder.token_text(token).text, nats) for token, nats in place] for place in y.alternatives]
     assert best == [[("a", -0.5), ("b", -0.9)]] * 6
 
 

@@ -1,4 +1,4 @@
-"""Grammars of a remote large model: passed on in whole answers, under vLLM's names, or refused by the field's name."""
+"""Grammars over a remote large model: passed on in whole answers under vLLM's names, or refused by field name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fakes import answer
 from tests.remote.fake_provider import FakeProvider, words
 from tests.remote.test_large import ASK, CBS, serving
 from w2s_core.errors import RequestError, UpstreamRefusedError
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import GenerationRequest, Grammar, Guidance
 
 BEST = Guidance("best_of_n", {"likes-a": 1.0}, successors=3)
@@ -34,8 +34,8 @@ def asking(grammar: Grammar, **changes: Any) -> GenerationRequest:
         (Grammar("grammar", 'root ::= "a"', "f"), {"grammar": 'root ::= "a"'}),
     ],
 )
-async def test_it_is_passed_on_in_one_call(codec: TextCodec, grammar: Grammar, sent: dict[str, Any]) -> None:
-    provider = FakeProvider(codec, words(codec, eos=0.02))
+async def test_it_is_passed_on_in_one_call(tokenizer: HFTokenizer, grammar: Grammar, sent: dict[str, Any]) -> None:
+    provider = FakeProvider(tokenizer, words(tokenizer, eos=0.02))
     async with serving(provider) as engine:
         for request in (asking(grammar, model="plain"), asking(grammar, guidance=BEST)):
             provider.calls.clear()
@@ -45,8 +45,8 @@ async def test_it_is_passed_on_in_one_call(codec: TextCodec, grammar: Grammar, s
             assert call["max_tokens"] == 60
 
 
-async def test_no_chunk_of_a_search_begins_inside_it(codec: TextCodec) -> None:
-    provider = FakeProvider(codec)
+async def test_no_chunk_of_a_search_begins_inside_it(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer)
     async with serving(provider) as engine:
         for guidance in (None, CBS):
             with pytest.raises(RequestError, match="best_of_n") as refused:
@@ -55,8 +55,8 @@ async def test_no_chunk_of_a_search_begins_inside_it(codec: TextCodec) -> None:
         assert not provider.calls
 
 
-async def test_a_provider_without_token_ids_is_asked_for_none(codec: TextCodec) -> None:
-    provider = FakeProvider(codec, flavor="openai")
+async def test_a_provider_without_token_ids_is_asked_for_none(tokenizer: HFTokenizer) -> None:
+    provider = FakeProvider(tokenizer, flavor="openai")
     async with serving(provider, flavor="openai") as engine:
         with pytest.raises(RequestError) as refused:
             await answer(engine, asking(SCHEMA, model="plain"))
@@ -64,8 +64,8 @@ async def test_a_provider_without_token_ids_is_asked_for_none(codec: TextCodec) 
 
 
 @pytest.mark.parametrize("source", ["{", "[]", "[" * 100_000])
-async def test_a_schema_that_is_none_is_refused_here(codec: TextCodec, source: str) -> None:
-    provider = FakeProvider(codec)
+async def test_a_schema_that_is_none_is_refused_here(tokenizer: HFTokenizer, source: str) -> None:
+    provider = FakeProvider(tokenizer)
     async with serving(provider) as engine:
         with pytest.raises(RequestError) as refused:
             await answer(engine, asking(Grammar("json", source, "guided_json"), model="plain"))
@@ -82,8 +82,8 @@ class Strict(FakeProvider):
         return await super().post(path, body, affinity=affinity)
 
 
-async def test_what_the_provider_refuses_is_the_callers_mistake(codec: TextCodec) -> None:
-    async with serving(Strict(codec)) as engine:
+async def test_what_the_provider_refuses_is_the_callers_mistake(tokenizer: HFTokenizer) -> None:
+    async with serving(Strict(tokenizer)) as engine:
         with pytest.raises(RequestError, match="no such type") as refused:
             await answer(engine, asking(SCHEMA, model="plain"))
         assert refused.value.param == FIELD

@@ -16,10 +16,10 @@ from tests.fakes import FakeScorer
 from tests.remote.fake_provider import MODEL, FakeProvider, words
 from tests.server.conftest import loaded, uvicorn_server
 from tests.tiny import TEMPLATE, byte_tokenizer
-from w2s_core.build.remote import RemoteParts
+from w2s_core.build.remote import RemoteModels
 from w2s_core.config import RemoteLargeModelConfig
 from w2s_core.engine.engine import Engine
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Guidance
 
 GUIDANCE = Guidance("cbs", {"likes-a": 1.0}, beam_width=2, successors=2, chunk_length=4)
@@ -60,12 +60,13 @@ def application(provider: FakeProvider) -> FastAPI:
 
 @asynccontextmanager
 async def client_of(urls: list[str], tokenizer: str, flavor: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Engine]]:
-    parts = RemoteParts(TextCodec)
+    parts = RemoteModels(HFTokenizer)
     config = RemoteLargeModelConfig(
         base_url=tuple(f"{url}/v1" for url in urls), model=MODEL, flavor=flavor, tokenizer=tokenizer
     )
     served = {"plain": ("far", None), "guided": ("far", GUIDANCE)}
-    engine = Engine({"far": parts.large_model("far", config)}, {"likes-a": FakeScorer()}, served, providers=parts.parts)
+    large_models = {"far": parts.large_model("far", config)}
+    engine = Engine(large_models, {"likes-a": FakeScorer()}, served, providers=parts.probes)
     async with loaded(engine) as app:  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client:
@@ -81,8 +82,8 @@ async def ask(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("flavor", ["vllm", "openai"])
 async def test_one_of_two_providers_dies_and_nobody_notices(tokenizer: str, flavor: str) -> None:
-    codec = TextCodec(tokenizer)
-    providers = [FakeProvider(codec, words(codec, ("a", "b", "é"), eos=0.0), flavor=flavor) for _ in range(2)]
+    tokenizer = HFTokenizer(tokenizer)
+    providers = [FakeProvider(tokenizer, words(tokenizer, ("a", "b", "é"), eos=0.0), flavor=flavor) for _ in range(2)]
     asks = [
         {"model": model, "prompt": f"Say {i}", "temperature": 0, "stream": False}
         for i in range(10)
@@ -115,7 +116,7 @@ async def test_one_of_two_providers_dies_and_nobody_notices(tokenizer: str, flav
 
 @pytest.mark.parametrize("model", ["plain", "guided"])
 async def test_who_leaves_ends_the_calls_upstream(tokenizer: str, model: str) -> None:
-    provider = FakeProvider(TextCodec(tokenizer))
+    provider = FakeProvider(HFTokenizer(tokenizer))
     reached, left = asyncio.Event(), asyncio.Event()
     async with (
         uvicorn_server(application(provider), 0) as (url, _),
@@ -140,8 +141,8 @@ async def test_who_leaves_ends_the_calls_upstream(tokenizer: str, model: str) ->
 
 
 async def test_what_was_bought_is_in_the_answer(tokenizer: str) -> None:
-    codec = TextCodec(tokenizer)
-    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.0))
+    tokenizer = HFTokenizer(tokenizer)
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a", "b"), eos=0.0))
     async with uvicorn_server(application(provider), 0) as (url, _), client_of([url], tokenizer, "auto") as (client, _):
         answer = await ask(client)
         assert answer["guidance"]["upstream"] == {"calls": 12, "prompt_tokens": 156, "completion_tokens": 96}

@@ -13,11 +13,11 @@ import pytest
 
 from tests.remote.fake_provider import FakeProvider, words
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UpstreamError, UpstreamRefusedError
-from w2s_core.remote.discovery import Discovery
+from w2s_core.remote.capability_probe import CapabilityProbe
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, ask_pair
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, probe_pair_model
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt, Tokens
 
 CHARACTERS = tuple("abcdsSay <>urtinHQ:\né☃")
@@ -41,25 +41,27 @@ class Picky(FakeProvider):
         return await super().post(path, body, affinity=affinity)
 
 
-def pair_of(codec: TextCodec, way: str = "prompt_logprobs", *, lists_context: bool = True) -> list[Picky]:
+def pair_of(tokenizer: HFTokenizer, way: str = "prompt_logprobs", *, lists_context: bool = True) -> list[Picky]:
     """Tuned and untuned: equal but for EOS, and for the order in which they like the characters."""
     models = []
     for eos, characters in ((0.2, CHARACTERS), (0.05, CHARACTERS[::-1])):
-        model = Picky(codec, words(codec, characters, eos), lists_context=lists_context)
+        model = Picky(tokenizer, words(tokenizer, characters, eos), lists_context=lists_context)
         model.refused = WAYS[way]
         models.append(model)
     return models
 
 
-async def scorer_on(models: list[Picky], template: str | None = None, *, tokenizer: bool = True) -> RemoteScorer:
+async def scorer_on(models: list[Picky], template: str | None = None, *, with_tokenizer: bool = True) -> RemoteScorer:
     parts = []
     for model in models:
-        codec = model.codec if tokenizer else None
-        discovery: Discovery[Any] = Discovery(model, partial(ask_pair, model, model.config, codec, "pairs.x.tuned"))  # type: ignore[arg-type]
-        await discovery.start()
+        tokenizer = model.tokenizer if with_tokenizer else None
+        probe: CapabilityProbe[Any] = CapabilityProbe(
+            model, partial(probe_pair_model, model, model.config, tokenizer, "pairs.x.tuned")
+        )  # type: ignore[arg-type]
+        await probe.start()
         model.calls.clear()
-        reader = None if codec is None else PairModel(model.name, codec, shares_tokens=False)
-        parts.append(RemotePairModel(model, reader, discovery))  # type: ignore[arg-type]
+        reader = None if tokenizer is None else PairModel(model.name, tokenizer, shares_tokens=False)
+        parts.append(RemotePairModel(model, reader, probe))  # type: ignore[arg-type]
     return RemoteScorer(*parts, template)
 
 
@@ -73,9 +75,9 @@ def answers(*texts: str) -> list[Hypothesis]:
 
 
 def expected(models: list[Picky], prompt: Tokens, y: Hypothesis, *, eos: bool = True) -> float:
-    codec = models[0].codec
-    assert codec.eos is not None
-    tokens = codec.encode(y.text, special_tokens=False) + ((codec.eos,) if y.ended and eos else ())
+    tokenizer = models[0].tokenizer
+    assert tokenizer.eos is not None
+    tokens = tokenizer.encode(y.text, special_tokens=False) + ((tokenizer.eos,) if y.ended and eos else ())
     tuned, untuned = (sum(v or 0.0 for v in m.logprobs_of(prompt + tokens)[len(prompt) :]) for m in models)
     return tuned - untuned
 
@@ -92,78 +94,80 @@ def expected(models: list[Picky], prompt: Tokens, y: Hypothesis, *, eos: bool = 
     ],
 )
 async def test_a_score_is_that_of_the_whole_answer(
-    codec: TextCodec, way: str, prompt: Prompt, template: str | None, seen: str
+    tokenizer: HFTokenizer, way: str, prompt: Prompt, template: str | None, seen: str
 ) -> None:
-    models = pair_of(codec, way)
+    models = pair_of(tokenizer, way)
     scorer = await scorer_on(models, template)
     candidates = answers("", "a", "ab ☃", "bééd a")
     async with scorer.open(prompt) as scoring:
         scores = await scoring.score(candidates)
-    context = codec.encode(seen, special_tokens=True) or codec.start
+    context = tokenizer.encode(seen, special_tokens=True) or tokenizer.start
     assert [s.total for s in scores] == pytest.approx([expected(models, context, y) for y in candidates], abs=1e-9)
     assert len({round(s.total, 6) for s in scores}) > 4
-    assert scoring.bought.calls == len(models[0].calls) + len(models[1].calls) == 2 * 7  # nothing to read, no call
-    assert scoring.scored_tokens == scoring.bought.prompt_tokens
+    assert (
+        scoring.provider_usage.calls == len(models[0].calls) + len(models[1].calls) == 2 * 7
+    )  # nothing to read, no call
+    assert scoring.scored_tokens == scoring.provider_usage.prompt_tokens
 
 
 @pytest.mark.parametrize("way", ["echo", "echo and one token"])
 @pytest.mark.parametrize("prompt", ["Say ", "é☃", "a" * 40])
-async def test_without_a_tokenizer_text_is_scored(codec: TextCodec, way: str, prompt: str) -> None:
-    models = pair_of(codec, way)
-    scorer = await scorer_on(models, tokenizer=False)
+async def test_without_a_tokenizer_text_is_scored(tokenizer: HFTokenizer, way: str, prompt: str) -> None:
+    models = pair_of(tokenizer, way)
+    scorer = await scorer_on(models, with_tokenizer=False)
     candidates = answers("a", "ab ☃", "☃")
     async with scorer.open(TextPrompt(prompt)) as scoring:
         scores = await scoring.score(candidates)
-    context = codec.encode(prompt, special_tokens=True)
+    context = tokenizer.encode(prompt, special_tokens=True)
     assert [s.total for s in scores] == pytest.approx(
         [expected(models, context, y, eos=False) for y in candidates], abs=1e-9
     )
 
 
-async def test_a_token_across_the_border_counts_for_neither(merging: TextCodec) -> None:
+async def test_a_token_across_the_border_counts_for_neither(merging: HFTokenizer) -> None:
     """`a` + `b` is one token of the provider's; it begins in the prompt, so of the answer only `é` is left."""
     models = pair_of(merging, "echo")
     models[0].distribution = lambda _: dict.fromkeys(range(300), 0.5)
     models[1].distribution = lambda _: dict.fromkeys(range(300), 0.25)
-    scorer = await scorer_on(models, tokenizer=False)
+    scorer = await scorer_on(models, with_tokenizer=False)
     async with scorer.open(TextPrompt("Sa")) as scoring:
         [score] = await scoring.score([Hypothesis(text="bé")])
     assert len(merging.encode("Sabé", special_tokens=True)) == len("S") + len("ab") - 1 + len("é".encode())
     assert score.total == pytest.approx(2 * math.log(2))  # the two bytes of é
 
 
-async def test_without_a_tokenizer_a_conversation_needs_a_template(codec: TextCodec) -> None:
+async def test_without_a_tokenizer_a_conversation_needs_a_template(tokenizer: HFTokenizer) -> None:
     chat = ChatPrompt(({"role": "user", "content": "Hi"},))
-    scorer = await scorer_on(pair_of(codec, "echo"), tokenizer=False)
+    scorer = await scorer_on(pair_of(tokenizer, "echo"), with_tokenizer=False)
     with pytest.raises(RequestError, match="tokenizer") as refusal:
         scorer.check(chat, 5)
     assert refusal.value.param == "messages"
-    assert (await scorer_on(pair_of(codec, "echo"), "Q: {prompt}", tokenizer=False)).check(chat, 5) == 5
+    assert (await scorer_on(pair_of(tokenizer, "echo"), "Q: {prompt}", with_tokenizer=False)).check(chat, 5) == 5
     with pytest.raises(ConfigurationError, match="prompt_template"):
-        await scorer_on(pair_of(codec, "echo"), "", tokenizer=False)
+        await scorer_on(pair_of(tokenizer, "echo"), "", with_tokenizer=False)
 
 
-async def test_a_provider_that_tells_nothing_is_refused(codec: TextCodec) -> None:
-    models = pair_of(codec)
+async def test_a_provider_that_tells_nothing_is_refused(tokenizer: HFTokenizer) -> None:
+    models = pair_of(tokenizer)
     models[0].refused = frozenset({"prompt_logprobs", "echo"})
     with pytest.raises(ConfigurationError, match=r"pairs\.x\.tuned: the provider tells no log-probabilities"):
         await scorer_on(models)
 
 
-async def test_the_context_bounds_prompt_and_answer(codec: TextCodec) -> None:
-    scorer = await scorer_on(pair_of(codec))
+async def test_the_context_bounds_prompt_and_answer(tokenizer: HFTokenizer) -> None:
+    scorer = await scorer_on(pair_of(tokenizer))
     with pytest.raises(ContextLengthError):
         scorer.check(TextPrompt("a" * 500), 5)
     async with scorer.open(TextPrompt("a" * 490)) as scoring:
         with pytest.raises(RequestError, match="outgrown") as refusal:
             await scoring.score([Hypothesis(text="a" * 20)])
     assert refusal.value.param == "max_tokens"
-    unbounded = await scorer_on(pair_of(codec, lists_context=False))
+    unbounded = await scorer_on(pair_of(tokenizer, lists_context=False))
     assert unbounded.check(TextPrompt("a" * 500), 5) == 5
 
 
-async def test_both_models_read_all_candidates_at_once(codec: TextCodec) -> None:
-    models = pair_of(codec)
+async def test_both_models_read_all_candidates_at_once(tokenizer: HFTokenizer) -> None:
+    models = pair_of(tokenizer)
     scorer = await scorer_on(models)
     together = asyncio.Event()
 
@@ -180,8 +184,8 @@ async def test_both_models_read_all_candidates_at_once(codec: TextCodec) -> None
 
 
 @pytest.mark.parametrize("cut", [slice(1, None), slice(0, 0), slice(0, -1)])
-async def test_too_few_log_probabilities_are_an_error(codec: TextCodec, cut: slice) -> None:
-    models = pair_of(codec)
+async def test_too_few_log_probabilities_are_an_error(tokenizer: HFTokenizer, cut: slice) -> None:
+    models = pair_of(tokenizer)
     scorer = await scorer_on(models)
 
     def spoil(answer: dict[str, Any]) -> None:
@@ -193,19 +197,19 @@ async def test_too_few_log_probabilities_are_an_error(codec: TextCodec, cut: sli
             await scoring.score([Hypothesis(text="ab")])
 
 
-async def test_remote_pairs_add_up(codec: TextCodec) -> None:
-    one, other = pair_of(codec), pair_of(codec, "echo")
+async def test_remote_pairs_add_up(tokenizer: HFTokenizer) -> None:
+    one, other = pair_of(tokenizer), pair_of(tokenizer, "echo")
     scorers = {"one": await scorer_on(one), "other": await scorer_on(other)}
     combined = CombinedScorer(scorers, {"one": 1.0, "other": -1.0})
     async with combined.open(PROMPT) as scoring:
         [score] = await scoring.score([replace(Hypothesis(), text="ab")])
-        assert scoring.bought.calls == 4
+        assert scoring.provider_usage.calls == 4
     assert score.total == pytest.approx(0.0)
     assert score.pairs["one"] != 0
 
 
-async def test_what_is_expected_is_asked_for_meanwhile_and_once(codec: TextCodec) -> None:
-    models = pair_of(codec)
+async def test_what_is_expected_is_asked_for_meanwhile_and_once(tokenizer: HFTokenizer) -> None:
+    models = pair_of(tokenizer)
     scorer = await scorer_on(models)
     go = asyncio.Event()
     for model in models:
@@ -219,12 +223,12 @@ async def test_what_is_expected_is_asked_for_meanwhile_and_once(codec: TextCodec
         go.set()
         found = await scores
         assert [len(model.calls) for model in models] == [6, 6]
-    whole = [expected(models, codec.encode("Say", special_tokens=True), y) for y in [*first, *more]]
+    whole = [expected(models, tokenizer.encode("Say", special_tokens=True), y) for y in [*first, *more]]
     assert [score.total for score in found] == pytest.approx(whole)
 
 
-async def test_who_leaves_ends_what_is_expected(codec: TextCodec) -> None:
-    models = pair_of(codec)
+async def test_who_leaves_ends_what_is_expected(tokenizer: HFTokenizer) -> None:
+    models = pair_of(tokenizer)
     scorer = await scorer_on(models)
     for model in models:
         model.gate = asyncio.Event().wait

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.server.conftest import loaded, uvicorn_server
 from tests.tiny import EOS, save_tiny
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
@@ -26,7 +26,7 @@ from w2s_core.config import (
     WorkersConfig,
 )
 from w2s_core.engine.engine import Engine
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Guidance
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -46,8 +46,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def letters(folders: dict[str, Path]) -> dict[str, float]:
     """A bias that leaves whole characters only: random models draw bytes that are no text, which text cannot carry."""
-    codec = TextCodec(str(folders["large"]))
-    allowed = [codec.encode(c, special_tokens=False)[0] for c in "abcdefg hij."]
+    tokenizer = HFTokenizer(str(folders["large"]))
+    allowed = [tokenizer.encode(c, special_tokens=False)[0] for c in "abcdefg hij."]
     return {str(token): 100.0 for token in allowed} | {str(EOS): 97.0}
 
 

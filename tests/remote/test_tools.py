@@ -17,11 +17,11 @@ from tests.remote.fake_provider import FakeProvider
 from tests.server.conftest import loaded
 from tests.tiny import byte_tokenizer
 from w2s_core.engine.engine import Engine
-from w2s_core.large.capabilities import ask_large
+from w2s_core.large.capabilities import probe_large_model
 from w2s_core.large.remote import RemoteLargeModel
-from w2s_core.remote.discovery import Discovery
-from w2s_core.structured.tool_formats import chosen
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.remote.capability_probe import CapabilityProbe
+from w2s_core.structured.tool_formats import resolve_tool_format
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Guidance, Tokens
 
 TEMPLATE = (
@@ -38,33 +38,35 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
     folder: Path = tmp_path_factory.mktemp("tokenizer")
     byte_tokenizer(TEMPLATE).save_pretrained(folder)
-    return TextCodec(str(folder))
+    return HFTokenizer(str(folder))
 
 
-def saying(codec: TextCodec, text: str, flavor: str) -> FakeProvider:
+def saying(tokenizer: HFTokenizer, text: str, flavor: str) -> FakeProvider:
     """A provider whose model says just this, and then ends."""
-    tokens = codec.encode(text, special_tokens=False)
-    opening = codec.encode("<assistant>", special_tokens=False)
+    tokens = tokenizer.encode(text, special_tokens=False)
+    opening = tokenizer.encode("<assistant>", special_tokens=False)
 
     def after(context: Tokens) -> Mapping[int, float]:
         begins = [i for i in range(len(context) + 1) if context[max(0, i - len(opening)) : i] == opening]
         said = len(context) - max(begins, default=0)  # the probe at the start is no conversation
-        assert codec.eos is not None
-        return {tokens[said] if said < len(tokens) else codec.eos: 1.0}
+        assert tokenizer.eos is not None
+        return {tokens[said] if said < len(tokens) else tokenizer.eos: 1.0}
 
-    return FakeProvider(codec, after, flavor=flavor)
+    return FakeProvider(tokenizer, after, flavor=flavor)
 
 
 @asynccontextmanager
 async def client_of(provider: FakeProvider) -> AsyncIterator[httpx.AsyncClient]:
-    codec = provider.codec
-    discovery: Any = Discovery(provider, partial(ask_large, provider, provider.config, codec, "large_models.far"))  # type: ignore[arg-type]
-    large = RemoteLargeModel(provider, codec, discovery, chosen("auto", codec.chat_template))  # type: ignore[arg-type]
+    tokenizer = provider.tokenizer
+    probe: Any = CapabilityProbe(
+        provider, partial(probe_large_model, provider, provider.config, tokenizer, "large_models.far")
+    )  # type: ignore[arg-type]
+    large = RemoteLargeModel(provider, tokenizer, probe, resolve_tool_format("auto", tokenizer.chat_template))  # type: ignore[arg-type]
     served = {"plain": ("far", None), "guided": ("far", CBS)}
-    engine = Engine({"far": large}, {"likes-a": FakeScorer()}, served, providers=[discovery])
+    engine = Engine({"far": large}, {"likes-a": FakeScorer()}, served, providers=[probe])
     async with loaded(engine) as app:  # type: ignore[arg-type]
         provider.calls.clear()
         transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
@@ -85,21 +87,21 @@ def called(message: dict[str, Any]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("flavor", ["vllm", "openai"])
 @pytest.mark.parametrize("model", ["plain", "guided"])
-async def test_calls_are_read_out_of_what_a_provider_draws(codec: TextCodec, model: str, flavor: str) -> None:
-    provider = saying(codec, "Let me see.\n" + CALL, flavor)
+async def test_calls_are_read_out_of_what_a_provider_draws(tokenizer: HFTokenizer, model: str, flavor: str) -> None:
+    provider = saying(tokenizer, "Let me see.\n" + CALL, flavor)
     async with client_of(provider) as client:
         choice = await ask(client, model=model)
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] == "Let me see."
     assert called(choice["message"]) == [("weather", {"city": "Zürich"})]
     prompt = provider.calls[0]["prompt"]
-    assert (prompt if isinstance(prompt, str) else codec.decode(prompt)).startswith("<tool_call>weather;<user>Hi")
+    assert (prompt if isinstance(prompt, str) else tokenizer.decode(prompt)).startswith("<tool_call>weather;<user>Hi")
 
 
 @pytest.mark.parametrize("flavor", ["vllm", "openai"])
 @pytest.mark.parametrize("model", ["plain", "guided"])
-async def test_streamed_as_well(codec: TextCodec, model: str, flavor: str) -> None:
-    async with client_of(saying(codec, CALL, flavor)) as client:
+async def test_streamed_as_well(tokenizer: HFTokenizer, model: str, flavor: str) -> None:
+    async with client_of(saying(tokenizer, CALL, flavor)) as client:
         response = await client.post("/v1/chat/completions", json=ASK | {"model": model, "stream": True})
     events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
     deltas = [choice["delta"] for event in events for choice in event["choices"]]
@@ -110,8 +112,10 @@ async def test_streamed_as_well(codec: TextCodec, model: str, flavor: str) -> No
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
 @pytest.mark.parametrize("how", [{"model": "plain"}, {"model": "guided", "guidance": BEST}])
-async def test_a_call_that_must_be_is_the_providers_grammar(codec: TextCodec, choice: Any, how: dict[str, Any]) -> None:
-    provider = saying(codec, CALL, "vllm")
+async def test_a_call_that_must_be_is_the_providers_grammar(
+    tokenizer: HFTokenizer, choice: Any, how: dict[str, Any]
+) -> None:
+    provider = saying(tokenizer, CALL, "vllm")
     async with client_of(provider) as client:
         answer = await ask(client, tool_choice=choice, **how)
     assert called(answer["message"]) == [("weather", {"city": "Zürich"})]
@@ -129,11 +133,11 @@ async def test_a_call_that_must_be_is_the_providers_grammar(codec: TextCodec, ch
     ],
 )
 async def test_what_must_be_so_cannot_be_searched_chunk_by_chunk(
-    codec: TextCodec, field: str, asked: dict[str, Any]
+    tokenizer: HFTokenizer, field: str, asked: dict[str, Any]
 ) -> None:
     """Nor, at a provider that speaks text alone, be had at all."""
     for flavor, model in (("vllm", "guided"), ("openai", "plain")):
-        provider = saying(codec, CALL, flavor)
+        provider = saying(tokenizer, CALL, flavor)
         async with client_of(provider) as client:
             response = await client.post("/v1/chat/completions", json=ASK | {"model": model} | asked)
         assert response.status_code == 400

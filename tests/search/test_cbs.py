@@ -11,16 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import EOS, FakeLargeModel, FakeScorer, answer, fake_engine, letters
+from w2s_core.engine.events import ChoiceFinished
 from w2s_core.search.cbs import distinct, search
 from w2s_core.search.randomness import copy_key, root_key, successor_key, uniform
-from w2s_core.types import (
-    ChoiceFinished,
-    GenerationRequest,
-    Guidance,
-    Hypothesis,
-    SamplingParams,
-    TextPrompt,
-)
+from w2s_core.types import GenerationRequest, Guidance, Hypothesis, SamplingParams, TextPrompt
 
 SHARES = {"a": 0.35, "b": 0.35, " ": 0.2}  # the rest ends the answer
 

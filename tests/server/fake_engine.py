@@ -8,18 +8,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from w2s_core.engine.events import ChoiceFinished, Event, GuidanceReport, RequestFinished, TextCommitted
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.telemetry.request_record import RequestRecord
-from w2s_core.types import (
-    ChoiceFinished,
-    Event,
-    GenerationRequest,
-    Guidance,
-    GuidanceReport,
-    Hypothesis,
-    RequestFinished,
-    TextCommitted,
-)
+from w2s_core.types import GenerationRequest, Guidance, Hypothesis
 
 
 @dataclass(frozen=True)

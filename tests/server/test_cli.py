@@ -134,7 +134,7 @@ from tests.fakes import fake_engine
 from w2s_core.errors import ConfigurationError
 def build(config):
     {body}
-sys.modules["w2s_core.build.local"] = types.SimpleNamespace(build_engine=build)  # the real one is slow to import
+sys.modules["w2s_core.build.engine"] = types.SimpleNamespace(build_engine=build)  # the real one is slow to import
 from server.cli import main
 main()
 """

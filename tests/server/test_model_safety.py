@@ -18,7 +18,7 @@ from tests.tiny import byte_tokenizer, save_tiny
 from w2s_core.errors import RequestError
 from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.structured.grammar_compiling import compiled, new_matcher, new_tokenizer
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt
 from w2s_core.worker.loading import load_models
 
@@ -80,9 +80,9 @@ def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
 )
 def test_a_chat_template_is_in_a_sandbox(tmp_path: Path, template: str) -> None:
     byte_tokenizer(template).save_pretrained(tmp_path)
-    codec = TextCodec(str(tmp_path))
+    tokenizer = HFTokenizer(str(tmp_path))
     with pytest.raises(RequestError, match="chat template refuses") as refusal:
-        codec.encode_chat(ChatPrompt(({"role": "user", "content": "x"},)))
+        tokenizer.encode_chat(ChatPrompt(({"role": "user", "content": "x"},)))
     assert "root:" not in str(refusal.value)
 
 
@@ -115,11 +115,15 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda change: next(iter(change)),
 )
 @pytest.mark.usefixtures("_no_network")
-async def test_no_field_makes_us_fetch_or_run_anything(connect: Connect, change: dict[str, Any], codec: Any) -> None:
+async def test_no_field_makes_us_fetch_or_run_anything(
+    connect: Connect, change: dict[str, Any], tokenizer: Any
+) -> None:
     client = await connect()
     if "chat_template_kwargs" in change:  # the template itself decides about its variables
         with pytest.raises(RequestError, match="no such name"):
-            codec.encode_chat(ChatPrompt(tuple(CHAT["messages"]), template_variables=change["chat_template_kwargs"]))
+            tokenizer.encode_chat(
+                ChatPrompt(tuple(CHAT["messages"]), template_variables=change["chat_template_kwargs"])
+            )
         return
     response = await client.post("/v1/chat/completions", json=CHAT | change)
     assert response.status_code == 400
@@ -127,9 +131,9 @@ async def test_no_field_makes_us_fetch_or_run_anything(connect: Connect, change:
 
 
 @pytest.fixture
-def codec(tmp_path: Path) -> TextCodec:
+def tokenizer(tmp_path: Path) -> HFTokenizer:
     byte_tokenizer("{{ messages }}").save_pretrained(tmp_path)
-    return TextCodec(str(tmp_path))
+    return HFTokenizer(str(tmp_path))
 
 
 @pytest.mark.usefixtures("_no_network")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from w2s_core.structured.forced_calls import ForcedCallParser
 from w2s_core.structured.tool_formats import HERMES, LLAMA3_JSON, MISTRAL, Call, ToolFormat
-from w2s_core.structured.tool_parsing import CallBegun, CallPart, Piece
+from w2s_core.structured.tool_parsing import ArgumentsDelta, CallStart, ParsedPart
 
 NAMES = ("add", "get.weather-2")
 ARGUMENTS = ['{"a": 1}', "{}", '{"t": "a } \\" { \\\\", "l": [{}, ["}"]]}', '{ "é€" :\n"\\ud83d\\ude00" }']
@@ -29,13 +29,13 @@ def written(form: ToolFormat, calls: list[Call]) -> str:
 
 def read(parts: list[str]) -> tuple[list[Call], str]:
     parser = ForcedCallParser(NAMES)
-    pieces: list[Piece] = [piece for part in parts for piece in parser.feed(part)] + parser.finish()
+    pieces: list[ParsedPart] = [piece for part in parts for piece in parser.feed(part)] + parser.finish()
     calls: list[Call] = []
     text = ""
     for piece in pieces:
-        if isinstance(piece, CallBegun):
+        if isinstance(piece, CallStart):
             calls.append(Call(piece.name, ""))
-        elif isinstance(piece, CallPart):
+        elif isinstance(piece, ArgumentsDelta):
             calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + piece.text)
         else:
             text += str(piece)
@@ -62,7 +62,7 @@ def test_arguments_are_told_letter_by_letter() -> None:
     text = written(HERMES, [Call("add", '{"a": "xyz"}')])
     parser = ForcedCallParser(NAMES)
     told = [piece for letter in text for piece in parser.feed(letter)]
-    assert told == [CallBegun("add"), *(CallPart(letter) for letter in '{"a": "xyz"}')]
+    assert told == [CallStart("add"), *(ArgumentsDelta(letter) for letter in '{"a": "xyz"}')]
 
 
 @pytest.mark.parametrize("end", range(1, 70))

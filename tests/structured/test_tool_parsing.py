@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from w2s_core.structured.tool_formats import FORMATS, HERMES, LLAMA3_JSON, MISTRAL, Call, ToolFormat, detect
-from w2s_core.structured.tool_parsing import Piece, ToolCallParser
+from w2s_core.structured.tool_parsing import ParsedPart, ToolCallParser
 
 NAMES = ("add", "get_weather")
 ADD = '{"name": "add", "arguments": {"a": 1}}'
 CALLED = Call("add", '{"a": 1}')
 
 
-def parsed(form: ToolFormat, pieces: list[str], most: int | None = None) -> list[Piece]:
+def parsed(form: ToolFormat, pieces: list[str], most: int | None = None) -> list[ParsedPart]:
     parser = ToolCallParser(form, NAMES, most=most)
     found = [piece for text in pieces for piece in parser.feed(text)] + parser.finish()
-    joined: list[Piece] = []
+    joined: list[ParsedPart] = []
     for piece in found:
         if isinstance(piece, str) and joined and isinstance(joined[-1], str):
             joined[-1] += piece
@@ -29,7 +29,7 @@ def parsed(form: ToolFormat, pieces: list[str], most: int | None = None) -> list
     return joined
 
 
-CASES: list[tuple[ToolFormat, str, list[Piece]]] = [
+CASES: list[tuple[ToolFormat, str, list[ParsedPart]]] = [
     (HERMES, "Hello, no calls here.\n", ["Hello, no calls here.\n"]),
     (HERMES, f"<tool_call>\n{ADD}\n</tool_call>", [CALLED]),
     (HERMES, f"Let me see.\n\n<tool_call>{ADD}</tool_call>\n", ["Let me see.", CALLED]),
@@ -83,7 +83,7 @@ NO_CALLS = [
 
 
 @pytest.mark.parametrize(("form", "text", "expected"), CASES)
-def test_each_format(form: ToolFormat, text: str, expected: list[Piece]) -> None:
+def test_each_format(form: ToolFormat, text: str, expected: list[ParsedPart]) -> None:
     assert parsed(form, [text]) == expected
     assert parsed(form, list(text)) == expected
 

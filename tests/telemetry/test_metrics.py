@@ -13,19 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.fakes import FakeLargeModel, answer, fake_engine, letters
 from w2s_core.config import Limits
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import Event, RequestFinished, TextCommitted
 from w2s_core.errors import OverloadedError, RequestError, UpstreamError
 from w2s_core.remote.provider import Attempt
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.telemetry.request_record import RequestRecord
-from w2s_core.types import (
-    Event,
-    GenerationRequest,
-    Guidance,
-    RequestFinished,
-    SamplingParams,
-    TextCommitted,
-    TextPrompt,
-)
+from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TextPrompt
 
 # Names as they are scraped, with their labels; buckets have `le` besides.
 NAMES: dict[str, tuple[str, set[str]]] = {

@@ -195,12 +195,12 @@ async def test_stopping_sends_what_is_left(spans: Spans) -> None:
 
 
 def test_off_it_is_not_even_imported() -> None:
-    code = "import sys, w2s_core.build.local, server.serve; sys.exit('opentelemetry.sdk' in sys.modules)"
+    code = "import sys, w2s_core.build.engine, server.serve; sys.exit('opentelemetry.sdk' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from w2s_core.build.local import build_engine
+    from w2s_core.build.engine import build_engine
     from w2s_core.config import EngineConfig
     from w2s_core.errors import ConfigurationError
 

@@ -12,21 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.fakes import EOS, ByteCodec
 from tests.tiny import byte_tokenizer
+from w2s_core.engine.events import ChoiceFinished, TextCommitted, TokenInfo
 from w2s_core.engine.output import TokenWriter, placed_prompt
-from w2s_core.large.successors import Successors
+from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.search.randomness import root_key
-from w2s_core.text.offsets import Place, Placer
+from w2s_core.text.offsets import OffsetTracker, TokenSpan
 from w2s_core.text.token_bytes import text_of
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.types import (
-    ChoiceFinished,
-    Hypothesis,
-    Piece,
-    PlacedToken,
-    PromptLogprobs,
-    SamplingParams,
-    TextCommitted,
-)
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import Hypothesis, PromptLogprobs, SamplingParams, TokenText
 
 
 class PieceCodec:
@@ -42,8 +35,8 @@ class PieceCodec:
     def decode(self, tokens: list[int]) -> str:
         return b"".join(self.pieces[t] for t in tokens if t != EOS).decode("utf-8", "replace")
 
-    def piece(self, token: int) -> Piece:
-        return Piece("<eos>", None) if token == EOS else Piece(text_of(self.pieces[token]), self.pieces[token])
+    def token_text(self, token: int) -> TokenText:
+        return TokenText("<eos>", None) if token == EOS else TokenText(text_of(self.pieces[token]), self.pieces[token])
 
 
 TEXTS = st.text(st.sampled_from("ab é€😀\ufffd"), max_size=12)
@@ -62,18 +55,18 @@ def cut_texts(draw: st.DrawFn, data: st.SearchStrategy[bytes]) -> tuple[list[byt
 ANY = cut_texts(st.one_of(TEXTS.map(str.encode), st.binary(max_size=12)))
 
 
-def places(codec: PieceCodec, chunks: list[list[int]]) -> list[Place]:
-    placer = Placer(codec)  # type: ignore[arg-type]
+def places(tokenizer: PieceCodec, chunks: list[list[int]]) -> list[TokenSpan]:
+    placer = OffsetTracker(tokenizer)  # type: ignore[arg-type]
     found = [place for chunk in chunks for place in placer.place(chunk)]
-    return found + placer.rest(len(codec.decode([t for chunk in chunks for t in chunk])))
+    return found + placer.rest(len(tokenizer.decode([t for chunk in chunks for t in chunk])))
 
 
 @settings(max_examples=400)
 @given(cut=ANY)
 def test_every_whole_token_stands_where_its_text_stands(cut: tuple[list[bytes], list[list[int]]]) -> None:
-    codec, chunks = PieceCodec(cut[0]), cut[1]
-    text = codec.decode(list(range(len(cut[0]))))
-    found = places(codec, chunks)
+    tokenizer, chunks = PieceCodec(cut[0]), cut[1]
+    text = tokenizer.decode(list(range(len(cut[0]))))
+    found = places(tokenizer, chunks)
     assert [place.token for place in found] == list(range(len(cut[0])))
     assert [place.number for place in found] == list(range(len(cut[0])))
     for place in found:
@@ -82,7 +75,7 @@ def test_every_whole_token_stands_where_its_text_stands(cut: tuple[list[bytes], 
         else:
             assert place.start < place.end
     assert [p.start for p in found] == sorted(p.start for p in found)
-    assert places(codec, [[i] for i in range(len(cut[0]))]) == found, "it does not matter how they came"
+    assert places(tokenizer, [[i] for i in range(len(cut[0]))]) == found, "it does not matter how they came"
 
 
 @settings(max_examples=400)
@@ -95,10 +88,10 @@ def test_a_part_of_a_character_stands_where_the_character_stands(cut: tuple[list
         at += len(cut[0][place.token])
 
 
-def writings(codec: PieceCodec, chunks: list[list[int]], sampling: SamplingParams, *, ended: bool) -> list[object]:
+def writings(tokenizer: PieceCodec, chunks: list[list[int]], sampling: SamplingParams, *, ended: bool) -> list[object]:
     """The events of an answer that grows by these chunks."""
-    successors = Successors(codec, sampling)  # type: ignore[arg-type]
-    writer = TokenWriter(0, sampling, codec)  # type: ignore[arg-type]
+    successors = SuccessorBuilder(tokenizer, sampling)  # type: ignore[arg-type]
+    writer = TokenWriter(0, sampling, tokenizer)  # type: ignore[arg-type]
     answer, events = Hypothesis(key=root_key(1)), list[object]()
     for chunk in chunks:
         nats = tuple(-float(t) for t in chunk)
@@ -128,16 +121,16 @@ def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
     cut: tuple[list[bytes], list[list[int]]], stops: list[str], ended: bool
 ) -> None:
     sampling = SamplingParams(stop=tuple(stops), logprobs=1)
-    codec = PieceCodec(cut[0])
-    *committed, last = writings(codec, cut[1], sampling, ended=ended)
+    tokenizer = PieceCodec(cut[0])
+    *committed, last = writings(tokenizer, cut[1], sampling, ended=ended)
     assert isinstance(last, ChoiceFinished)
-    answer, text, tokens = last.hypothesis, "", list[PlacedToken]()
+    answer, text, tokens = last.hypothesis, "", list[TokenInfo]()
     for event in committed:
         assert isinstance(event, TextCommitted)
         assert event.text
         assert event.tokens, "text without its tokens"
         assert all(len(text) <= token.offset <= len(text) + len(event.text) for token in event.tokens)
-        covered = codec.decode([token.token for token in [*tokens, *event.tokens]])
+        covered = tokenizer.decode([token.token for token in [*tokens, *event.tokens]])
         text, tokens = text + event.text, [*tokens, *event.tokens]
         assert covered.startswith(text), "text before its tokens"
     tokens += last.tokens
@@ -149,15 +142,15 @@ def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
         assert (other, piece, nats) == (token.token, token.piece, token.logprob)
         if token.piece.text is not None and token.piece.bytes is not None:
             assert text[token.offset :].startswith(token.piece.text[: len(text) - token.offset])
-    together = writings(codec, [[t for chunk in cut[1] for t in chunk]], sampling, ended=ended)
+    together = writings(tokenizer, [[t for chunk in cut[1] for t in chunk]], sampling, ended=ended)
     at_once = [t for event in together for t in event.tokens]  # type: ignore[attr-defined]
     assert at_once == tokens, "how it was cut into chunks must not show"
 
 
 def test_beams_that_agree_on_a_text_but_not_on_its_tokens_send_nothing_yet() -> None:
-    codec = PieceCodec([b"a", b"b", b"ab", b"c"])
-    writer = TokenWriter(0, SamplingParams(), codec)  # type: ignore[arg-type]
-    successors, start = Successors(codec, SamplingParams()), Hypothesis()  # type: ignore[arg-type]
+    tokenizer = PieceCodec([b"a", b"b", b"ab", b"c"])
+    writer = TokenWriter(0, SamplingParams(), tokenizer)  # type: ignore[arg-type]
+    successors, start = SuccessorBuilder(tokenizer, SamplingParams()), Hypothesis()  # type: ignore[arg-type]
     split = successors.make(start, 0, (0, 1, 3), (-1.0, -2.0, -3.0), ended=False)
     joined = successors.make(start, 0, (2, 3), (-4.0, -5.0), ended=False)
     assert split.text == joined.text
@@ -173,16 +166,16 @@ def test_beams_that_agree_on_a_text_but_not_on_its_tokens_send_nothing_yet() -> 
 
 def test_byte_level_pieces(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path)
-    codec = TextCodec(str(tmp_path))
-    tokens = codec.encode("aé €\n", special_tokens=False)
-    assert b"".join(codec.piece(t).bytes or b"" for t in tokens) == "aé €\n".encode()
-    assert codec.piece(tokens[0]) == Piece("a", b"a")
-    assert codec.piece(tokens[1]) == Piece(None, b"\xc3")
-    assert codec.piece(257) == Piece("<eos>", None)
-    assert codec.piece(99_999) == Piece("", b"")
+    tokenizer = HFTokenizer(str(tmp_path))
+    tokens = tokenizer.encode("aé €\n", special_tokens=False)
+    assert b"".join(tokenizer.token_text(t).bytes or b"" for t in tokens) == "aé €\n".encode()
+    assert tokenizer.token_text(tokens[0]) == TokenText("a", b"a")
+    assert tokenizer.token_text(tokens[1]) == TokenText(None, b"\xc3")
+    assert tokenizer.token_text(257) == TokenText("<eos>", None)
+    assert tokenizer.token_text(99_999) == TokenText("", b"")
 
 
-def sentencepiece(folder: Path) -> TextCodec:
+def sentencepiece(folder: Path) -> HFTokenizer:
     """As Llama 2's: `▁` for a space, one put before the text, bytes for what it has no token for."""
     vocabulary = {"<unk>": 0, "</s>": 1, "▁a": 2, "▁": 3, "a": 4, "b": 5}
     vocabulary |= {f"<0x{byte:02X}>": 6 + byte for byte in range(256)}
@@ -192,19 +185,19 @@ def sentencepiece(folder: Path) -> TextCodec:
     )
     tokenizer.add_special_tokens(["</s>"])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
-    return TextCodec(str(folder))
+    return HFTokenizer(str(folder))
 
 
 def test_sentencepiece_tokens_are_placed_though_the_first_space_is_dropped(tmp_path: Path) -> None:
-    codec = sentencepiece(tmp_path)
+    tokenizer = sentencepiece(tmp_path)
     euro = [6 + byte for byte in "€".encode()]
     tokens = (2, 5, 2, *euro, 5, 1)
-    assert codec.decode(tokens) == "ab a€b"
-    found = placed_prompt(codec, tokens, None)
+    assert tokenizer.decode(tokens) == "ab a€b"
+    found = placed_prompt(tokenizer, tokens, None)
     assert [token.offset for token in found] == [0, 1, 2, 4, 4, 4, 5, 6]
     assert [token.piece.text for token in found] == ["a", "b", " a", None, None, None, "b", "</s>"]
-    assert codec.piece(2) == Piece(" a", b" a")
-    assert codec.piece(euro[0]) == Piece(None, b"\xe2")
+    assert tokenizer.token_text(2) == TokenText(" a", b" a")
+    assert tokenizer.token_text(euro[0]) == TokenText(None, b"\xe2")
 
 
 def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
@@ -212,13 +205,13 @@ def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
     found = PromptLogprobs((-1.0, -2.0), (3, 1), (((7, -0.5),), ((33, -2.0),)))
     placed = placed_prompt(ByteCodec(), tokens, found)  # type: ignore[arg-type]
     assert [(t.offset, t.logprob, t.rank) for t in placed] == [(0, None, None), (0, -1.0, 3), (1, -2.0, 1)]
-    assert placed[1].alternatives == ((7, Piece("\x07", b"\x07"), -0.5),)
+    assert placed[1].alternatives == ((7, TokenText("\x07", b"\x07"), -0.5),)
 
 
 @pytest.mark.parametrize("skip", [True, False])
 def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> None:
-    codec, sampling = ByteCodec(), SamplingParams(skip_special_tokens=skip)
-    successors, writer = Successors(codec, sampling), TokenWriter(0, sampling, codec)  # type: ignore[arg-type]
+    tokenizer, sampling = ByteCodec(), SamplingParams(skip_special_tokens=skip)
+    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenWriter(0, sampling, tokenizer)  # type: ignore[arg-type]
     answer = successors.make(Hypothesis(), 0, (97, EOS, 98), (-1.0,) * 3, ended=False)
     events = writer.finish(answer, guided=False)
     assert [token.offset for event in events for token in event.tokens] == ([0, 1, 1] if skip else [0, 1, 6])
@@ -227,8 +220,8 @@ def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> Non
 
 def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:
     """A stop string may begin right behind it, and then the answer ends before it."""
-    codec, sampling = ByteCodec(), SamplingParams(stop=("b",))
-    successors, writer = Successors(codec, sampling), TokenWriter(0, sampling, codec)  # type: ignore[arg-type]
+    tokenizer, sampling = ByteCodec(), SamplingParams(stop=("b",))
+    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenWriter(0, sampling, tokenizer)  # type: ignore[arg-type]
     longer = successors.make(Hypothesis(), 0, (97, EOS), (-1.0,) * 2, ended=False)
     events = [*writer.commit([longer])]
     answer = successors.make(longer, 0, (98,), (-1.0,), ended=False)

@@ -12,15 +12,15 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer
 from w2s_core.demo.models import WEIGHTS
-from w2s_core.text.retokenizer import GrowingText
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.retokenizer import Retokenizer
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Hypothesis
 
 PIECES = st.text(st.sampled_from("abcd abcd  é1.,'s\n€🙂"), max_size=12)
 
 
 @pytest.fixture(scope="module")
-def codecs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextCodec]:
+def codecs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HFTokenizer]:
     """The pair's own tokenizer, one whose letters merge, and one that does not split at words at all."""
     merging, whole = tmp_path_factory.mktemp("merging"), tmp_path_factory.mktemp("whole")
     byte_tokenizer(pairs=True).save_pretrained(merging)
@@ -28,14 +28,14 @@ def codecs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextCodec]:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.save_pretrained(whole)
     return {
-        "pair": TextCodec(str(WEIGHTS / "reviews")),
-        "merging": TextCodec(str(merging)),
-        "whole": TextCodec(str(whole)),
+        "pair": HFTokenizer(str(WEIGHTS / "reviews")),
+        "merging": HFTokenizer(str(merging)),
+        "whole": HFTokenizer(str(whole)),
     }
 
 
-def test_which_tokenizers_may_be_read_in_parts(codecs: dict[str, TextCodec]) -> None:
-    assert {name: codec.splits_at_words for name, codec in codecs.items()} == {
+def test_which_tokenizers_may_be_read_in_parts(codecs: dict[str, HFTokenizer]) -> None:
+    assert {name: tokenizer.splits_at_words for name, tokenizer in codecs.items()} == {
         "pair": True,
         "merging": True,
         "whole": False,
@@ -46,23 +46,23 @@ def test_which_tokenizers_may_be_read_in_parts(codecs: dict[str, TextCodec]) -> 
 @settings(max_examples=150, deadline=None)
 @given(pieces=st.lists(st.lists(PIECES, min_size=1, max_size=3), min_size=1, max_size=6), cut=st.integers(0, 5))
 def test_what_is_read_in_parts_is_what_is_read_at_once(
-    codecs: dict[str, TextCodec], name: str, pieces: list[list[str]], cut: int
+    codecs: dict[str, HFTokenizer], name: str, pieces: list[list[str]], cut: int
 ) -> None:
-    codec = codecs[name]
-    growing, beam = GrowingText(codec), [Hypothesis()]
+    tokenizer = codecs[name]
+    growing, beam = Retokenizer(tokenizer), [Hypothesis()]
     for chunk in pieces:
         candidates = [Hypothesis(text=y.text + piece, parent=y) for y in beam for piece in chunk]
         shorter = candidates[-1].text[: -cut or None]  # as a stop string cuts, even behind the parent's end
         candidates.append(Hypothesis(text=shorter, parent=candidates[-1].parent))
-        assert growing.encode(candidates) == codec.encode_many([y.text for y in candidates])
+        assert growing.encode(candidates) == tokenizer.encode_many([y.text for y in candidates])
         beam = candidates[:2]
 
 
-def test_only_what_is_new_is_read(codecs: dict[str, TextCodec], monkeypatch: pytest.MonkeyPatch) -> None:
-    codec, read = codecs["pair"], []
-    real = codec.encode_many
-    monkeypatch.setattr(codec, "encode_many", lambda texts: read.append(sum(map(len, texts))) or real(texts))
-    growing, answer = GrowingText(codec), Hypothesis()
+def test_only_what_is_new_is_read(codecs: dict[str, HFTokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, read = codecs["pair"], []
+    real = tokenizer.encode_many
+    monkeypatch.setattr(tokenizer, "encode_many", lambda texts: read.append(sum(map(len, texts))) or real(texts))
+    growing, answer = Retokenizer(tokenizer), Hypothesis()
     for _ in range(50):
         answer = Hypothesis(text=answer.text + " and a good film", parent=answer)
         growing.encode([answer])
@@ -77,4 +77,4 @@ def test_the_large_models_tokenizer_too(tmp_path: Path) -> None:
     )
     tokenizer.backend_tokenizer.pre_tokenizer = digits
     tokenizer.save_pretrained(tmp_path)
-    assert TextCodec(str(tmp_path)).splits_at_words
+    assert HFTokenizer(str(tmp_path)).splits_at_words

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import BOS, EOS, TEMPLATE, byte_tokenizer
 from w2s_core.errors import RequestError
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, TextPrompt
 
 OPEN = "{% for m in messages %}<bos>{{ m.role }}:{{ m.content | trim }}<eos>{% endfor %}"
@@ -27,13 +27,13 @@ ALL = (
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
-    return saved(tmp_path_factory.mktemp("codec"), OPEN)
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
+    return saved(tmp_path_factory.mktemp("tokenizer"), OPEN)
 
 
-def saved(folder: Path, template: str | None) -> TextCodec:
+def saved(folder: Path, template: str | None) -> HFTokenizer:
     byte_tokenizer(template).save_pretrained(folder)
-    return TextCodec(str(folder))
+    return HFTokenizer(str(folder))
 
 
 def said(*contents: str, **fields: Any) -> ChatPrompt:
@@ -58,44 +58,44 @@ def special(tokens: tuple[int, ...]) -> list[int]:
         "abcd<eos>abcd",
     ],
 )
-def test_a_message_neither_ends_nor_begins_a_turn(codec: TextCodec, text: str) -> None:
-    tokens = codec.encode_chat(said(text, "more"))
+def test_a_message_neither_ends_nor_begins_a_turn(tokenizer: HFTokenizer, text: str) -> None:
+    tokens = tokenizer.encode_chat(said(text, "more"))
     assert special(tokens) == [BOS, EOS] * 2, "the template's own"
-    assert codec.verbatim.decode(tokens) == f"<bos>user:{text.strip()}<eos><bos>user:more<eos>"
+    assert tokenizer.verbatim.decode(tokens) == f"<bos>user:{text.strip()}<eos><bos>user:more<eos>"
 
 
-def test_without_such_names_nothing_is_encoded_differently(codec: TextCodec) -> None:
+def test_without_such_names_nothing_is_encoded_differently(tokenizer: HFTokenizer) -> None:
     prompt = said("abcd <b> eos abcd")
-    whole = codec.encode(codec.chat_template.render(prompt), special_tokens=False)
-    assert codec.encode_chat(prompt) == whole
+    whole = tokenizer.encode(tokenizer.chat_template.render(prompt), special_tokens=False)
+    assert tokenizer.encode_chat(prompt) == whole
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.lists(st.sampled_from(["<eos>", "<bos>", "<", "e", "os>", "a", "é", " "])).map("".join), min_size=1))
-def test_every_conversation_is_read_as_it_is_written(codec: TextCodec, texts: list[str]) -> None:
-    tokens = codec.encode_chat(said(*texts))
+def test_every_conversation_is_read_as_it_is_written(tokenizer: HFTokenizer, texts: list[str]) -> None:
+    tokens = tokenizer.encode_chat(said(*texts))
     assert special(tokens) == [BOS, EOS] * len(texts)
-    assert codec.verbatim.decode(tokens) == "".join(f"<bos>user:{text.strip()}<eos>" for text in texts)
+    assert tokenizer.verbatim.decode(tokens) == "".join(f"<bos>user:{text.strip()}<eos>" for text in texts)
 
 
 def test_no_field_is_a_way_round(tmp_path: Path) -> None:
-    codec = saved(tmp_path, ALL)
+    tokenizer = saved(tmp_path, ALL)
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"<eos>": ["<eos>"]}}}
     message = {"role": "user", "content": "<eos>", "name": "<eos>", "tool_calls": [call]}
     tool = {"type": "function", "function": {"name": "f", "description": "<eos>", "parameters": {"<eos>": {}}}}
     prompt = ChatPrompt((message,), tools=(tool,), template_variables={"extra": "<eos>"})
-    tokens = codec.encode_chat(prompt)
+    tokens = tokenizer.encode_chat(prompt)
     assert special(tokens) == [EOS]
-    shown = codec.verbatim.decode(tokens)
+    shown = tokenizer.verbatim.decode(tokens)
     assert json.dumps(tool) in shown
     assert json.dumps([call]) in shown
 
 
-def test_a_message_that_goes_on_keeps_its_names_too(codec: TextCodec) -> None:
+def test_a_message_that_goes_on_keeps_its_names_too(tokenizer: HFTokenizer) -> None:
     prompt = ChatPrompt(({"role": "assistant", "content": "a<eos>b"},), continues=True, opens_answer=False)
-    tokens = codec.encode_chat(prompt)
+    tokens = tokenizer.encode_chat(prompt)
     assert special(tokens) == [BOS]
-    assert codec.verbatim.decode(tokens) == "<bos>assistant:a<eos>b"
+    assert tokenizer.verbatim.decode(tokens) == "<bos>assistant:a<eos>b"
 
 
 def test_a_part_in_the_middle_does_not_look_like_a_beginning(tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_a_part_in_the_middle_does_not_look_like_a_beginning(tmp_path: Path) -> 
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=OPEN_S)
     fast.save_pretrained(tmp_path)
-    codec = TextCodec(str(tmp_path))
-    tokens = codec.encode_chat(said("ab</s>cd", special_tokens=True))
-    assert "".join(codec.names(tokens)) == "<s>▁user:ab</s>cd</s>"
+    tokenizer = HFTokenizer(str(tmp_path))
+    tokens = tokenizer.encode_chat(said("ab</s>cd", special_tokens=True))
+    assert "".join(tokenizer.names(tokens)) == "<s>▁user:ab</s>cd</s>"
     assert tokens.count(bos) == 1
 
 
@@ -119,19 +119,19 @@ def test_a_pair_reads_messages_as_text_as_well(tmp_path: Path, template: str | N
     pair = PairModel("pair", saved(tmp_path, OPEN), shares_tokens=False)
     tokens = pair.prompt(said("a<eos>b"), template)
     assert special(tokens) == ([EOS] if template else [BOS, EOS])
-    assert "a<eos>b" in pair.codec.verbatim.decode(tokens)
+    assert "a<eos>b" in pair.tokenizer.verbatim.decode(tokens)
 
 
-def test_a_raw_prompt_is_the_callers_whole_own(codec: TextCodec) -> None:
+def test_a_raw_prompt_is_the_callers_whole_own(tokenizer: HFTokenizer) -> None:
     """Who sends one writes the conversation's form: there special tokens are what they say, as at vLLM."""
-    assert special(codec.encode("a<eos>b", special_tokens=False)) == [EOS]
-    pair = PairModel("pair", codec, shares_tokens=True)
+    assert special(tokenizer.encode("a<eos>b", special_tokens=False)) == [EOS]
+    pair = PairModel("pair", tokenizer, shares_tokens=True)
     assert special(pair.prompt(TextPrompt("a<eos>b"), None)) == [EOS]
 
 
 def test_a_provider_that_takes_text_is_not_sent_such_names(tmp_path: Path) -> None:
-    codec = saved(tmp_path, TEMPLATE)
-    assert codec.render_chat(said("a")) == "<user>a\n<assistant>"
+    tokenizer = saved(tmp_path, TEMPLATE)
+    assert tokenizer.render_chat(said("a")) == "<user>a\n<assistant>"
     with pytest.raises(RequestError, match="`<eos>` is a special token") as refusal:
-        codec.render_chat(said("a<eos>"))
+        tokenizer.render_chat(said("a<eos>"))
     assert refusal.value.param == "messages"

@@ -11,21 +11,24 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.fakes import ByteCodec
 from tests.tiny import BOS, EOS, TEMPLATE, byte_tokenizer
+from w2s_core.engine.output import common_prefix
 from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.large.local import LocalLargeModel
-from w2s_core.large.successors import Successors
+from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import in_tokens
-from w2s_core.text.tokenizer import Decoded, TextCodec, common_prefix, decode_more, find_stop, withhold
+from w2s_core.text.detokenizer import DetokenizerState, detokenize
+from w2s_core.text.stop_strings import find_stop_string, partial_stop_length
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, SamplingParams, TextPrompt
 
 CODEC = ByteCodec()
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HFTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     byte_tokenizer(TEMPLATE).save_pretrained(folder)
-    return TextCodec(str(folder))
+    return HFTokenizer(str(folder))
 
 
 def cut(data: bytes, cuts: list[int]) -> list[bytes]:
@@ -36,10 +39,10 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
 @settings(max_examples=300)
 @given(text=st.text(), cuts=st.lists(st.integers(0, 500)))
 def test_decoding_in_pieces_equals_decoding_at_once(text: str, cuts: list[int]) -> None:
-    decoded, so_far = Decoded(), b""
+    decoded, so_far = DetokenizerState(), b""
     for piece in cut(text.encode(), cuts):
         so_far += piece
-        longer = decode_more(CODEC, decoded, tuple(so_far))  # type: ignore[arg-type]
+        longer = detokenize(CODEC, decoded, tuple(so_far))  # type: ignore[arg-type]
         assert longer.text.startswith(decoded.text)
         assert longer.text == so_far.decode("utf-8", "ignore") or "\ufffd" in text
         decoded = longer
@@ -49,19 +52,19 @@ def test_decoding_in_pieces_equals_decoding_at_once(text: str, cuts: list[int]) 
 @settings(max_examples=200)
 @given(data=st.binary(max_size=40), cuts=st.lists(st.integers(0, 500)))
 def test_bytes_that_are_no_text_end_the_same_however_they_came(data: bytes, cuts: list[int]) -> None:
-    decoded, so_far = Decoded(), b""
+    decoded, so_far = DetokenizerState(), b""
     for piece in cut(data, cuts):
         so_far += piece
-        decoded = decode_more(CODEC, decoded, tuple(so_far))  # type: ignore[arg-type]
+        decoded = detokenize(CODEC, decoded, tuple(so_far))  # type: ignore[arg-type]
         assert not decoded.text.endswith("\ufffd")
     assert decoded.text == data.decode("utf-8", "replace").rstrip("\ufffd")
 
 
 def test_half_a_character_is_held_back_but_what_stands_before_it_is_not() -> None:
     tokens = tuple("ab€".encode())
-    decoded = decode_more(CODEC, Decoded(), tokens[:-1])  # type: ignore[arg-type]
+    decoded = detokenize(CODEC, DetokenizerState(), tokens[:-1])  # type: ignore[arg-type]
     assert decoded.text == "ab"
-    assert decode_more(CODEC, decoded, tokens).text == "ab€"  # type: ignore[arg-type]
+    assert detokenize(CODEC, decoded, tokens).text == "ab€"  # type: ignore[arg-type]
 
 
 @settings(max_examples=500)
@@ -75,11 +78,15 @@ def test_a_stop_string_ends_the_answer_at_the_same_place_whatever_the_chunks(
 ) -> None:
     ends = [(i + len(s), i) for s in stops for i in range(len(text)) if text.startswith(s, i)]
     expected = text if not ends else text[: min(ends)[1]]
-    successors = Successors(CODEC, SamplingParams(stop=tuple(stops)))  # type: ignore[arg-type]
+    successors = SuccessorBuilder(CODEC, SamplingParams(stop=tuple(stops)))  # type: ignore[arg-type]
     answer, shown = Hypothesis(), ""
     for piece in cut(text.encode(), cuts):
         answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
-        visible = answer.text if answer.finished else answer.text[: len(answer.text) - withhold(answer.text, stops)]
+        visible = (
+            answer.text
+            if answer.finished
+            else answer.text[: len(answer.text) - partial_stop_length(answer.text, stops)]
+        )
         assert visible.startswith(shown), "something sent was taken back"
         shown = visible
         if answer.finished:
@@ -93,7 +100,7 @@ def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monke
     text, longest = "a film, é and € " * 20, []
     real = CODEC.decode
     monkeypatch.setattr(CODEC, "decode", lambda tokens: longest.append(len(tokens)) or real(tokens), raising=True)
-    successors = Successors(CODEC, SamplingParams())  # type: ignore[arg-type]
+    successors = SuccessorBuilder(CODEC, SamplingParams())  # type: ignore[arg-type]
     start, tokens = Hypothesis(), tuple(text.encode())
     for size in range(1, len(tokens) + 1):
         grown = successors.make(start, 0, tokens[:size], (-1.0,) * size, ended=False, seen=size - 1)
@@ -103,13 +110,13 @@ def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monke
 
 
 def test_finding_and_withholding() -> None:
-    assert find_stop("hello END", 0, ["END", "x"]) == (6, 9)
-    assert find_stop("hello EN", 0, ["END"]) is None
-    assert find_stop("abc", 0, ["bc", "abc"]) == (0, 3)
-    assert find_stop("xabc", 0, ["abcd", "ab"]) == (1, 3)
-    assert withhold("hello EN", ["END"]) == 2
-    assert withhold("hello", ["END"]) == 0
-    assert withhold("aab", ["aabaab"]) == 3
+    assert find_stop_string("hello END", 0, ["END", "x"]) == (6, 9)
+    assert find_stop_string("hello EN", 0, ["END"]) is None
+    assert find_stop_string("abc", 0, ["bc", "abc"]) == (0, 3)
+    assert find_stop_string("xabc", 0, ["abcd", "ab"]) == (1, 3)
+    assert partial_stop_length("hello EN", ["END"]) == 2
+    assert partial_stop_length("hello", ["END"]) == 0
+    assert partial_stop_length("aab", ["aabaab"]) == 3
 
 
 @given(st.lists(st.text("ab", max_size=6), min_size=1, max_size=5))
@@ -120,32 +127,32 @@ def test_common_prefix(texts: list[str]) -> None:
     assert len(longer) > 1 or any(t == prefix for t in texts)
 
 
-def test_the_codec_renders_chats_and_names_its_tokens(codec: TextCodec) -> None:
-    tokens = codec.encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
-    assert codec.decode(tokens) == "<user>Hi\n<assistant>"
-    assert codec.start == (256,)
-    assert codec.eos == 257
-    assert codec.encode_many(["a", ""]) == [codec.encode("a", special_tokens=False), ()]
+def test_the_codec_renders_chats_and_names_its_tokens(tokenizer: HFTokenizer) -> None:
+    tokens = tokenizer.encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
+    assert tokenizer.decode(tokens) == "<user>Hi\n<assistant>"
+    assert tokenizer.start == (256,)
+    assert tokenizer.eos == 257
+    assert tokenizer.encode_many(["a", ""]) == [tokenizer.encode("a", special_tokens=False), ()]
 
 
 def test_a_template_that_refuses_is_the_callers_error(tmp_path: Path) -> None:
     byte_tokenizer("{{ raise_exception('roles must alternate') }}").save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="roles must alternate") as caught:
-        TextCodec(str(tmp_path)).encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
+        HFTokenizer(str(tmp_path)).encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
     assert caught.value.param == "messages"
 
 
 def test_a_folder_without_a_tokenizer_is_the_operators_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=str(tmp_path)):
-        TextCodec(str(tmp_path))
+        HFTokenizer(str(tmp_path))
 
 
 def test_special_tokens_are_added_and_shown_where_asked(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(TEMPLATE)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A", special_tokens=[("<bos>", BOS)])
     tokenizer.save_pretrained(tmp_path)
-    codec = TextCodec(str(tmp_path))
-    model = LocalLargeModel("m", codec, None)  # type: ignore[arg-type]
+    tokenizer = HFTokenizer(str(tmp_path))
+    model = LocalLargeModel("m", tokenizer, None)  # type: ignore[arg-type]
     chat = ({"role": "user", "content": "Hi"},)
     for special in (True, False):
         raw = model.encode(TextPrompt("Hi", special_tokens=special))
@@ -153,21 +160,21 @@ def test_special_tokens_are_added_and_shown_where_asked(tmp_path: Path) -> None:
         assert ((raw[0] == BOS), (rendered[0] == BOS)) == (special, special)
     assert model.encode(ChatPrompt(chat)) == rendered, "a template writes its own"
     assert model.encode(TextPrompt("Hi"))[0] == BOS
-    assert codec.decode((64, EOS, 65)) == "ab"
-    assert codec.verbatim.decode((64, EOS, 65)) == "a<eos>b"
+    assert tokenizer.decode((64, EOS, 65)) == "ab"
+    assert tokenizer.verbatim.decode((64, EOS, 65)) == "a<eos>b"
 
 
 def test_bad_words_are_tokens_with_and_without_a_space(tmp_path: Path) -> None:
     """Bytes and pairs of them: a space is a token of its own, so that a word is the same tokens behind it."""
     tokenizer = byte_tokenizer(pairs=True)
     tokenizer.save_pretrained(tmp_path)
-    codec = TextCodec(str(tmp_path))
+    tokenizer = HFTokenizer(str(tmp_path))
 
     def words(*words: str, vocabulary: int = 300) -> tuple[tuple[int, ...], ...]:
-        return in_tokens(SamplingParams(bad_words=words), codec, vocabulary).bad_words
+        return in_tokens(SamplingParams(bad_words=words), tokenizer, vocabulary).bad_words
 
     def ids(text: str) -> tuple[int, ...]:
-        return codec.encode(text, special_tokens=False)
+        return tokenizer.encode(text, special_tokens=False)
 
     assert words("ab", " ab", "x") == (ids("ab"), ids("x"))
     assert words("  ") == (ids("  "),)
@@ -199,7 +206,7 @@ def test_stop_strings_count_from_min_tokens_on_and_may_stay(
     ends = [(i + len(s), i) for s in stops for i in range(len(text)) if text.startswith(s, i) and i + len(s) > least]
     expected = text if not ends else text[: min(ends)[0 if shown else 1]]
     sampling = SamplingParams(stop=tuple(stops), min_tokens=least, include_stop_str_in_output=shown)
-    successors = Successors(CODEC, sampling)  # type: ignore[arg-type]
+    successors = SuccessorBuilder(CODEC, sampling)  # type: ignore[arg-type]
     answer = Hypothesis()
     for piece in cut(text.encode(), cuts):
         answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)

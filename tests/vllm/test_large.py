@@ -12,7 +12,8 @@ import pytest
 from benchmarks.server_process import Server
 from benchmarks.vllm_process import CONTEXT_LENGTH
 from tests.vllm.conftest import Front
-from w2s_core.types import ChoiceFinished, GenerationRequest, Hypothesis, SamplingParams, TextPrompt
+from w2s_core.engine.events import ChoiceFinished
+from w2s_core.types import GenerationRequest, Hypothesis, SamplingParams, TextPrompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 

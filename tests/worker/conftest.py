@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from tests.tiny import save_tiny
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.types import Guidance

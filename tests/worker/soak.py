@@ -16,8 +16,9 @@ import psutil
 from tests.fakes import answer
 from tests.worker.test_engine_on_workers import ASK, FOREIGN, pool_of
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import Event
 from w2s_core.errors import UnavailableError
-from w2s_core.types import ChatPrompt, Event, GenerationRequest, Guidance, Hypothesis, SamplingParams, TextPrompt
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Hypothesis, SamplingParams, TextPrompt
 
 AT_ONCE = 32
 PATIENCE = 60  # events of all clients together within which one that leaves has left
@@ -161,9 +162,9 @@ def fill_word_caches(engine: Engine) -> None:
     """Tokenizers remember the first 10,000 words that they see: now, so that this does not look like a leak."""
     planner, chance = engine._planner, random.Random(0)
     pairs = [model for scorer in planner.scorers.values() for model in scorer._models]  # type: ignore[attr-defined]
-    for codec in {model.codec for model in [*planner.large_models.values(), *pairs]}:  # type: ignore[attr-defined]
+    for tokenizer in {model.tokenizer for model in [*planner.large_models.values(), *pairs]}:  # type: ignore[attr-defined]
         words = ("".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=12)) for _ in range(12_000))
-        codec.encode(" ".join(words), special_tokens=False)
+        tokenizer.encode(" ".join(words), special_tokens=False)
 
 
 async def replace_worker(engine: Engine) -> None:

@@ -15,20 +15,14 @@ from transformers import AutoModelForCausalLM
 
 from tests.fakes import answer
 from tests.tiny import save_tiny
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import TextCommitted
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError
 from w2s_core.pool.pool import WorkerPool
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.types import (
-    ChatPrompt,
-    GenerationRequest,
-    Guidance,
-    SamplingParams,
-    TextCommitted,
-    TextPrompt,
-)
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -84,17 +78,17 @@ async def test_scores_are_those_of_whole_answers_from_scratch(
 ) -> None:
     request = replace(ASK, sampling=SamplingParams(max_tokens=40, seed=seed))
     [same] = await answer(engine, request)
-    codec = TextCodec(str(folders["tuned"]))
-    prompt = codec.encode(PROMPT.text, special_tokens=True)
-    tokens = same.tokens + ((codec.eos,) if same.ended and codec.eos is not None else ())
+    tokenizer = HFTokenizer(str(folders["tuned"]))
+    prompt = tokenizer.encode(PROMPT.text, special_tokens=True)
+    tokens = same.tokens + ((tokenizer.eos,) if same.ended and tokenizer.eos is not None else ())
     expected = logprob(folders["tuned"], prompt, tokens) - logprob(folders["untuned"], prompt, tokens)
     assert same.score == pytest.approx(expected, abs=1e-4)
 
     [foreign] = await answer(engine, replace(request, guidance=FOREIGN))
-    codec = TextCodec(str(folders["foreign-tuned"]))
-    prompt = codec.encode("Q: " + PROMPT.text, special_tokens=True)
-    tokens = codec.encode(foreign.text, special_tokens=False)
-    tokens += (codec.eos,) if foreign.ended and codec.eos is not None else ()
+    tokenizer = HFTokenizer(str(folders["foreign-tuned"]))
+    prompt = tokenizer.encode("Q: " + PROMPT.text, special_tokens=True)
+    tokens = tokenizer.encode(foreign.text, special_tokens=False)
+    tokens += (tokenizer.eos,) if foreign.ended and tokenizer.eos is not None else ()
     expected = logprob(folders["foreign-tuned"], prompt, tokens) - logprob(folders["foreign-untuned"], prompt, tokens)
     assert foreign.scores["foreign"] == pytest.approx(expected, abs=1e-4)
 
@@ -121,8 +115,8 @@ async def test_a_request_is_answered_the_same_alone_and_among_others(engine: Eng
 
 
 async def test_greedy_is_transformers_greedy(engine: Engine, folders: dict[str, Path]) -> None:
-    codec = TextCodec(str(folders["large"]))
-    prompt = codec.encode(PROMPT.text, special_tokens=True)
+    tokenizer = HFTokenizer(str(folders["large"]))
+    prompt = tokenizer.encode(PROMPT.text, special_tokens=True)
     model = AutoModelForCausalLM.from_pretrained(folders["large"])
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=257)[0]
     request = replace(ASK, model="plain", sampling=SamplingParams(max_tokens=20, temperature=0))

@@ -11,13 +11,13 @@ import torch
 
 from tests.tiny import EOS, VOCABULARY, byte_tokenizer, tiny_model
 from tests.worker.test_scheduler import drain, drawn, sample_job
-from w2s_core.pool.messages import JobFailed, Outcome, Row, SampleJob, SampleNews, Sampling
+from w2s_core.pool.messages import JobFailed, JobOutcome, Row, SampleJob, SampleUpdate, Sampling
 from w2s_core.structured.grammar_compiling import compiled, new_tokenizer
 from w2s_core.types import Grammar, GrammarKind, Tokens
 from w2s_core.worker import grammar_masks as followed
-from w2s_core.worker.grammar_masks import Ends, Grammars
+from w2s_core.worker.grammar_masks import EndTokens, GrammarEngine
 from w2s_core.worker.loading import make_runner
-from w2s_core.worker.models import Scheduler
+from w2s_core.worker.models import WorkerModels
 from w2s_core.worker.token_tree import Node
 
 CPU = torch.device("cpu")
@@ -26,9 +26,9 @@ TEXT = CODEC.backend_tokenizer.to_str()
 PROMPT = (1, 2, 3)
 
 
-def scheduler() -> Scheduler:
-    grammars = Grammars(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY))
-    return Scheduler({"m": make_runner(tiny_model(), CPU, 1 << 22)}, {"m": grammars})
+def scheduler() -> WorkerModels:
+    grammars = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY))
+    return WorkerModels({"m": make_runner(tiny_model(), CPU, 1 << 22)}, {"m": grammars})
 
 
 def following(kind: GrammarKind, source: str) -> Grammar:
@@ -39,7 +39,7 @@ def job(number: int, rows: Sequence[Row], grammar: Grammar | None, **sampling: A
     return sample_job(number, rows, PROMPT, sampling=Sampling(grammar=grammar, **sampling))
 
 
-def run(subject: Scheduler, *jobs: SampleJob) -> list[Outcome]:
+def run(subject: WorkerModels, *jobs: SampleJob) -> list[JobOutcome]:
     for one in jobs:
         subject.take(one)
     return drain(subject)
@@ -97,9 +97,9 @@ def test_going_on_costs_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> Non
     leaf = root
     for letter in b"aaaa":
         leaf = leaf.child(letter)
-    start = Grammars(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).beginning(compiled("regex", "a*"))
+    start = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).beginning(compiled("regex", "a*"))
     matcher: Any = Counting(start.result(timeout=60))
-    ends = Ends([EOS])
+    ends = EndTokens([EOS])
     [first] = followed.places([leaf], "a*", matcher, ends)
     assert consumed == [4]
     leaf.place = first
@@ -129,7 +129,7 @@ def test_reported_logprobs_are_the_models_own() -> None:
     [news] = [
         o
         for o in run(scheduler(), job(1, [Row((), 5, 9)], following("choice", '["abc"]')))
-        if isinstance(o, SampleNews)
+        if isinstance(o, SampleUpdate)
     ]
     [row] = news.rows
     assert texts([row.tokens]) == ["abc"]
@@ -177,7 +177,7 @@ def test_a_tokenizer_that_cannot_be_had_fails_the_job_alone() -> None:
     def no_tokenizer() -> Any:
         raise ValueError("no such tokenizer")
 
-    subject = Scheduler({"m": make_runner(tiny_model(), CPU, 1 << 22)}, {"m": Grammars(no_tokenizer)})
+    subject = WorkerModels({"m": make_runner(tiny_model(), CPU, 1 << 22)}, {"m": GrammarEngine(no_tokenizer)})
     rows = [Row((), 1, 3)]
     outcomes = run(subject, job(1, rows, following("choice", '["x"]')), job(2, rows, None))
     [failure] = [o for o in outcomes if isinstance(o, JobFailed)]

@@ -14,16 +14,9 @@ import pytest
 from tests.fakes import answer
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, pool_of
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import RequestFinished, TextCommitted
 from w2s_core.errors import RequestError
-from w2s_core.types import (
-    GenerationRequest,
-    Grammar,
-    Guidance,
-    RequestFinished,
-    SamplingParams,
-    TextCommitted,
-    TextPrompt,
-)
+from w2s_core.types import GenerationRequest, Grammar, Guidance, SamplingParams, TextPrompt
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -20,7 +20,7 @@ from server.engine_host import EngineHost
 from tests.schemas import Schema, schema_of
 from tests.server.conftest import uvicorn_server
 from tests.tiny import byte_tokenizer
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig
 from w2s_core.structured.grammar_compiling import compiled, new_matcher, new_tokenizer
 

@@ -25,7 +25,7 @@ from w2s_core.pool.messages import Sampling
 from w2s_core.search.randomness import root_key, successor_key, uniform
 from w2s_core.types import Tokens
 from w2s_core.worker import sampling as drawing
-from w2s_core.worker.logits_processors import Adjustment, Adjustments, adjusted
+from w2s_core.worker.logits_processors import LogitsProcessor, LogitsRules, process_logits
 from w2s_core.worker.sampling import Draw, draw_tokens
 
 VOCABULARY, EOS = 24, 23
@@ -67,7 +67,7 @@ answers = st.lists(st.integers(0, 9), max_size=20).map(tuple)
 
 def change(logits: torch.Tensor, sampling: Sampling, answer: Tokens = ANSWER) -> torch.Tensor:
     """(vocab,) of one row."""
-    return adjusted(logits[None], [Adjustment(Adjustments(sampling, PROMPT, {EOS}), answer)])[0]
+    return process_logits(logits[None], [LogitsProcessor(LogitsRules(sampling, PROMPT, {EOS}), answer)])[0]
 
 
 def oracle(logits: torch.Tensor, s: Sampling, answer: Tokens) -> list[float]:
@@ -99,7 +99,7 @@ def test_rows_change_as_plain_python_says(rows: list[tuple[Sampling, Tokens]], s
     torch.manual_seed(seed)
     logits = torch.randn(len(rows), VOCABULARY) * 4
     before = logits.clone()
-    found = adjusted(logits, [Adjustment(Adjustments(s, PROMPT, {EOS}), answer) for s, answer in rows])
+    found = process_logits(logits, [LogitsProcessor(LogitsRules(s, PROMPT, {EOS}), answer) for s, answer in rows])
     assert torch.equal(logits, before), "the raw logits are still needed"
     for row, raw, (s, answer) in zip(found, logits, rows, strict=True):
         wanted = oracle(raw, s, answer)
@@ -111,12 +111,12 @@ def test_rows_change_as_plain_python_says(rows: list[tuple[Sampling, Tokens]], s
 def test_an_answer_that_goes_on_elsewhere_is_changed_the_same(sampling: Sampling, answer: Tokens, at: int) -> None:
     """Bit for bit: a worker that died must not be noticed."""
     logits = torch.randn(1, VOCABULARY)
-    job = Adjustments(sampling, PROMPT, {EOS})
-    grown = Adjustment(job, answer[:at])
+    job = LogitsRules(sampling, PROMPT, {EOS})
+    grown = LogitsProcessor(job, answer[:at])
     for token in answer[at:]:
         grown.append(token)
-    anew = Adjustment(Adjustments(sampling, PROMPT, {EOS}), answer)
-    assert torch.equal(adjusted(logits, [grown]), adjusted(logits, [anew]))
+    anew = LogitsProcessor(LogitsRules(sampling, PROMPT, {EOS}), answer)
+    assert torch.equal(process_logits(logits, [grown]), process_logits(logits, [anew]))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_frequencies_are_those_of_transformers(sampling: Sampling, processors: l
     """40,000 draws of 24 tokens: chi² with ≤ 23 degrees of freedom exceeds 76 with p < 10⁻⁶."""
     torch.manual_seed(0)
     logits, n = torch.randn(VOCABULARY) * 1.5, 40_000
-    row = Adjustment(Adjustments(sampling, PROMPT, {EOS}), ANSWER)
+    row = LogitsProcessor(LogitsRules(sampling, PROMPT, {EOS}), ANSWER)
     numbers = [uniform(successor_key(root_key(4), 0, i), 0) for i in range(n)]
     tokens, _ = draw_tokens(logits.expand(n, VOCABULARY), [Draw(sampling, number, row) for number in numbers])
     scores = logits[None].double()
@@ -187,7 +187,7 @@ def test_a_rows_extras_are_its_own(rows: list[tuple[Sampling, Tokens, bool]]) ->
     torch.manual_seed(len(rows))
     logits = torch.randn(len(rows), VOCABULARY)
     draws = [
-        Draw(s, uniform(7, i), Adjustment(Adjustments(s, PROMPT, {EOS}), answer) if extras else None)
+        Draw(s, uniform(7, i), LogitsProcessor(LogitsRules(s, PROMPT, {EOS}), answer) if extras else None)
         for i, (s, answer, extras) in enumerate(rows)
     ]
     together, logprobs = draw_tokens(logits, draws)
@@ -198,14 +198,14 @@ def test_a_rows_extras_are_its_own(rows: list[tuple[Sampling, Tokens, bool]]) ->
 
 def test_rows_that_want_nothing_pay_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    real = adjusted
+    real = process_logits
     monkeypatch.setattr(drawing, "adjusted", lambda logits, rows: seen.append(len(rows)) or real(logits, rows))
     logits, plain = torch.randn(5, VOCABULARY), Draw(Sampling(), 0.5)
     draw_tokens(logits, [plain] * 5)
     assert not Sampling().adjusts
     assert not Sampling(0.3, 0.5, 5, ignore_eos=True, stop_token_ids=(3,)).adjusts
     assert seen == []
-    shaped = Draw(EVERYTHING, 0.5, Adjustment(Adjustments(EVERYTHING, PROMPT, {EOS}), ANSWER))
+    shaped = Draw(EVERYTHING, 0.5, LogitsProcessor(LogitsRules(EVERYTHING, PROMPT, {EOS}), ANSWER))
     draw_tokens(logits, [plain, shaped, plain, plain, shaped])
     assert seen == [2]
 
@@ -220,7 +220,7 @@ def test_rows_that_want_nothing_pay_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_extremes_still_draw_a_token(sampling: Sampling) -> None:
-    row = Adjustment(Adjustments(sampling, PROMPT, {EOS}), ANSWER)
+    row = LogitsProcessor(LogitsRules(sampling, PROMPT, {EOS}), ANSWER)
     for number in (0.0, 0.7, 1 - 2.0**-53):
         [token], [logprob] = draw_tokens(torch.randn(1, VOCABULARY) * 9, [Draw(sampling, number, row)])
         assert 0 <= token < VOCABULARY
@@ -229,10 +229,10 @@ def test_extremes_still_draw_a_token(sampling: Sampling) -> None:
 
 def test_counting_costs_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token more is one entry changed, whatever the answer's length."""
-    row = Adjustment(Adjustments(EVERYTHING, PROMPT, {EOS}), ())
+    row = LogitsProcessor(LogitsRules(EVERYTHING, PROMPT, {EOS}), ())
     calls: list[int] = []
-    real = Adjustments.minus
-    monkeypatch.setattr(Adjustments, "minus", lambda self, count: calls.append(count) or real(self, count))
+    real = LogitsRules.minus
+    monkeypatch.setattr(LogitsRules, "minus", lambda self, count: calls.append(count) or real(self, count))
     for i in range(500):
         row.append(i % 20)
     assert len(calls) == 500

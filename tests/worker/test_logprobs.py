@@ -12,20 +12,20 @@ from tests.tiny import FAMILIES, tiny_model
 from tests.worker.test_scheduler import CPU, MODEL, drain, sample_job, scheduler, state
 from w2s_core.pool.messages import (
     CloseSession,
-    Outcome,
+    JobOutcome,
     PromptJob,
     PromptResult,
     Row,
-    RowNews,
-    SampleNews,
+    RowUpdate,
+    SampleUpdate,
     Sampling,
     ScoreJob,
 )
 from w2s_core.types import PromptLogprobs, Tokens
 from w2s_core.worker.loading import make_runner
-from w2s_core.worker.models import Scheduler
+from w2s_core.worker.models import WorkerModels
 from w2s_core.worker.token_tree import TokenTree
-from w2s_core.worker.top_logprobs import likeliest
+from w2s_core.worker.top_logprobs import top_logprobs
 
 
 def from_scratch(tokens: Tokens, model: torch.nn.Module = MODEL) -> torch.Tensor:
@@ -35,7 +35,7 @@ def from_scratch(tokens: Tokens, model: torch.nn.Module = MODEL) -> torch.Tensor
     return logprobs
 
 
-def found(outcomes: list[Outcome], job: int) -> PromptLogprobs:
+def found(outcomes: list[JobOutcome], job: int) -> PromptLogprobs:
     [result] = [o for o in outcomes if isinstance(o, PromptResult) and o.id == job]
     return result.found
 
@@ -63,7 +63,7 @@ def numbers(count: int, seed: int = 0) -> Tokens:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_prompts_logprobs_for_each_family(family: str) -> None:
-    subject = Scheduler({"m": make_runner(tiny_model(family), CPU, 1 << 22)})
+    subject = WorkerModels({"m": make_runner(tiny_model(family), CPU, 1 << 22)})
     prompt = numbers(40)
     subject.take(PromptJob(1, 1, "m", prompt, 3))
     assert_right(found(drain(subject), 1), prompt, 3, tiny_model(family))
@@ -107,7 +107,7 @@ def test_prompts_are_read_beside_other_work_and_when_memory_is_short(monkeypatch
     for number in (5, 6):
         subject.take(PromptJob(number, number, "m", numbers(300, number), 2))
     subject.take(ScoreJob(9, 9, "m", (8, 9), (tuple(range(60)),)))
-    outcomes: list[Outcome] = []
+    outcomes: list[JobOutcome] = []
     while not subject.idle:
         outcomes += subject.turn()
         state(subject)
@@ -116,8 +116,8 @@ def test_prompts_are_read_beside_other_work_and_when_memory_is_short(monkeypatch
         assert_right(found(outcomes, number), numbers(300, number), 2)
 
 
-def rows_of(outcomes: list[Outcome], job: int) -> list[RowNews]:
-    return [row for o in outcomes if isinstance(o, SampleNews) and o.id == job for row in o.rows]
+def rows_of(outcomes: list[JobOutcome], job: int) -> list[RowUpdate]:
+    return [row for o in outcomes if isinstance(o, SampleUpdate) and o.id == job for row in o.rows]
 
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"temperature": 0.5, "top_k": 3}])
@@ -153,7 +153,7 @@ def test_a_drawn_tokens_logprob_is_the_same_among_the_alternatives_to_the_last_b
 def test_nobody_pays_who_does_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, sizes = scheduler(), []
     monkeypatch.setattr(
-        "w2s_core.worker.scheduler.likeliest", lambda rows, n: sizes.append(len(rows)) or likeliest(rows, n)
+        "w2s_core.worker.scheduler.top_logprobs", lambda rows, n: sizes.append(len(rows)) or top_logprobs(rows, n)
     )
     subject.take(sample_job(1, [Row((), 7, 5)] * 3))
     drain(subject)

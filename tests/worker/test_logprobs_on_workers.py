@@ -14,22 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, pool_of
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig
 from w2s_core.engine.engine import Engine
-from w2s_core.types import (
-    ChatPrompt,
-    ChoiceFinished,
-    GenerationRequest,
-    Guidance,
-    PlacedToken,
-    Prompt,
-    PromptRead,
-    SamplingParams,
-    TextCommitted,
-    TextPrompt,
-    TokenPrompt,
-)
+from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted, TokenInfo
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, SamplingParams, TextPrompt, TokenPrompt
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -44,12 +33,10 @@ ASK = GenerationRequest(
 )
 
 
-async def told(
-    engine: Engine, request: GenerationRequest
-) -> tuple[dict[int, PromptRead], dict[int, list[PlacedToken]]]:
+async def told(engine: Engine, request: GenerationRequest) -> tuple[dict[int, PromptRead], dict[int, list[TokenInfo]]]:
     """Per choice: its prompt, and all its tokens."""
     prompts: dict[int, PromptRead] = {}
-    tokens: dict[int, list[PlacedToken]] = {}
+    tokens: dict[int, list[TokenInfo]] = {}
     async for event in engine.generate(request):
         if isinstance(event, PromptRead):
             prompts |= dict.fromkeys(event.choices, event)
@@ -59,7 +46,7 @@ async def told(
     return prompts, tokens
 
 
-def assert_right(folder: Path, prompt: Sequence[PlacedToken], answer: Sequence[PlacedToken]) -> None:
+def assert_right(folder: Path, prompt: Sequence[TokenInfo], answer: Sequence[TokenInfo]) -> None:
     """Everything that is told of these tokens is what the model says, before temperature, top_k and penalties."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     everything = [*prompt, *answer]

@@ -13,7 +13,7 @@ from w2s_core.pool.messages import Sampling
 from w2s_core.worker import sampling
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.loading import make_runner
-from w2s_core.worker.logits_processors import Adjustment, Adjustments
+from w2s_core.worker.logits_processors import LogitsProcessor, LogitsRules
 from w2s_core.worker.sampling import Draw
 from w2s_core.worker.token_tree import TokenTree
 
@@ -49,7 +49,7 @@ def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
 )
 def test_a_draw_reads_nothing_but_its_result(kinds: list[Sampling]) -> None:
     def draw(kind: Sampling) -> Draw:
-        adjustment = Adjustment(Adjustments(kind, (1, 2), (257,)), (3, 4, 5)) if kind.adjusts else None
+        adjustment = LogitsProcessor(LogitsRules(kind, (1, 2), (257,)), (3, 4, 5)) if kind.adjusts else None
         return Draw(kind, 0.5, adjustment)
 
     logits = torch.empty(len(kinds), 3000, device=UNREADABLE)

@@ -16,7 +16,7 @@ from tests.fakes import answer
 from tests.server.conftest import loaded
 from tests.tiny import BOS, EOS
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, kill_in_the_middle
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.errors import RequestError

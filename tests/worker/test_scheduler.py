@@ -14,10 +14,10 @@ from w2s_core.pool.messages import (
     CloseSession,
     InspectJob,
     JobFailed,
-    Outcome,
+    JobOutcome,
     Row,
     SampleJob,
-    SampleNews,
+    SampleUpdate,
     Sampling,
     ScoreJob,
     ScoreResult,
@@ -27,24 +27,24 @@ from w2s_core.pool.messages import (
 from w2s_core.worker import scheduler as model_queue
 from w2s_core.worker.kv_cache import Region
 from w2s_core.worker.loading import make_runner
-from w2s_core.worker.models import Scheduler
+from w2s_core.worker.models import WorkerModels
 
 CPU = torch.device("cpu")
 MODEL = tiny_model()
 
 
-def scheduler(cache_bytes: int = 1 << 22) -> Scheduler:
-    return Scheduler({"m": make_runner(tiny_model(), CPU, cache_bytes)})
+def scheduler(cache_bytes: int = 1 << 22) -> WorkerModels:
+    return WorkerModels({"m": make_runner(tiny_model(), CPU, cache_bytes)})
 
 
-def drain(subject: Scheduler) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+def drain(subject: WorkerModels) -> list[JobOutcome]:
+    outcomes: list[JobOutcome] = []
     while not subject.idle:
         outcomes += subject.turn()
     return outcomes
 
 
-def state(subject: Scheduler) -> WorkerState:
+def state(subject: WorkerModels) -> WorkerState:
     [answer] = subject.take(InspectJob(0))
     assert isinstance(answer, WorkerState)
     return answer
@@ -55,9 +55,9 @@ def sample_job(number: int, rows: Sequence[Row], prompt: tuple[int, ...] = (1, 2
     return SampleJob(number, number, "m", prompt, tuple(rows), **settings)  # type: ignore[arg-type]
 
 
-def drawn(outcomes: list[Outcome], job: int, rows: int) -> list[tuple[int, ...]]:
+def drawn(outcomes: list[JobOutcome], job: int, rows: int) -> list[tuple[int, ...]]:
     tokens: list[tuple[int, ...]] = [()] * rows
-    for news in (o for o in outcomes if isinstance(o, SampleNews) and o.id == job):
+    for news in (o for o in outcomes if isinstance(o, SampleUpdate) and o.id == job):
         for row in news.rows:
             tokens[row.row] += row.tokens + ((EOS,) if row.ended else ())
     return tokens
@@ -156,9 +156,9 @@ def test_stopped_and_cancelled_rows_leave_at_once() -> None:
     subject.take(StopRows(1, (0,)))
     outcomes = drain(subject)
     last = outcomes[-1]
-    assert isinstance(last, SampleNews)
+    assert isinstance(last, SampleUpdate)
     assert last.finished
-    assert sum(isinstance(o, SampleNews) for o in outcomes) <= 5
+    assert sum(isinstance(o, SampleUpdate) for o in outcomes) <= 5
     subject.take(sample_job(2, [Row((), 7, 50)]))
     subject.turn()
     subject.take(CancelJob(2))
@@ -193,7 +193,7 @@ def test_requests_that_fit_only_one_by_one_all_finish_with_the_answers_they_give
     for job in jobs:
         subject.take(job)
     subject.take(ScoreJob(9, 9, "m", (8, 9), (tuple(range(60)),)))
-    outcomes: list[Outcome] = []
+    outcomes: list[JobOutcome] = []
     while not subject.idle:
         outcomes += subject.turn()
         state(subject)  # integrity, in every turn
@@ -298,7 +298,7 @@ def test_no_memory_for_moving_kv_makes_others_give_way_or_wait(monkeypatch: pyte
     monkeypatch.setattr(cache, "grow", no_room)
     for job in jobs:
         subject.take(job)
-    outcomes: list[Outcome] = []
+    outcomes: list[JobOutcome] = []
     while not subject.idle:
         outcomes += subject.turn()
         state(subject)

@@ -10,9 +10,10 @@ import pytest
 from tests.fakes import answer
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, logprob
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import RequestFinished
 from w2s_core.errors import ContextLengthError
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.types import GenerationRequest, Guidance, RequestFinished, SamplingParams, TextPrompt
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TextPrompt
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -23,9 +24,9 @@ BOTH = Guidance("cbs", {"same": 1.0, "foreign": -0.5})
 
 def from_scratch(folders: dict[str, Path], pair: str, x: str, y: str) -> float:
     prefix = "" if pair == "same" else "foreign-"
-    codec = TextCodec(str(folders[f"{prefix}tuned"]))
-    prompt = codec.encode(x, special_tokens=True) or codec.start
-    tokens = codec.encode(y, special_tokens=False)
+    tokenizer = HFTokenizer(str(folders[f"{prefix}tuned"]))
+    prompt = tokenizer.encode(x, special_tokens=True) or tokenizer.start
+    tokens = tokenizer.encode(y, special_tokens=False)
     tuned, untuned = (logprob(folders[f"{prefix}{which}"], prompt, tokens) for which in ("tuned", "untuned"))
     return tuned - untuned
 

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import answer
 from tests.worker.soak import AT_ONCE, KINDS, Answered, Holdings, Soak, fill_word_caches, replace_worker, requests
 from tests.worker.test_engine_on_workers import ASK, assert_nothing_is_held, pool_of
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, Limits
 from w2s_core.engine.engine import Engine
 from w2s_core.pool import backoff

@@ -1,4 +1,4 @@
-"""From a configuration to an engine: the only place that knows which implementation stands behind a seam."""
+"""Local models: the worker pool, and the large models and pairs that run on it."""
 
 from __future__ import annotations
 
@@ -7,136 +7,57 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
 
-from w2s_core.config import (
-    EngineConfig,
-    LargeModelConfig,
-    PairConfig,
-    RemoteLargeModelConfig,
-    RemotePairConfig,
-    WorkersConfig,
-)
-from w2s_core.demo.models import resolve
+from w2s_core.build.tokenizers import TokenizerCache, model_source
+from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, WorkersConfig
+from w2s_core.errors import ConfigurationError
+from w2s_core.large.local import LocalLargeModel
 from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
-from w2s_core.engine.engine import Engine
-from w2s_core.errors import ConfigurationError
-from w2s_core.structured.grammar_checker import GrammarChecker
-from w2s_core.interfaces import LargeModel, Scorer
-from w2s_core.large.local import LocalLargeModel
-from w2s_core.telemetry.metrics import Metrics
-from w2s_core.build.remote import RemoteParts
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.structured.tool_formats import chosen
-
-if TYPE_CHECKING:
-    from w2s_core.remote.provider import Attempt
-    from w2s_core.telemetry.tracing import Tracing
-
-_DEMO = "demo:"
+from w2s_core.structured.grammar_checker import GrammarChecker
+from w2s_core.structured.tool_formats import resolve_tool_format
+from w2s_core.telemetry.metrics import Metrics
+from w2s_core.text.tokenizer import HFTokenizer
 
 
-def build_engine(config: EngineConfig) -> Engine:
-    """Fetches demo models and loads tokenizers (blocking, progress on stderr); weights come when the engine starts.
+class LocalModels:
+    """Builds what runs in the worker pool. `pool` is None where no model is local; `checkers` must be stopped with the
+    engine. Raises ConfigurationError."""
 
-    Raises ConfigurationError, naming the key.
-    """
-    _check_names(config)
-    large = {name: large for name, large in config.large_models.items() if isinstance(large, LargeModelConfig)}
-    pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
-    metrics, tracing = Metrics(), _tracing() if config.traces else None
-    pool, codecs = _pool(config.workers, large, pairs, metrics)
-    remote = RemoteParts(lambda reference: _codec(codecs, reference), partial(_count, metrics, tracing))
-    large_models: dict[str, LargeModel] = {}
-    checkers: list[GrammarChecker] = []
-    for name, there in config.large_models.items():
-        if isinstance(there, RemoteLargeModelConfig):
-            large_models[name] = remote.large_model(name, there)
-        elif pool is not None:
-            source = _source(there.model)
-            tool_format = chosen(there.tool_format, codecs[source].chat_template)
-            large_models[name] = local = LocalLargeModel(source, codecs[source], pool, tool_format)
-            checkers.append(local.checker)
-    shares = _sharing(config, codecs)
-    scorers: dict[str, Scorer] = {}
-    for name, pair in config.pairs.items():
-        if isinstance(pair, RemotePairConfig):
-            scorers[name] = remote.scorer(name, pair, shares)
-        elif pool is not None:
-            scorers[name] = _scorer(pair, pool, codecs, shares)
-    return Engine(
-        large_models,
-        scorers,
-        config.served,
-        limits=config.limits,
-        devices=pool,
-        providers=[*remote.parts, *checkers],
-        metrics=metrics,
-        tracing=tracing,
-    )
+    def __init__(self, config: EngineConfig, tokenizers: TokenizerCache, metrics: Metrics) -> None:
+        large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
+        pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
+        self.pool = _pool(config.workers, large, pairs, metrics) if large or pairs else None
+        self.checkers: list[GrammarChecker] = []
+        self._tokenizers = tokenizers
 
+    def large_model(self, config: LargeModelConfig) -> LocalLargeModel:
+        assert self.pool is not None
+        tokenizer = self._tokenizers.load(config.model)
+        tool_format = resolve_tool_format(config.tool_format, tokenizer.chat_template)
+        model = LocalLargeModel(model_source(config.model), tokenizer, self.pool, tool_format)
+        self.checkers.append(model.checker)
+        return model
 
-def _tracing() -> Tracing:
-    try:
-        from w2s_core.telemetry.tracing import otlp_tracing
-    except ImportError:
-        raise ConfigurationError("server.traces: needs OpenTelemetry: pip install 'w2s-server[otel]'.") from None
-    return otlp_tracing()
-
-
-def _count(metrics: Metrics, tracing: Tracing | None, attempt: Attempt) -> None:
-    metrics.remote_attempt(attempt)
-    if tracing:
-        tracing.remote_attempt(attempt)
+    def scorer(self, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> LocalScorer:
+        """`shares_tokens` tells of a tokenizer whether the large models' token ids are its own."""
+        assert self.pool is not None
+        tuned, untuned = (
+            PairModel(model_source(reference), tokenizer, shares_tokens(tokenizer))
+            for reference in (config.tuned, config.untuned)
+            for tokenizer in [self._tokenizers.load(reference)]
+        )
+        return LocalScorer(self.pool, tuned, untuned, config.prompt_template)
 
 
 def _pool(
     workers: WorkersConfig, large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig], metrics: Metrics
-) -> tuple[WorkerPool | None, dict[str, TextCodec]]:
-    """Workers for the local models, if there are any, and their tokenizers by source."""
-    if not large and not pairs:
-        return None, {}
+) -> WorkerPool:
     devices = _devices() if workers.devices == "auto" else list(workers.devices)
     models = _models(large, pairs, devices)
-    pool = WorkerPool(_worker_specs(workers, devices, models), workers.heartbeat_timeout_s, metrics=metrics)
-    return pool, {source: TextCodec(source) for source in models}
-
-
-def _codec(known: dict[str, TextCodec], reference: str) -> TextCodec:
-    """Each tokenizer is loaded once."""
-    source = _source(reference)
-    if source not in known:
-        known[source] = TextCodec(source)
-    return known[source]
-
-
-def _sharing(config: EngineConfig, codecs: dict[str, TextCodec]) -> Callable[[TextCodec], bool]:
-    """Whether a pair's model may take the large models' token ids as they are: a pair may serve several of them, so
-    all must speak token ids, and of its vocabulary."""
-    vocabularies: list[Mapping[str, int] | None] = []
-    for large in config.large_models.values():
-        reference = large.model if isinstance(large, LargeModelConfig) else large.tokenizer
-        speaks = isinstance(large, LargeModelConfig) or large.flavor == "vllm"
-        vocabularies.append(_codec(codecs, reference).vocabulary if speaks and reference else None)
-    return lambda codec: all(vocabulary == codec.vocabulary for vocabulary in vocabularies)
-
-
-def _check_names(config: EngineConfig) -> None:
-    for name, served in config.served_models.items():
-        if served.large not in config.large_models:
-            raise ConfigurationError(f"served_models.{name}.large: there is no large model `{served.large}`.")
-        for pair in served.guidance.pairs if served.guidance else ():
-            if pair not in config.pairs:
-                raise ConfigurationError(f"served_models.{name}.guidance.pairs: there is no pair `{pair}`.")
-
-
-def _source(reference: str) -> str:
-    """What transformers takes: demo models become folders, other references stay."""
-    return str(resolve(reference)) if reference.startswith(_DEMO) else reference
+    return WorkerPool(_worker_specs(workers, devices, models), workers.heartbeat_timeout_s, metrics=metrics)
 
 
 def _models(
@@ -153,20 +74,10 @@ def _models(
         if not homes or not homes <= set(devices):
             raise ConfigurationError(f"{key}.devices: must be some of workers.devices ({', '.join(devices)}).")
         for reference in references:
-            source = _source(reference)
+            source = model_source(reference)
             spec, known = models.get(source, (ModelSpec(source, user.trust_remote_code), set()))
             models[source] = (spec, known | homes)
     return models
-
-
-def _scorer(
-    pair: PairConfig, pool: WorkerPool, codecs: Mapping[str, TextCodec], shares: Callable[[TextCodec], bool]
-) -> LocalScorer:
-    def model(reference: str) -> PairModel:
-        source = _source(reference)
-        return PairModel(source, codecs[source], shares(codecs[source]))
-
-    return LocalScorer(pool, model(pair.tuned), model(pair.untuned), pair.prompt_template)
 
 
 def _worker_specs(

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import Protocol, runtime_checkable
 
-from w2s_core.aio import all_of
+from w2s_core.aio import gather_all
 from w2s_core.interfaces import Proposals, Scoring
 from w2s_core.search.cbs import distinct
 from w2s_core.types import Hypothesis
@@ -19,7 +19,7 @@ _COMPANY_S = 0.02
 
 
 @runtime_checkable
-class ProposesByFamily(Proposals, Protocol):
+class FamilyProposals(Proposals, Protocol):
     """Proposals whose beams end at different times."""
 
     def families(
@@ -29,10 +29,10 @@ class ProposesByFamily(Proposals, Protocol):
         ...
 
 
-class EagerProposals:
+class EarlyScoringProposer:
     """What `search` takes for `proposals` to that effect: when it asks for all scores, most of them are known."""
 
-    def __init__(self, proposals: ProposesByFamily, scoring: Scoring) -> None:
+    def __init__(self, proposals: FamilyProposals, scoring: Scoring) -> None:
         self._proposals = proposals
         self._scoring = scoring
 
@@ -60,5 +60,5 @@ class EagerProposals:
                 # The beam is named as well: a scoring session forgets whom it does not hear of.
                 await self._scoring.expect(distinct([*beam, *(y for family in arrived.values() for y in family)]))
 
-        await all_of([draw(), score()])
+        await gather_all([draw(), score()])
         return [y for index in range(len(beam)) for y in arrived[index]]

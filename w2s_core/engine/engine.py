@@ -8,27 +8,19 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from w2s_core.aio import merged
+from w2s_core.aio import merge
 from w2s_core.config import Limits
 from w2s_core.engine.admission import Admission
-from w2s_core.engine.observer import CountedScorer, Observation
+from w2s_core.engine.events import Event, GuidanceReport, RequestFinished, TextCommitted
+from w2s_core.engine.observer import MeteredScorer, RequestObserver
 from w2s_core.engine.planning import Planner, ServedModel
 from w2s_core.engine.prompt_run import PromptEvent, PromptRun
 from w2s_core.errors import DeadlineError, RequestError, UnavailableError
-from w2s_core.interfaces import LargeModel, Scorer
-from w2s_core.structured.tool_formats import ToolFormat
+from w2s_core.interfaces import LargeModel, Scorer, Tokenizer
+from w2s_core.structured.tool_formats import FORMATS, ToolFormat
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.telemetry.request_record import RequestRecord
-from w2s_core.text.tokenizer import Tokenizer
-from w2s_core.types import (
-    Bought,
-    Event,
-    GenerationRequest,
-    Guidance,
-    GuidanceReport,
-    RequestFinished,
-    TextCommitted,
-)
+from w2s_core.types import GenerationRequest, Guidance, ProviderUsage
 
 if TYPE_CHECKING:
     from w2s_core.telemetry.tracing import Tracing
@@ -65,7 +57,7 @@ class Engine:
     ) -> None:
         limits = limits or Limits()
         self.metrics = metrics or Metrics()
-        counted = {name: CountedScorer(name, scorer, self.metrics) for name, scorer in scorers.items()}
+        counted = {name: MeteredScorer(name, scorer, self.metrics) for name, scorer in scorers.items()}
         self._planner = Planner(
             large_models, counted, served, limits.max_rows_per_request, limits.max_sampled_tokens_per_request
         )
@@ -129,7 +121,8 @@ class Engine:
 
     def tool_format(self, model: str) -> ToolFormat | None:
         """How the large model behind a served name writes calls of tools. Raises UnknownModelError."""
-        return self._planner.large_model(model).tool_format
+        name = self._planner.large_model(model).tool_format
+        return None if name is None else FORMATS[name]
 
     async def generate(self, request: GenerationRequest, record: RequestRecord | None = None) -> AsyncGenerator[Event]:
         """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.
@@ -138,13 +131,13 @@ class Engine:
         Raises RequestError, OverloadedError and UnavailableError before the first event; DeadlineError and
         WorkerError at any time.
         """
-        with Observation(self.metrics, request, self._planner.labels(request), record, self._tracing) as seen:
+        with RequestObserver(self.metrics, request, self._planner.labels(request), record, self._tracing) as seen:
             async with aclosing(self._events(request, seen)) as events:
                 async for event in events:
                     seen.event(event)
                     yield event
 
-    async def _events(self, request: GenerationRequest, seen: Observation) -> AsyncGenerator[Event]:
+    async def _events(self, request: GenerationRequest, seen: RequestObserver) -> AsyncGenerator[Event]:
         if not self._devices_ready:  # a provider that is down concerns only those who ask for it: the plan tells
             raise UnavailableError("No worker is ready.", _RETRY_AFTER_S)
         plans = self._planner.plan(await self._planner.with_checked_grammar(request))
@@ -156,7 +149,7 @@ class Engine:
                 ticket = self.admission.reserve(run.plan.rows, request, seen.admitted)
                 stack.callback(ticket.cancel)
                 sources.append(run.events(ticket))
-            events = await stack.enter_async_context(aclosing(merged(sources, timeout_s=self._timeout_s)))
+            events = await stack.enter_async_context(aclosing(merge(sources, timeout_s=self._timeout_s)))
             try:
                 async for event in events:
                     yield _with_usage(event, runs)
@@ -181,7 +174,7 @@ def _with_usage(event: PromptEvent, runs: Sequence[PromptRun]) -> PromptEvent:
 
 def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
     guidance = runs[0].plan.guidance
-    bought = sum((run.bought for run in runs), Bought())
+    provider_usage = sum((run.provider_usage for run in runs), ProviderUsage())
     return RequestFinished(
         prompt_tokens=_prompt_tokens(runs),
         completion_tokens=_completion_tokens(runs),
@@ -195,7 +188,7 @@ def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
             chunks=sum(run.trace.chunks for run in runs),
             sampled_tokens=sum(run.sampled_tokens for run in runs),
             scored_tokens=sum(run.scored_tokens for run in runs),
-            upstream=bought if bought.calls else None,
+            upstream=provider_usage if provider_usage.calls else None,
             tree=[run.trace.tree for run in runs] if guidance.trace else None,
         ),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from w2s_core.engine.events import ChoiceFinished, Event, RequestFinished, TextCommitted
 from w2s_core.engine.planning import Plan
 from w2s_core.errors import (
     DeadlineError,
@@ -19,19 +20,9 @@ from w2s_core.errors import (
     UpstreamError,
 )
 from w2s_core.interfaces import Proposals, Proposer, Scorer, Scoring
-from w2s_core.telemetry.metrics import REFUSED, Metrics, Outcome
+from w2s_core.telemetry.metrics import REFUSED, Metrics, RequestOutcome
 from w2s_core.telemetry.request_record import RequestRecord
-from w2s_core.types import (
-    ChoiceFinished,
-    Event,
-    GenerationRequest,
-    Hypothesis,
-    Method,
-    Prompt,
-    RequestFinished,
-    Round,
-    TextCommitted,
-)
+from w2s_core.types import GenerationRequest, Hypothesis, Method, Prompt, Round
 
 if TYPE_CHECKING:
     from w2s_core.telemetry.tracing import Tracing
@@ -46,7 +37,7 @@ class _Tally:
     complete: bool = False
 
 
-class Observation:
+class RequestObserver:
     """`with`: from the request's arrival to its end. `labels`: its served model and method; a model that is not ours is
     None and counts nowhere."""
 
@@ -164,7 +155,7 @@ class Observation:
     def _elapsed(self) -> float:
         return time.perf_counter() - self._began
 
-    def _outcome(self, error: BaseException | None) -> Outcome:
+    def _outcome(self, error: BaseException | None) -> RequestOutcome:
         if self._tally.complete:  # a reader that leaves after the last event has its answer
             return "length" if self._tally.cut else "stop"
         for kinds, outcome in _OUTCOMES.items():
@@ -173,7 +164,7 @@ class Observation:
         return "error"
 
 
-_OUTCOMES: Mapping[tuple[type[BaseException], ...], Outcome] = {
+_OUTCOMES: Mapping[tuple[type[BaseException], ...], RequestOutcome] = {
     (RequestError,): "invalid",
     (OverloadedError,): "overloaded",
     (UnavailableError,): "unavailable",
@@ -183,7 +174,7 @@ _OUTCOMES: Mapping[tuple[type[BaseException], ...], Outcome] = {
 }
 
 
-class CountedScorer:
+class MeteredScorer:
     """A pair that counts, by the name it has in the configuration, what is run through it."""
 
     def __init__(self, name: str, scorer: Scorer, metrics: Metrics) -> None:

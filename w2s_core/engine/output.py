@@ -6,18 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
-from w2s_core.text.offsets import Place, Placer
-from w2s_core.text.tokenizer import Codec, common_prefix, withhold
-from w2s_core.types import (
-    Alternatives,
-    ChoiceFinished,
-    Hypothesis,
-    PlacedToken,
-    PromptLogprobs,
-    SamplingParams,
-    TextCommitted,
-    Tokens,
-)
+from w2s_core.engine.events import ChoiceFinished, TextCommitted, TokenInfo
+from w2s_core.interfaces import TokenDecoder
+from w2s_core.text.offsets import OffsetTracker, TokenSpan
+from w2s_core.text.stop_strings import partial_stop_length
+from w2s_core.types import Alternatives, Hypothesis, PromptLogprobs, SamplingParams, Tokens
 
 
 class ChoiceWriter:
@@ -41,9 +34,9 @@ class ChoiceWriter:
         return common_prefix([self._visible(y) for y in beam])
 
     def _visible(self, y: Hypothesis) -> str:
-        return y.text if y.finished else y.text[: len(y.text) - withhold(y.text, self._stops)]
+        return y.text if y.finished else y.text[: len(y.text) - partial_stop_length(y.text, self._stops)]
 
-    def _send(self, text: str, tokens: Sequence[PlacedToken] = ()) -> list[TextCommitted]:
+    def _send(self, text: str, tokens: Sequence[TokenInfo] = ()) -> list[TextCommitted]:
         """`text` is the answer so far."""
         new = text[self._sent :]
         self._sent += len(new)
@@ -53,12 +46,12 @@ class ChoiceWriter:
 class TokenWriter(ChoiceWriter):
     """Sends text by whole tokens, and those tokens with it. Beams that agree on a text must agree on its tokens too."""
 
-    def __init__(self, index: int, sampling: SamplingParams, codec: Codec) -> None:
+    def __init__(self, index: int, sampling: SamplingParams, decoder: TokenDecoder) -> None:
         super().__init__(index, sampling.stop)
-        self._codec = codec
-        self._placer = Placer(codec, verbatim=not sampling.skip_special_tokens)
+        self._decoder = decoder
+        self._placer = OffsetTracker(decoder, verbatim=not sampling.skip_special_tokens)
         self._read = 0  # tokens on which the beam agrees
-        self._waiting: list[Place] = []
+        self._waiting: list[TokenSpan] = []
 
     def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
         text = self._agreed(beam)
@@ -81,10 +74,10 @@ class TokenWriter(ChoiceWriter):
         text = self._send(answer.text, tokens)
         return [*committed, *text, ChoiceFinished(self.index, answer, guided, () if text else tokens)]
 
-    def _told(self, places: Iterable[Place], y: Hypothesis) -> list[PlacedToken]:
+    def _told(self, places: Iterable[TokenSpan], y: Hypothesis) -> list[TokenInfo]:
         return [
             told(
-                self._codec,
+                self._decoder,
                 replace(place, start=min(place.start, len(y.text))),
                 y.logprobs[place.number] if place.number < len(y.logprobs) else None,
                 y.alternatives[place.number] if place.number < len(y.alternatives) else (),
@@ -93,17 +86,17 @@ class TokenWriter(ChoiceWriter):
         ]
 
 
-def placed_prompt(codec: Codec, prompt: Tokens, found: PromptLogprobs | None) -> list[PlacedToken]:
+def placed_prompt(decoder: TokenDecoder, prompt: Tokens, found: PromptLogprobs | None) -> list[TokenInfo]:
     """The prompt's tokens in the text that they decode to, with what is known of their log-probabilities."""
-    placer = Placer(codec)
-    places = [*placer.place(prompt), *placer.rest(len(codec.decode(prompt)))]
+    placer = OffsetTracker(decoder)
+    places = [*placer.place(prompt), *placer.rest(len(decoder.decode(prompt)))]
     if found is None:
-        return [told(codec, place, None, ()) for place in places]
+        return [told(decoder, place, None, ()) for place in places]
     first, *others = places
     return [
-        told(codec, first, None, ()),
+        told(decoder, first, None, ()),
         *(
-            replace(told(codec, place, nats, alternatives), rank=rank)
+            replace(told(decoder, place, nats, alternatives), rank=rank)
             for place, nats, rank, alternatives in zip(
                 others, found.logprobs, found.ranks, found.alternatives, strict=True
             )
@@ -111,14 +104,14 @@ def placed_prompt(codec: Codec, prompt: Tokens, found: PromptLogprobs | None) ->
     ]
 
 
-def told(codec: Codec, place: Place, logprob: float | None, alternatives: Alternatives) -> PlacedToken:
+def told(decoder: TokenDecoder, place: TokenSpan, logprob: float | None, alternatives: Alternatives) -> TokenInfo:
     """A token as events carry it. Among the alternatives it has the text that it has in its own place."""
-    pieces = [place.piece if token == place.token else codec.piece(token) for token, _ in alternatives]
+    pieces = [place.piece if token == place.token else decoder.token_text(token) for token, _ in alternatives]
     named = tuple((token, piece, nats) for (token, nats), piece in zip(alternatives, pieces, strict=True))
-    return PlacedToken(place.token, place.piece, place.start, logprob, alternatives=named)
+    return TokenInfo(place.token, place.piece, place.start, logprob, alternatives=named)
 
 
-def _whole(places: Sequence[Place], length: int) -> list[Place]:
+def _whole(places: Sequence[TokenSpan], length: int) -> list[TokenSpan]:
     """The first of these tokens that make up whole characters, of the first `length` ones."""
     ready = list(takewhile(lambda place: place.end <= length, places))
     following = places[len(ready)] if len(ready) < len(places) else None
@@ -134,3 +127,12 @@ def _common_tokens(answers: Sequence[Tokens], known: int) -> int:
     while known < shortest and all(answer[known] == answers[0][known] for answer in answers):
         known += 1
     return known
+
+
+def common_prefix(texts: Sequence[str]) -> str:
+    """The text on which all agree."""
+    low, high = min(texts), max(texts)
+    for i, (a, b) in enumerate(zip(low, high, strict=False)):
+        if a != b:
+            return low[:i]
+    return low

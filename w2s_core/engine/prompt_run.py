@@ -7,18 +7,19 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TypeAlias
 
-from w2s_core.aio import merged
+from w2s_core.aio import merge
 from w2s_core.engine.admission import Ticket
-from w2s_core.engine.early_scoring import EagerProposals, ProposesByFamily
-from w2s_core.engine.observer import Observation
+from w2s_core.engine.early_scoring import EarlyScoringProposer, FamilyProposals
+from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted
+from w2s_core.engine.observer import RequestObserver
 from w2s_core.engine.output import ChoiceWriter, TokenWriter, placed_prompt
 from w2s_core.engine.planning import Plan
 from w2s_core.errors import ContextLengthError, OutgrownError
 from w2s_core.interfaces import Proposals, Scorer
 from w2s_core.search.cbs import search
 from w2s_core.search.randomness import copy_key, root_key, successor_key
-from w2s_core.search.tree import Trace
-from w2s_core.types import Bought, ChoiceFinished, Hypothesis, PromptRead, TextCommitted, TextPrompt
+from w2s_core.search.tree import SearchTree
+from w2s_core.types import Hypothesis, ProviderUsage, TextPrompt
 
 PromptEvent: TypeAlias = PromptRead | TextCommitted | ChoiceFinished
 
@@ -26,14 +27,14 @@ PromptEvent: TypeAlias = PromptRead | TextCommitted | ChoiceFinished
 class PromptRun:
     """One plan carried out, and what it cost."""
 
-    def __init__(self, plan: Plan, first_choice: int, seen: Observation) -> None:
+    def __init__(self, plan: Plan, first_choice: int, seen: RequestObserver) -> None:
         self.plan = plan
         self.lengths = [0] * plan.n  # tokens of each choice so far
         self.prompt_tokens = plan.large.count(plan.prompt)
         self.sampled_tokens = 0
         self.scored_tokens = 0
-        self.bought = Bought()
-        self.trace = Trace(keep_tree=plan.guidance is not None and plan.guidance.trace)
+        self.provider_usage = ProviderUsage()
+        self.trace = SearchTree(keep_tree=plan.guidance is not None and plan.guidance.trace)
         self._first_choice = first_choice
         self._seen = seen
         self._root = Hypothesis(key=root_key(plan.seed))
@@ -62,12 +63,12 @@ class PromptRun:
                     self.prompt_tokens = proposals.prompt_tokens
                     yield event
             self.sampled_tokens = proposals.sampled_tokens
-            self.bought += proposals.bought
+            self.provider_usage += proposals.provider_usage
 
     async def _plain(self, proposals: Proposals) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
         keys = [successor_key(self._root.key, 0, i) for i in range(self.plan.n)]
         samples = [self._sample(proposals, i, replace(self._root, key=key)) for i, key in enumerate(keys)]
-        async with aclosing(merged(samples)) as events:
+        async with aclosing(merge(samples)) as events:
             async for event in events:
                 yield event
 
@@ -95,7 +96,7 @@ class PromptRun:
             scoring = self._seen.scores(opened)
             rounds = search(
                 self._seen.proposes(
-                    EagerProposals(proposals, scoring) if isinstance(proposals, ProposesByFamily) else proposals
+                    EarlyScoringProposer(proposals, scoring) if isinstance(proposals, FamilyProposals) else proposals
                 ),
                 scoring,
                 beam,
@@ -113,7 +114,7 @@ class PromptRun:
                     for text in [text for writer in writers for text in writer.commit(beam)]:
                         yield text
             self.scored_tokens = scoring.scored_tokens
-            self.bought += scoring.bought
+            self.provider_usage += scoring.provider_usage
         for writer, answer in zip(writers, _padded(beam, plan.n), strict=True):
             for event in self._finish(writer, answer):
                 yield event
@@ -126,7 +127,7 @@ class PromptRun:
             except OutgrownError as error:
                 raise ContextLengthError(error.limit, error.prompt_tokens, error.answer_tokens, "prompt") from None
             self.scored_tokens = scoring.scored_tokens
-            self.bought += scoring.bought
+            self.provider_usage += scoring.provider_usage
         answer = replace(self._root, score=score.total, scores=score.pairs)
         return [event for i in range(self.plan.n) for event in self._finish(self._writer(i), answer)]
 
@@ -138,7 +139,7 @@ class PromptRun:
     def _writer(self, choice: int) -> ChoiceWriter:
         index, plan = self._first_choice + choice, self.plan
         if plan.with_tokens:
-            return TokenWriter(index, plan.sampling, plan.large.codec)
+            return TokenWriter(index, plan.sampling, plan.large.decoder)
         return ChoiceWriter(index, plan.sampling.stop)
 
     async def _read_prompt(self) -> PromptRead:
@@ -147,7 +148,7 @@ class PromptRun:
         shown = self.plan.pair_prompt
         text = shown.text + (self.plan.scored or "") if isinstance(shown, TextPrompt) else ""
         choices = range(self._first_choice, self._first_choice + self.plan.n)
-        return PromptRead(choices, text, placed_prompt(large.codec, prompt, found) if large.token_ids else ())
+        return PromptRead(choices, text, placed_prompt(large.decoder, prompt, found) if large.token_ids else ())
 
 
 def _padded(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:

@@ -9,21 +9,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
-from w2s_core.aio import all_of
+from w2s_core.aio import gather_all
 from w2s_core.engine.engine import Engine
+from w2s_core.engine.events import ChoiceFinished, RequestFinished
 from w2s_core.evaluation.prompts import PREFIX
 from w2s_core.evaluation.settings import WEAK, Condition, Settings
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.types import (
-    ChoiceFinished,
-    GenerationRequest,
-    Hypothesis,
-    Prompt,
-    RequestFinished,
-    SamplingParams,
-    TextPrompt,
-    TokenPrompt,
-)
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import GenerationRequest, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,9 +80,9 @@ class Interview:
         return Answer(condition, opener, seed, hypothesis, drawn, time.perf_counter() - begin)
 
 
-def behind_bos(codec: TextCodec) -> Callable[[str], Prompt]:
+def behind_bos(tokenizer: HFTokenizer) -> Callable[[str], Prompt]:
     """Openers as the small model knows the beginning of a text: behind BOS, which its tokenizer does not add."""
-    return lambda opener: TokenPrompt(codec.start + codec.encode(opener, special_tokens=False))
+    return lambda opener: TokenPrompt(tokenizer.start + tokenizer.encode(opener, special_tokens=False))
 
 
 async def bounded(function: Callable[[T], Awaitable[R]], items: Sequence[T], limit: int) -> list[R]:
@@ -101,4 +93,4 @@ async def bounded(function: Callable[[T], Awaitable[R]], items: Sequence[T], lim
         async with gate:
             return await function(item)
 
-    return await all_of([guarded(item) for item in items])
+    return await gather_all([guarded(item) for item in items])

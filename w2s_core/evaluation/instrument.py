@@ -19,7 +19,7 @@ from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Hypothesis, TextPrompt
 
 Likelihood = Callable[[str, str], Awaitable[float | None]]
@@ -48,7 +48,7 @@ async def open_instrument(settings: Settings) -> AsyncIterator[Instrument]:
     specs = {name: ModelSpec(name, trust_remote_code=False) for name in (large, tuned, untuned)}
     pool = WorkerPool([WorkerSpec("cpu", "float32", os.cpu_count() or 1, 0, specs)])
     # Weak's answers have no token of the large model, so all are scored on their text.
-    pair = [PairModel(name, TextCodec(name), shares_tokens=False) for name in (tuned, untuned)]
+    pair = [PairModel(name, HFTokenizer(name), shares_tokens=False) for name in (tuned, untuned)]
     scorer = LocalScorer(pool, pair[0], pair[1], settings.prompt_template)
     await pool.start()
     try:
@@ -63,11 +63,11 @@ def source(reference: str) -> str:
 
 
 def _likelihood(model: str, pool: WorkerPool) -> Likelihood:
-    codec = TextCodec(model)
-    large = LocalLargeModel(model, codec, pool)
+    tokenizer = HFTokenizer(model)
+    large = LocalLargeModel(model, tokenizer, pool)
 
     async def per_token(prompt: str, text: str) -> float | None:
-        tokens = codec.encode(text, special_tokens=False)
+        tokens = tokenizer.encode(text, special_tokens=False)
         if not tokens:
             return None
         async with pool.session(0, {model}) as session:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from tqdm import tqdm
 
-from w2s_core.build.local import build_engine
+from w2s_core.build.engine import build_engine
 from w2s_core.demo.data import splits
 from w2s_core.demo.fetch import say
 from w2s_core.evaluation.experiment import Answer, Interview, Progress, behind_bos
@@ -17,7 +17,7 @@ from w2s_core.evaluation.judge import SentimentJudge, Vader, auc
 from w2s_core.evaluation.measuring import Judge, measure
 from w2s_core.evaluation.results import Results, conclude
 from w2s_core.evaluation.settings import Condition, Settings, conditions, engine_config
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 
 _STEP_COST_ROWS = 4  # a step with one row takes about as long as a quarter of one with 16: keeps the time left honest
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
@@ -56,7 +56,7 @@ async def _generate(settings: Settings) -> list[Answer]:
 @asynccontextmanager
 async def _interview(settings: Settings) -> AsyncIterator[Interview]:
     engine = build_engine(engine_config(settings))
-    weak_prompt = behind_bos(TextCodec(source(settings.tuned)))
+    weak_prompt = behind_bos(HFTokenizer(source(settings.tuned)))
     say("loading the models")
     async with engine:
         yield Interview(engine, settings, weak_prompt)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from w2s_core.errors import RequestError, UpstreamError
+from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.parameters import asked_of_all, asked_of_one, check_extras, check_public
 from w2s_core.large.prompts import encode_prompt
-from w2s_core.large.text_tokens import TokenTable, bytes_of, pieces_of, whole_characters
+from w2s_core.large.text_tokens import TextTokenTable, bytes_of, pieces_of, whole_characters
 from w2s_core.remote.completion import Choice, nats
-from w2s_core.text.tokenizer import Codec, TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
 # vLLM takes what a call does not say from the model's generation_config.json, which hides a top_k in many.
@@ -19,7 +20,7 @@ _UNSHAPED: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class DrawnChoice:
     """One choice: new tokens, their log-probabilities in nats (an ending token's behind them, where it was told),
     whether the model ended the answer, and with which token; `alternatives` beside `logprobs`, where asked for."""
 
@@ -35,7 +36,7 @@ class Drawn:
         return self.ended or bool(self.tokens)
 
 
-class Wire(Protocol):
+class DialectSession(Protocol):
     """One session's way."""
 
     @property
@@ -47,7 +48,7 @@ class Wire(Protocol):
         """The fields of a call for successors of `parent`, of at most `length` more tokens."""
         ...
 
-    def read(self, choice: Choice, length: int, *, exact: bool) -> Drawn:
+    def read(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
         """At most `length` tokens; unless `exact`, a character's worth more where these hold not one whole.
 
         Raises UpstreamError for an answer that makes no sense.
@@ -55,11 +56,11 @@ class Wire(Protocol):
         ...
 
 
-class Language(Protocol):
+class Dialect(Protocol):
     """What prompts become for a provider, and the wire for one of them."""
 
     @property
-    def codec(self) -> Codec:
+    def decoder(self) -> TokenDecoder:
         """Reads the tokens that a wire returns."""
         ...
 
@@ -67,41 +68,41 @@ class Language(Protocol):
     def encode(self, prompt: Prompt) -> Tokens: ...
     def count(self, prompt: Tokens) -> int: ...
     def text_of(self, prompt: Prompt) -> Prompt: ...
-    def wire(self, prompt: Tokens, sampling: SamplingParams) -> Wire: ...
+    def wire(self, prompt: Tokens, sampling: SamplingParams) -> DialectSession: ...
 
 
-class TokenIds:
+class TokenIdDialect:
     """vLLM's: nothing is encoded twice, so what was drawn is what is continued."""
 
-    def __init__(self, who: str, codec: TextCodec) -> None:
+    def __init__(self, who: str, tokenizer: HFTokenizer) -> None:
         self._who = who
-        self._codec = codec
+        self._tokenizer = tokenizer
 
     @property
-    def codec(self) -> TextCodec:
-        return self._codec
+    def decoder(self) -> HFTokenizer:
+        return self._tokenizer
 
     def check(self, sampling: SamplingParams) -> None:
-        check_extras(sampling, self._codec, self._who)
+        check_extras(sampling, self._tokenizer, self._who)
 
     def encode(self, prompt: Prompt) -> Tokens:
-        return encode_prompt(self._codec, prompt)
+        return encode_prompt(self._tokenizer, prompt)
 
     def count(self, prompt: Tokens) -> int:
         return len(prompt)
 
     def text_of(self, prompt: Prompt) -> Prompt:
-        return TextPrompt(self._codec.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+        return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
-    def wire(self, prompt: Tokens, sampling: SamplingParams) -> TokenWire:
-        return TokenWire(self._who, self._codec, prompt, sampling)
+    def wire(self, prompt: Tokens, sampling: SamplingParams) -> TokenIdSession:
+        return TokenIdSession(self._who, self._tokenizer, prompt, sampling)
 
 
-class TokenWire:
+class TokenIdSession:
     spare = 0
 
-    def __init__(self, who: str, codec: TextCodec, prompt: Tokens, sampling: SamplingParams) -> None:
-        self._codec = codec
+    def __init__(self, who: str, tokenizer: HFTokenizer, prompt: Tokens, sampling: SamplingParams) -> None:
+        self._tokenizer = tokenizer
         self._who = who
         self._prompt = prompt
         self._sampling = sampling
@@ -114,7 +115,7 @@ class TokenWire:
         prompt = [*self._prompt, *parent.tokens]
         return self._always | asked_of_one(self._sampling, parent, length) | {"prompt": prompt, "max_tokens": length}
 
-    def read(self, choice: Choice, length: int, *, exact: bool) -> Drawn:  # noqa: ARG002
+    def read(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:  # noqa: ARG002
         if choice.token_ids is None:
             raise UpstreamError(f"The provider of `{self._who}` sends no token_ids; set flavor to openai.")
         tokens = tuple(choice.token_ids)
@@ -123,26 +124,26 @@ class TokenWire:
             raise UpstreamError(f"The provider of `{self._who}` sends no logprobs with its tokens.")
         ended = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
         ending = None
-        if ended and tokens and (tokens[-1] == choice.stop_reason or self._codec.is_special(tokens[-1])):
+        if ended and tokens and (tokens[-1] == choice.stop_reason or self._tokenizer.is_special(tokens[-1])):
             tokens, ending = tokens[:-1], tokens[-1]
         if len(tokens) > length:  # more than was asked for
             tokens, ended, ending = tokens[:length], False, None
         size = len(tokens) + ended
         alternatives = _alternatives(choice, _token_id)[:size] if self._sampling.logprobs else ()
-        return Drawn(tokens, logprobs[:size], ended, ending, alternatives)
+        return DrawnChoice(tokens, logprobs[:size], ended, ending, alternatives)
 
 
-class TextOnly:
-    """The public API's. A prompt's "tokens" are the code points of the text that is sent; without a tokenizer (`codec`)
-    nobody here can count its tokens, read token ids or render a conversation."""
+class TextDialect:
+    """The public API's. A prompt's "tokens" are the code points of the text that is sent; without a `tokenizer` nobody
+    here can count its tokens, read token ids or render a conversation."""
 
-    def __init__(self, who: str, codec: TextCodec | None) -> None:
+    def __init__(self, who: str, tokenizer: HFTokenizer | None) -> None:
         self._who = who
-        self._codec = codec
-        self._table = TokenTable()
+        self._tokenizer = tokenizer
+        self._table = TextTokenTable()
 
     @property
-    def codec(self) -> TokenTable:
+    def decoder(self) -> TextTokenTable:
         return self._table
 
     def check(self, sampling: SamplingParams) -> None:
@@ -150,39 +151,39 @@ class TextOnly:
 
     def encode(self, prompt: Prompt) -> Tokens:
         text = self._text(prompt)
-        if not text and (self._codec is None or not self._codec.start):
+        if not text and (self._tokenizer is None or not self._tokenizer.start):
             raise RequestError("The prompt must not be empty.", "prompt")
         return tuple(map(ord, text))
 
     def count(self, prompt: Tokens) -> int:
-        return len(self._codec.encode(_text_of(prompt), special_tokens=True)) if self._codec else 0
+        return len(self._tokenizer.encode(_text_of(prompt), special_tokens=True)) if self._tokenizer else 0
 
     def text_of(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self._text(prompt)) if isinstance(prompt, TokenPrompt) else prompt
 
-    def wire(self, prompt: Tokens, sampling: SamplingParams) -> TextWire:
-        return TextWire(self._table, _text_of(prompt), sampling)
+    def wire(self, prompt: Tokens, sampling: SamplingParams) -> TextSession:
+        return TextSession(self._table, _text_of(prompt), sampling)
 
     def _text(self, prompt: Prompt) -> str:
         if isinstance(prompt, TextPrompt):
             if not prompt.special_tokens:
                 raise RequestError(f"The provider of `{self._who}` adds its own special tokens.", "add_special_tokens")
             return prompt.text
-        if self._codec is None:
+        if self._tokenizer is None:
             field, what = ("messages", "a chat template") if isinstance(prompt, ChatPrompt) else ("prompt", "token ids")
             raise RequestError(f"`{self._who}` is configured without a tokenizer, so it knows no {what[2:]}.", field)
         if isinstance(prompt, ChatPrompt):
-            return self._codec.render_chat(prompt)
-        return self._codec.decode(encode_prompt(self._codec, prompt))
+            return self._tokenizer.render_chat(prompt)
+        return self._tokenizer.decode(encode_prompt(self._tokenizer, prompt))
 
 
-class TextWire:
+class TextSession:
     """The public API does not tell a stop string's match from the model's own end, so none is ever sent up: stop
     strings are found here."""
 
     spare = 3  # a character has at most four bytes, and a token at least one
 
-    def __init__(self, table: TokenTable, prompt: str, sampling: SamplingParams) -> None:
+    def __init__(self, table: TextTokenTable, prompt: str, sampling: SamplingParams) -> None:
         self._table = table
         self._prompt = prompt
         self._sampling = sampling
@@ -193,7 +194,7 @@ class TextWire:
         text = self._prompt + self._table.decode(parent.tokens)
         return self._always | asked_of_one(self._sampling, parent, length) | {"prompt": text, "max_tokens": length}
 
-    def read(self, choice: Choice, length: int, *, exact: bool) -> Drawn:
+    def read(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
         told = choice.logprobs
         if told is None or len(told.tokens) != len(told.token_logprobs):
             raise UpstreamError("The provider sends no logprobs with its tokens, which text alone cannot do without.")
@@ -204,7 +205,7 @@ class TextWire:
         kept = len(pieces) if ended else whole_characters(pieces[:length] if exact else pieces, length)
         logprobs = tuple(map(nats, told.token_logprobs))
         alternatives = _alternatives(choice, self._id_of)[: kept + ended] if self._sampling.logprobs else ()
-        return Drawn(self._table.intern(pieces[:kept]), logprobs[: kept + ended], ended, None, alternatives)
+        return DrawnChoice(self._table.intern(pieces[:kept]), logprobs[: kept + ended], ended, None, alternatives)
 
     def _id_of(self, token: str) -> int:
         return self._table.intern([bytes_of(token)])[0]

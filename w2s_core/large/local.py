@@ -7,22 +7,21 @@ from contextlib import aclosing, asynccontextmanager
 
 from w2s_core.errors import RequestError
 from w2s_core.large.prompts import encode_prompt
-from w2s_core.large.successors import Successors
+from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import check_possible, check_token_ids, in_tokens
 from w2s_core.pool.messages import Row, Sampling
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.pool.session import Session
 from w2s_core.search.randomness import successor_key
 from w2s_core.structured.grammar_checker import GrammarChecker
-from w2s_core.structured.tool_formats import ToolFormat
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import (
     Alternatives,
-    Bought,
     Grammar,
     Hypothesis,
     Prompt,
     PromptLogprobs,
+    ProviderUsage,
     SamplingParams,
     TextPrompt,
     TokenPrompt,
@@ -35,29 +34,29 @@ _CHUNK_NEWS = 16  # tokens between two looks for stop strings while a long chunk
 class LocalLargeModel:
     """`model` is its name in the pool. `checker` must be stopped when the model is not needed any more."""
 
-    def __init__(self, model: str, codec: TextCodec, pool: WorkerPool, tool_format: ToolFormat | None = None) -> None:
+    def __init__(self, model: str, tokenizer: HFTokenizer, pool: WorkerPool, tool_format: str | None = None) -> None:
         self.tool_format = tool_format
-        self.checker = GrammarChecker(codec.tokenization, codec.eos)
-        self._codec = codec
+        self.checker = GrammarChecker(tokenizer.tokenization, tokenizer.eos)
+        self._tokenizer = tokenizer
         self._model = model
         self._pool = pool
 
     @property
-    def codec(self) -> TextCodec:
-        return self._codec
+    def decoder(self) -> HFTokenizer:
+        return self._tokenizer
 
     @property
     def context_length(self) -> int:
         return self._pool.info(self._model).longest
 
     @property
-    def tokenizer(self) -> TextCodec:
-        return self._codec
+    def tokenizer(self) -> HFTokenizer:
+        return self._tokenizer
 
     def check(self, sampling: SamplingParams) -> None:
         info = self._pool.info(self._model)
-        check_token_ids(sampling, min(info.vocabulary, self.codec.size))
-        resolved = in_tokens(sampling, self.codec, info.vocabulary)
+        check_token_ids(sampling, min(info.vocabulary, self._tokenizer.size))
+        resolved = in_tokens(sampling, self._tokenizer, info.vocabulary)
         if resolved.forbids:
             check_possible(resolved, info.eos, info.vocabulary)
 
@@ -71,7 +70,7 @@ class LocalLargeModel:
         return await self.checker.check(grammar)
 
     def encode(self, prompt: Prompt) -> Tokens:
-        return encode_prompt(self.codec, prompt)
+        return encode_prompt(self._tokenizer, prompt)
 
     @property
     def token_ids(self) -> bool:
@@ -81,13 +80,13 @@ class LocalLargeModel:
         return len(prompt)
 
     def text_of(self, prompt: Prompt) -> Prompt:
-        return TextPrompt(self.codec.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+        return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
         async with self._pool.session(rows, {self._model}) as session:
-            drawn = in_tokens(sampling, self.codec, self._pool.info(self._model).vocabulary)
-            yield LocalProposals(self._model, session, prompt, drawn, Successors(self.codec, sampling))
+            drawn = in_tokens(sampling, self._tokenizer, self._pool.info(self._model).vocabulary)
+            yield LocalProposals(self._model, session, prompt, drawn, SuccessorBuilder(self._tokenizer, sampling))
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
         # In a session of its own, which leaves the prompt's KV to the next one that has this prompt.
@@ -98,10 +97,10 @@ class LocalLargeModel:
 class LocalProposals:
     """One prompt's view of a model in the pool."""
 
-    bought = Bought()
+    provider_usage = ProviderUsage()
 
     def __init__(
-        self, model: str, session: Session, prompt: Tokens, sampling: Sampling, successors: Successors
+        self, model: str, session: Session, prompt: Tokens, sampling: Sampling, successors: SuccessorBuilder
     ) -> None:
         self.sampled_tokens = 0
         self.prompt_tokens = len(prompt)

@@ -9,7 +9,7 @@ from typing import Any
 
 from w2s_core.errors import RequestError
 from w2s_core.large.token_sampling import check_token_ids, in_tokens
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Grammar, Hypothesis, SamplingParams
 
 _DEFAULTS = SamplingParams()
@@ -31,14 +31,14 @@ def check_public(sampling: SamplingParams, who: str) -> None:
         raise RequestError(f"The provider of `{who}` tells {_PUBLIC_LOGPROBS} log-probabilities at most.", "logprobs")
 
 
-def check_extras(sampling: SamplingParams, codec: TextCodec, who: str) -> None:
+def check_extras(sampling: SamplingParams, tokenizer: HFTokenizer, who: str) -> None:
     """Raises RequestError for what vLLM does by what *one call* has drawn, so that it is another thing over several."""
-    check_token_ids(sampling, codec.size)
+    check_token_ids(sampling, tokenizer.size)
     if sampling.presence_penalty:
         raise RequestError(
             f"The provider of `{who}` cannot honour presence_penalty chunk by chunk.", "presence_penalty"
         )
-    if any(len(word) > 1 for word in in_tokens(sampling, codec, codec.size).bad_words):
+    if any(len(word) > 1 for word in in_tokens(sampling, tokenizer, tokenizer.size).bad_words):
         raise RequestError(f"The provider of `{who}` can avoid words of one token only.", "bad_words")
 
 

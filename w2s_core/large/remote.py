@@ -7,19 +7,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from zlib import crc32
 
-from w2s_core.aio import merged
+from w2s_core.aio import merge
 from w2s_core.errors import RequestError, UpstreamError, UpstreamRefusedError
-from w2s_core.large.capabilities import LargeFacts
-from w2s_core.large.dialects import Drawn, Language, TextOnly, TokenIds, Wire
+from w2s_core.interfaces import TokenDecoder
+from w2s_core.large.capabilities import LargeModelCapabilities
+from w2s_core.large.dialects import Dialect, DialectSession, DrawnChoice, TextDialect, TokenIdDialect
 from w2s_core.large.parameters import check_schema
-from w2s_core.large.successors import Successors
+from w2s_core.large.successors import SuccessorBuilder
+from w2s_core.remote.capability_probe import CapabilityProbe
 from w2s_core.remote.completion import Completion, read_completion
-from w2s_core.remote.discovery import Discovery
 from w2s_core.remote.provider import Provider
 from w2s_core.search.randomness import call_seed
-from w2s_core.structured.tool_formats import ToolFormat
-from w2s_core.text.tokenizer import Codec, TextCodec
-from w2s_core.types import Bought, Grammar, Hypothesis, Prompt, PromptLogprobs, SamplingParams, Tokens
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import Grammar, Hypothesis, Prompt, PromptLogprobs, ProviderUsage, SamplingParams, Tokens
 
 PATH = "/completions"
 _ATTEMPTS = 3  # at getting all choices that were asked for
@@ -27,29 +27,29 @@ _FIRST_PIECE, _LARGEST_PIECE = 4, 64  # tokens asked for at once where text shal
 
 
 class RemoteLargeModel:
-    """`discovery` starts and stops the provider. Until that has been reached nothing can be asked of the model."""
+    """`probe` starts and stops the provider. Until that has been reached nothing can be asked of the model."""
 
     def __init__(
         self,
         provider: Provider,
-        codec: TextCodec | None,
-        discovery: Discovery[LargeFacts],
-        tool_format: ToolFormat | None = None,
+        tokenizer: HFTokenizer | None,
+        probe: CapabilityProbe[LargeModelCapabilities],
+        tool_format: str | None = None,
     ) -> None:
         self.tool_format = tool_format
         self._provider = provider
-        self._discovery = discovery
-        self.tokenizer = codec
-        self._by_text = TextOnly(provider.name, codec)
-        self._by_tokens = None if codec is None else TokenIds(provider.name, codec)
+        self._probe = probe
+        self.tokenizer = tokenizer
+        self._by_text = TextDialect(provider.name, tokenizer)
+        self._by_tokens = None if tokenizer is None else TokenIdDialect(provider.name, tokenizer)
 
     @property
     def context_length(self) -> int:
-        return self._discovery.found.context_length
+        return self._probe.found.context_length
 
     @property
-    def codec(self) -> Codec:
-        return self._language.codec
+    def decoder(self) -> TokenDecoder:
+        return self._language.decoder
 
     def check(self, sampling: SamplingParams) -> None:
         self._language.check(sampling)
@@ -80,7 +80,7 @@ class RemoteLargeModel:
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[RemoteProposals]:  # noqa: ARG002
         language = self._language
-        successors = Successors(language.codec, sampling)
+        successors = SuccessorBuilder(language.decoder, sampling)
         wire = language.wire(prompt, sampling)
         session = RemoteProposals(self._provider, wire, successors, sampling, affinity(prompt))
         session.prompt_tokens = language.count(prompt)
@@ -90,8 +90,8 @@ class RemoteLargeModel:
         raise RequestError(f"`{self._provider.name}` does not tell its prompts' log-probabilities.", "prompt_logprobs")
 
     @property
-    def _language(self) -> Language:
-        speaks_tokens = self._discovery.found.token_ids
+    def _language(self) -> Dialect:
+        speaks_tokens = self._probe.found.token_ids
         return self._by_tokens if speaks_tokens and self._by_tokens else self._by_text
 
 
@@ -99,11 +99,16 @@ class RemoteProposals:
     """One prompt's view of a provider's model. Holds nothing there: every call carries the whole prefix."""
 
     def __init__(
-        self, provider: Provider, wire: Wire, successors: Successors, sampling: SamplingParams, affinity: int
+        self,
+        provider: Provider,
+        wire: DialectSession,
+        successors: SuccessorBuilder,
+        sampling: SamplingParams,
+        affinity: int,
     ) -> None:
         self.sampled_tokens = 0
         self.prompt_tokens = 0
-        self.bought = Bought()
+        self.provider_usage = ProviderUsage()
         self._provider = provider
         self._wire = wire
         self._affinity = affinity
@@ -119,13 +124,13 @@ class RemoteProposals:
     async def families(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
-        """As `w2s_core.engine.early_scoring.ProposesByFamily.families`."""
+        """As `w2s_core.engine.early_scoring.FamilyProposals.families`."""
         self._successors.forget_all_but(beam)
 
         async def family(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
             yield index, await self._family(beam[index], k, length)
 
-        async with aclosing(merged([family(index) for index in range(len(beam))])) as families:
+        async with aclosing(merge([family(index) for index in range(len(beam))])) as families:
             async for arrived in families:
                 yield arrived
 
@@ -145,17 +150,17 @@ class RemoteProposals:
         drawn = await self._draw(parent, 1, length) * k if self._greedy else await self._draw(parent, k, length)
         return [self._successor(parent, index, one) for index, one in enumerate(drawn)]
 
-    async def _draw(self, parent: Hypothesis, n: int, length: int) -> list[Drawn]:
+    async def _draw(self, parent: Hypothesis, n: int, length: int) -> list[DrawnChoice]:
         """n i.i.d. chunks. A provider that answers fewer is asked for the others.
 
         A chunk without one whole character is drawn anew, longer, unless max_tokens are near: there an answer may end.
         """
         room = length if self._most is None else self._most - len(parent.tokens)
         if room < 1:  # longer chunks have used it up
-            return [Drawn((), (), ended=False)] * n
+            return [DrawnChoice((), (), ended=False)] * n
         length = min(length, room)
         at_the_end = self._most is not None and length + self._wire.spare > room
-        drawn: list[Drawn] = []
+        drawn: list[DrawnChoice] = []
         for attempt in range(_ATTEMPTS):
             asked = {
                 **self._wire.ask(parent, length + attempt * self._wire.spare),
@@ -184,11 +189,11 @@ class RemoteProposals:
                 raise
             raise RequestError(str(error), self._grammar.field) from None
         completion = read_completion(answer, provider.name)
-        self.bought += completion.bought
-        self.sampled_tokens += completion.bought.completion_tokens
+        self.provider_usage += completion.provider_usage
+        self.sampled_tokens += completion.provider_usage.completion_tokens
         return completion
 
-    def _successor(self, parent: Hypothesis, index: int, drawn: Drawn) -> Hypothesis:
+    def _successor(self, parent: Hypothesis, index: int, drawn: DrawnChoice) -> Hypothesis:
         return self._successors.make(
             parent,
             index,

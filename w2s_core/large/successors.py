@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from w2s_core.interfaces import Decoder
 from w2s_core.search.randomness import successor_key
-from w2s_core.text.tokenizer import Decoded, Decoder, decode_more, find_stop
+from w2s_core.text.detokenizer import DetokenizerState, detokenize
+from w2s_core.text.stop_strings import find_stop_string
 from w2s_core.types import Alternatives, FinishReason, Hypothesis, SamplingParams, Tokens
 
 
-class Successors:
+class SuccessorBuilder:
     """One prompt's answers. Remembers how far each living answer is decoded, so that cost is that of new tokens."""
 
-    def __init__(self, codec: Decoder, sampling: SamplingParams) -> None:
+    def __init__(self, decoder: Decoder, sampling: SamplingParams) -> None:
         self.stops = sampling.stop
-        self._codec = codec if sampling.skip_special_tokens else codec.verbatim
+        self._decoder = decoder if sampling.skip_special_tokens else decoder.verbatim
         self._shows_stop = sampling.include_stop_str_in_output
         self._min_tokens = sampling.min_tokens
-        self._decoded: dict[Tokens, Decoded] = {}
+        self._decoded: dict[Tokens, DetokenizerState] = {}
         self._beginnings: dict[Tokens, int] = {}  # characters of the first `min_tokens` tokens
 
     def forget_all_but(self, beam: Sequence[Hypothesis]) -> None:
@@ -44,7 +46,7 @@ class Successors:
         """
         whole = parent.tokens + tokens
         before = whole[: len(parent.tokens) + seen]
-        decoded = decode_more(self._codec, self._decoding(before), whole)
+        decoded = detokenize(self._decoder, self._decoding(before), whole)
         if seen:
             self._decoded.pop(before, None)  # a step on the way; keeping them all would cost the square of the length
         self._decoded[whole] = decoded
@@ -53,7 +55,7 @@ class Successors:
         if stop is not None:
             whole, text, ended, finish = self._tokens_of(whole, stop), text[:stop], False, "stop"
         elif ending is not None and self._shows_stop:
-            text = decode_more(self._codec, decoded, (*whole, ending)).text
+            text = detokenize(self._decoder, decoded, (*whole, ending)).text
         return Hypothesis(
             tokens=whole,
             text=text,
@@ -73,24 +75,24 @@ class Successors:
             if len(tokens) <= self._min_tokens:
                 return None
             start = max(start, self._length_of(tokens[: self._min_tokens]))
-        found = find_stop(text, start, self.stops)
+        found = find_stop_string(text, start, self.stops)
         return found and found[self._shows_stop]
 
     def _length_of(self, beginning: Tokens) -> int:
         if beginning not in self._beginnings:
-            self._beginnings[beginning] = len(decode_more(self._codec, Decoded(), beginning).text)
+            self._beginnings[beginning] = len(detokenize(self._decoder, DetokenizerState(), beginning).text)
         return self._beginnings[beginning]
 
-    def _decoding(self, tokens: Tokens) -> Decoded:
+    def _decoding(self, tokens: Tokens) -> DetokenizerState:
         known = self._decoded.get(tokens)
-        return decode_more(self._codec, Decoded(), tokens) if known is None else known
+        return detokenize(self._decoder, DetokenizerState(), tokens) if known is None else known
 
     def _tokens_of(self, tokens: Tokens, characters: int) -> Tokens:
         """The fewest tokens whose text covers the first `characters`."""
-        decoded, size = Decoded(), 0
+        decoded, size = DetokenizerState(), 0
         while len(decoded.text) < characters and size < len(tokens):
             size += 1
-            decoded = decode_more(self._codec, decoded, tokens[:size])
+            decoded = detokenize(self._decoder, decoded, tokens[:size])
         return tokens[:size]
 
 

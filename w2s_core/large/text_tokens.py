@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from w2s_core.errors import UpstreamError
 from w2s_core.text.token_bytes import text_of
-from w2s_core.types import Piece, Tokens
+from w2s_core.types import Tokens, TokenText
 
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # OpenAI's way to write a token that is no text by itself
 _INCOMPLETE = "\ufffd"
 _MOST_PIECES = 2**22
 
 
-class TokenTable:
+class TextTokenTable:
     """One provider's tokens: an id for each distinct piece of text, in the order of their coming."""
 
     def __init__(self) -> None:
@@ -33,17 +33,17 @@ class TokenTable:
         return tuple(self._ids[piece] for piece in pieces)
 
     @property
-    def verbatim(self) -> TokenTable:
+    def verbatim(self) -> TextTokenTable:
         """Special tokens are text here or nothing, as the provider has it."""
         return self
 
-    def piece(self, token: int) -> Piece:
-        """As `TextCodec.piece`."""
+    def token_text(self, token: int) -> TokenText:
+        """As `HFTokenizer.piece`."""
         data = self._pieces[token]
-        return Piece(text_of(data), data)
+        return TokenText(text_of(data), data)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """As `TextCodec.decode`."""
+        """As `HFTokenizer.decode`."""
         return b"".join(self._pieces[token] for token in tokens).decode("utf-8", "replace")
 
 

@@ -6,13 +6,13 @@ from collections.abc import Collection, Sequence
 
 from w2s_core.errors import RequestError
 from w2s_core.pool.messages import Sampling
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import SamplingParams, Tokens
 
 _ID_FIELDS = ("logit_bias", "stop_token_ids", "allowed_token_ids")
 
 
-def in_tokens(sampling: SamplingParams, codec: TextCodec, vocabulary: int) -> Sampling:
+def in_tokens(sampling: SamplingParams, tokenizer: HFTokenizer, vocabulary: int) -> Sampling:
     """What a job carries. `vocabulary` is the number of the model's logits."""
     return Sampling(
         temperature=sampling.temperature,
@@ -27,7 +27,7 @@ def in_tokens(sampling: SamplingParams, codec: TextCodec, vocabulary: int) -> Sa
         ignore_eos=sampling.ignore_eos,
         stop_token_ids=sampling.stop_token_ids,
         allowed_token_ids=sampling.allowed_token_ids,
-        bad_words=_sequences(sampling.bad_words, codec, vocabulary),
+        bad_words=_sequences(sampling.bad_words, tokenizer, vocabulary),
         alternatives=sampling.logprobs or 0,
         grammar=sampling.grammar,
     )
@@ -59,13 +59,13 @@ def _ids(sampling: SamplingParams, field: str) -> Sequence[int]:
     return getattr(sampling, field) or ()
 
 
-def _sequences(words: Sequence[str], codec: TextCodec, vocabulary: int) -> tuple[Tokens, ...]:
+def _sequences(words: Sequence[str], tokenizer: HFTokenizer, vocabulary: int) -> tuple[Tokens, ...]:
     """Each word's tokens at a text's beginning and, where the tokenizer has others for it, behind a space."""
     found: list[Tokens] = []
     for word in words:
         bare = word.lstrip() or word
-        first = codec.encode(bare, special_tokens=False)
-        spaced = codec.encode(" " + bare, special_tokens=False)
+        first = tokenizer.encode(bare, special_tokens=False)
+        spaced = tokenizer.encode(" " + bare, special_tokens=False)
         found.append(first)
         if len(spaced) == len(first) and spaced[0] != first[0]:
             found.append(spaced)

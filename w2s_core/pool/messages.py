@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from w2s_core.types import Alternatives, Grammar, PromptLogprobs, Tokens
-
-StepKind: TypeAlias = Literal["decode", "prefill", "score"]
+from w2s_core.types import Alternatives, Grammar, PromptLogprobs, StepKind, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,7 @@ class Pong:
 
 
 Job: TypeAlias = SampleJob | ScoreJob | PromptJob | InspectJob
-Order: TypeAlias = Job | StopRows | CancelJob | CloseSession | Ping
+WorkerCommand: TypeAlias = Job | StopRows | CancelJob | CloseSession | Ping
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +190,7 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class RowNews:
+class RowUpdate:
     """New tokens of one row since the last news. `ending` is the token that ended the answer, None while none did;
     `logprobs` (nats, before temperature) are the tokens' and, behind them, the ending one's;
     `alternatives` stand beside them if the job asked for any."""
@@ -210,11 +208,11 @@ class RowNews:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleNews:
+class SampleUpdate:
     """`finished`: this was the job's last news."""
 
     id: int
-    rows: tuple[RowNews, ...]
+    rows: tuple[RowUpdate, ...]
     finished: bool
 
 
@@ -254,5 +252,5 @@ class JobFailed:
     field: str | None = None
 
 
-Outcome: TypeAlias = SampleNews | ScoreResult | PromptResult | WorkerState | JobFailed
-Report: TypeAlias = Ready | LoadFailed | Pong | Outcome
+JobOutcome: TypeAlias = SampleUpdate | ScoreResult | PromptResult | WorkerState | JobFailed
+WorkerReport: TypeAlias = Ready | LoadFailed | Pong | JobOutcome

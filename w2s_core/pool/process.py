@@ -18,17 +18,17 @@ from queue import SimpleQueue
 from w2s_core.errors import W2SError
 from w2s_core.pool.messages import (
     Job,
+    JobOutcome,
     LoadFailed,
     ModelInfo,
-    Order,
-    Outcome,
     Ping,
     Pong,
     Ready,
-    Report,
+    WorkerCommand,
+    WorkerReport,
     WorkerSpec,
 )
-from w2s_core.pool.stderr import Relay, shown_as_it_is
+from w2s_core.pool.stderr import StderrRelay, shown_as_it_is
 
 _log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 5.0
@@ -65,15 +65,15 @@ class WorkerProcess:
         self._on_lost = on_lost
         self._on_pong = on_pong
         self._asked = False  # for a Pong that has not come yet
-        self._mailboxes: dict[int, asyncio.Queue[Outcome | WorkerLostError]] = {}
-        self._outbox: SimpleQueue[Order | WorkerSpec | None] = SimpleQueue()
+        self._mailboxes: dict[int, asyncio.Queue[JobOutcome | WorkerLostError]] = {}
+        self._outbox: SimpleQueue[WorkerCommand | WorkerSpec | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[Mapping[str, ModelInfo]] = self._loop.create_future()
         self._loaded = False
         self._stopping = False
         self._heard = self._loop.time()
         self._connection, self._process = _spawn()
-        self._relay = Relay(name, self._process.stderr) if self._process.stderr else None
+        self._relay = StderrRelay(name, self._process.stderr) if self._process.stderr else None
         self._outbox.put(spec)
         self._sender = threading.Thread(target=self._send, daemon=True, name="w2s-send")
         self._sender.start()
@@ -99,7 +99,7 @@ class WorkerProcess:
         self._heard = self._loop.time()
         self._loaded = True
 
-    def submit(self, job: Job) -> asyncio.Queue[Outcome | WorkerLostError]:
+    def submit(self, job: Job) -> asyncio.Queue[JobOutcome | WorkerLostError]:
         """Sends the job; its outcomes arrive in the queue that is returned, until `forget`."""
         mailbox = self._mailboxes[job.id] = asyncio.Queue()
         self.send(job)
@@ -111,7 +111,7 @@ class WorkerProcess:
         """Outcomes of this job are of no interest any more."""
         self._mailboxes.pop(job_id, None)
 
-    def send(self, order: Order) -> None:
+    def send(self, order: WorkerCommand) -> None:
         self._outbox.put(order)
 
     def check(self, silence_s: float) -> None:
@@ -162,7 +162,7 @@ class WorkerProcess:
 
     # In the event loop.
 
-    def _deliver(self, report: Report) -> None:
+    def _deliver(self, report: WorkerReport) -> None:
         self._heard = self._loop.time()
         match report:
             case Ready():

@@ -12,18 +12,18 @@ from w2s_core.pool.messages import (
     CancelJob,
     CloseSession,
     JobFailed,
-    Order,
-    Outcome,
+    JobOutcome,
     PromptJob,
     PromptResult,
     Row,
-    RowNews,
+    RowUpdate,
     SampleJob,
-    SampleNews,
+    SampleUpdate,
     Sampling,
     ScoreJob,
     ScoreResult,
     StopRows,
+    WorkerCommand,
 )
 from w2s_core.pool.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.types import PromptLogprobs, Tokens
@@ -71,15 +71,15 @@ class Session:
 
     def sample(
         self, model: str, prompt: Tokens, rows: Sequence[Row], sampling: Sampling, *, report_every: int
-    ) -> Drawing:
+    ) -> SampleStream:
         """Draws these rows' tokens; iterate over the result for news of them."""
 
         def make_job(rows: tuple[Row, ...]) -> SampleJob:
             return SampleJob(next_job_id(), self.number, model, prompt, rows, sampling, report_every)
 
-        return Drawing(self, make_job, rows)
+        return SampleStream(self, make_job, rows)
 
-    async def outcomes(self, job: SampleJob | ScoreJob | PromptJob) -> AsyncGenerator[Outcome]:
+    async def outcomes(self, job: SampleJob | ScoreJob | PromptJob) -> AsyncGenerator[JobOutcome]:
         """What comes of the job; leaving early cancels it. Raises WorkerError, and RequestError where a grammar
         turns out to be too complex or the job's sequences have outgrown the KV cache.
 
@@ -95,7 +95,7 @@ class Session:
                     done = True
                     self._leave(worker, outcome)
                     raise outcome
-                done = not isinstance(outcome, SampleNews) or outcome.finished
+                done = not isinstance(outcome, SampleUpdate) or outcome.finished
                 if isinstance(outcome, JobFailed):
                     raise _error(outcome)
                 yield outcome
@@ -104,7 +104,7 @@ class Session:
             if not done:
                 worker.send(CancelJob(job.id))
 
-    def send(self, order: Order) -> None:
+    def send(self, order: WorkerCommand) -> None:
         """To the worker that has the session, if any."""
         if self._worker is not None:
             self._worker.send(order)
@@ -127,7 +127,7 @@ class Session:
             return self._worker
 
 
-class Drawing:
+class SampleStream:
     """Rows while their tokens are drawn, wherever that happens. Rows are numbered as they were given."""
 
     def __init__(self, session: Session, make_job: Callable[[tuple[Row, ...]], SampleJob], rows: Sequence[Row]) -> None:
@@ -142,7 +142,7 @@ class Drawing:
         if self._living.pop(number, None) is not None:
             self._session.send(StopRows(self._job, (self._numbers.index(number),)))
 
-    async def news(self) -> AsyncGenerator[RowNews]:
+    async def news(self) -> AsyncGenerator[RowUpdate]:
         """News of the rows until none lives. Closing the iterator cancels the rest."""
         while self._living:
             self._numbers = list(self._living)
@@ -151,11 +151,11 @@ class Drawing:
             with suppress(WorkerLostError):
                 async with aclosing(self._session.outcomes(job)) as outcomes:
                     async for outcome in outcomes:
-                        assert isinstance(outcome, SampleNews)
+                        assert isinstance(outcome, SampleUpdate)
                         for news in self._accept(outcome):
                             yield news
 
-    def _accept(self, outcome: SampleNews) -> Iterator[RowNews]:
+    def _accept(self, outcome: SampleUpdate) -> Iterator[RowUpdate]:
         for news in outcome.rows:
             number = self._numbers[news.row]
             row = self._living.get(number)

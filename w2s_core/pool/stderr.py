@@ -71,7 +71,7 @@ class Lines:
             self._bytes += part[: _LONGEST - len(self._bytes)]
 
 
-class Relay:
+class StderrRelay:
     """Logs what comes from `stream` until it ends, in a thread of its own, so that a worker never waits for a reader.
 
     A flood is not logged whole: of what is too much, the last lines come when it is over. `last` are the latest lines.

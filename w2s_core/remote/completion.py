@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from w2s_core.errors import UpstreamError
-from w2s_core.types import Bought
+from w2s_core.types import ProviderUsage
 
 FLOOR = -9999.0  # nats; what −inf becomes, as vLLM and OpenAI do
 
@@ -55,11 +55,11 @@ class Completion(_Part):
     usage: TokenCounts | None = None
 
     @property
-    def bought(self) -> Bought:
+    def provider_usage(self) -> ProviderUsage:
         """As the provider counts; where it does not, the completion's tokens as far as it tells them."""
         if self.usage is not None:
-            return Bought(1, self.usage.prompt_tokens, self.usage.completion_tokens or 0)
-        return Bought(1, 0, sum(len(choice.logprobs.tokens) for choice in self.choices if choice.logprobs))
+            return ProviderUsage(1, self.usage.prompt_tokens, self.usage.completion_tokens or 0)
+        return ProviderUsage(1, 0, sum(len(choice.logprobs.tokens) for choice in self.choices if choice.logprobs))
 
 
 def read_completion(answer: Mapping[str, Any], who: str) -> Completion:

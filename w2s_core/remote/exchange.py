@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import httpx
 
-from w2s_core.remote.faults import Interpreter
+from w2s_core.remote.faults import FaultClassifier
 
 MAX_ANSWER_BYTES = 64 * 2**20
 
@@ -18,7 +18,11 @@ class Exchange:
     """Speaks to one provider over `client`; `timeout_s` bounds an exchange from its first to its last byte."""
 
     def __init__(
-        self, client: httpx.AsyncClient, interpreter: Interpreter, timeout_s: float, max_bytes: int = MAX_ANSWER_BYTES
+        self,
+        client: httpx.AsyncClient,
+        interpreter: FaultClassifier,
+        timeout_s: float,
+        max_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self._client = client
         self._interpreter = interpreter

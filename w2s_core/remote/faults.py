@@ -47,7 +47,7 @@ class Fault(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Interpreter:
+class FaultClassifier:
     """Turns what httpx raises and what a provider answers into faults. `name` is whose provider it is."""
 
     def __init__(self, name: str, model: str, api_key: str | None) -> None:

@@ -15,7 +15,7 @@ PATH = "/completions"
 PROBE = "The quick brown fox"
 
 
-class Way(Protocol):
+class LogprobMethod(Protocol):
     """`fields` of the call, and what its answer says; both raise nothing but UpstreamError."""
 
     @property
@@ -82,15 +82,15 @@ class Echo:
         return sum(nats(told.token_logprobs[i]) for i in range(read) if begin <= offsets[i] < end)
 
 
-WAYS: Sequence[Way] = (PromptLogprobs(), Echo(0), Echo(1))
+LOGPROB_METHODS: Sequence[LogprobMethod] = (PromptLogprobs(), Echo(0), Echo(1))
 
 
-async def find_way(provider: Provider, tokens: Tokens | None, key: str) -> Way:
+async def probe_logprob_method(provider: Provider, tokens: Tokens | None, key: str) -> LogprobMethod:
     """The first one that works; `tokens` are ids to try it with, None where only text can be sent.
 
     Raises ConfigurationError where none does, and what `Provider.post` raises.
     """
-    for way in WAYS:
+    for way in LOGPROB_METHODS:
         try:
             if tokens is None:
                 completion = await ask(provider, way, PROBE)
@@ -104,7 +104,7 @@ async def find_way(provider: Provider, tokens: Tokens | None, key: str) -> Way:
     raise ConfigurationError(f"{key}: the provider tells no log-probabilities of prompts, so it cannot score answers.")
 
 
-async def ask(provider: Provider, way: Way, text: str | list[int], affinity: int | None = None) -> Completion:
+async def ask(provider: Provider, way: LogprobMethod, text: str | list[int], affinity: int | None = None) -> Completion:
     """Raises what `Provider.post` raises."""
     body = {"model": provider.config.model, "prompt": text, "temperature": 0, **way.fields}
     try:

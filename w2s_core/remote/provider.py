@@ -22,7 +22,7 @@ from w2s_core.config import ProviderConfig
 from w2s_core.errors import ConfigurationError, UnavailableError
 from w2s_core.remote.endpoints import Endpoint, Endpoints
 from w2s_core.remote.exchange import MAX_ANSWER_BYTES, Exchange
-from w2s_core.remote.faults import Fault, Interpreter
+from w2s_core.remote.faults import Fault, FaultClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Provider:
             timeout=httpx.Timeout(config.call_timeout_s, connect=config.connect_timeout_s),
             limits=httpx.Limits(max_keepalive_connections=config.max_concurrency, keepalive_expiry=_KEEPALIVE_S),
         )
-        interpreter = Interpreter(self.name, config.model, self._api_key)
+        interpreter = FaultClassifier(self.name, config.model, self._api_key)
         self._exchange = Exchange(self._client, interpreter, config.call_timeout_s, self._max_answer_bytes)
 
     async def stop(self) -> None:

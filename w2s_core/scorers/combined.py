@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from w2s_core.aio import all_of
+from w2s_core.aio import gather_all
 from w2s_core.interfaces import Scorer, Scoring
-from w2s_core.types import Bought, Hypothesis, Prompt, Score
+from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score
 
 
 class CombinedScorer:
@@ -39,14 +39,14 @@ class CombinedScoring:
         return sum(session.scored_tokens for session in self._sessions.values())
 
     @property
-    def bought(self) -> Bought:
-        return sum((session.bought for session in self._sessions.values()), Bought())
+    def provider_usage(self) -> ProviderUsage:
+        return sum((session.provider_usage for session in self._sessions.values()), ProviderUsage())
 
     async def expect(self, candidates: Sequence[Hypothesis]) -> None:
-        await all_of([session.expect(candidates) for session in self._sessions.values()])
+        await gather_all([session.expect(candidates) for session in self._sessions.values()])
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
-        results = await all_of([session.score(candidates) for session in self._sessions.values()])
+        results = await gather_all([session.score(candidates) for session in self._sessions.values()])
         by_pair = [
             {name: score.total for name, score in zip(self._sessions, row, strict=True)}
             for row in zip(*results, strict=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from w2s_core.types import Bought, Hypothesis, Prompt, Score
+from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score
 
 
 class LikelihoodScorer:
     """A Scorer that needs no model: π_base has already said how likely each token was."""
 
     scored_tokens = 0
-    bought = Bought()
+    provider_usage = ProviderUsage()
 
     def check(self, _prompt: Prompt, max_tokens: int) -> int:
         return max_tokens

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from w2s_core.aio import all_of
+from w2s_core.aio import gather_all
 from w2s_core.pool.messages import ScoreResult
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.pool.session import Session
 from w2s_core.scorers.pair_model import PairModel
-from w2s_core.text.retokenizer import GrowingText
-from w2s_core.types import Bought, Hypothesis, Prompt, Score, Tokens
+from w2s_core.text.retokenizer import Retokenizer
+from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score, Tokens
 
 
 class LocalScorer:
@@ -45,7 +45,7 @@ class LocalScorer:
 class LocalScoring:
     """One prompt's view of the pair."""
 
-    bought = Bought()
+    provider_usage = ProviderUsage()
 
     def __init__(
         self, session: Session, models: Sequence[PairModel], prompts: Sequence[Tokens], limits: Sequence[int]
@@ -56,15 +56,15 @@ class LocalScoring:
         self._prompts = prompts
         self._limits = limits
         # One reading serves both models where they have one tokenizer.
-        self._texts = {model.codec.tokenization: GrowingText(model.codec) for model in models}
+        self._texts = {model.tokenizer.tokenization: Retokenizer(model.tokenizer) for model in models}
 
     async def expect(self, candidates: Sequence[Hypothesis]) -> None:
         await self.score(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         texts = {name: text.encode(candidates) for name, text in self._texts.items()}
-        answers = [model.answers(candidates, texts[model.codec.tokenization]) for model in self._models]
-        tuned, untuned = await all_of([self._logprobs(i, answers[i]) for i in range(2)])
+        answers = [model.answers(candidates, texts[model.tokenizer.tokenization]) for model in self._models]
+        tuned, untuned = await gather_all([self._logprobs(i, answers[i]) for i in range(2)])
         self.scored_tokens += tuned.tokens_run + untuned.tokens_run
         return [Score(t - u) for t, u in zip(tuned.logprobs, untuned.logprobs, strict=True)]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from w2s_core.errors import ConfigurationError, ContextLengthError, OutgrownError, RequestError
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt, TokenPrompt, Tokens
 
 _PROMPT = "{prompt}"
@@ -18,25 +18,28 @@ class PairModel:
     answers need no translation."""
 
     name: str
-    codec: TextCodec
+    tokenizer: HFTokenizer
     shares_tokens: bool
 
     def check_template(self, template: str | None) -> None:
         """Raises ConfigurationError when the model cannot do with this template (see `PairConfig.prompt_template`)."""
-        if template is None and not self.codec.chat_template.exists:
+        if template is None and not self.tokenizer.chat_template.exists:
             raise ConfigurationError(
                 f"{self.name}: its tokenizer has no chat template, so the pair needs a prompt_template."
             )
-        if template == "" and not self.codec.start:
+        if template == "" and not self.tokenizer.start:
             raise ConfigurationError(f"{self.name}: it has no BOS, so it cannot score behind an empty prompt.")
 
     def prompt(self, prompt: Prompt, template: str | None) -> Tokens:
         """What this model sees before the answer."""
         if template is None and isinstance(prompt, ChatPrompt):
-            tools = prompt.tools if self.codec.chat_template.knows_tools else ()
-            return self.codec.encode_chat(replace(prompt, special_tokens=False, tools=tools))
-        prompt, mark = self.codec.cut(prompt) if isinstance(prompt, ChatPrompt) else (prompt, None)
-        return self.codec.encode_cut(shown(prompt, template), mark, special_tokens=True) or self.codec.start
+            tools = prompt.tools if self.tokenizer.chat_template.knows_tools else ()
+            return self.tokenizer.encode_chat(replace(prompt, special_tokens=False, tools=tools))
+        prompt, mark = self.tokenizer.cut(prompt) if isinstance(prompt, ChatPrompt) else (prompt, None)
+        return (
+            self.tokenizer.encode_cut(pair_prompt_text(prompt, template), mark, special_tokens=True)
+            or self.tokenizer.start
+        )
 
     def room(self, prompt: Prompt, template: str | None, limit: int, max_tokens: int) -> int:
         """Tokens of answer that fit behind the prompt, where the vocabulary is shared; elsewhere only the text tells.
@@ -58,7 +61,7 @@ class PairModel:
         The large model's own tokens serve where it has the same; but a stop string may have cut one of them in two, and
         then only the text tells what the answer is.
         """
-        eos = () if self.codec.eos is None else (self.codec.eos,)
+        eos = () if self.tokenizer.eos is None else (self.tokenizer.eos,)
         return [
             (y.tokens if self.shares_tokens and (y.ended or not y.finished) else text) + (eos if y.ended else ())
             for y, text in zip(candidates, texts, strict=True)
@@ -71,7 +74,7 @@ class PairModel:
             raise OutgrownError(self.name, limit, len(prompt), longest)
 
 
-def shown(prompt: Prompt, template: str | None) -> str:
+def pair_prompt_text(prompt: Prompt, template: str | None) -> str:
     """What a pair sees of a prompt as text: the raw prompt, or the template around it or the last user message."""
     assert not isinstance(prompt, TokenPrompt)  # `LargeModel.text_of` has decoded those
     if template is None:

@@ -11,42 +11,44 @@ from zlib import crc32
 
 from w2s_core.config import RemoteModelConfig
 from w2s_core.errors import ConfigurationError, RequestError
+from w2s_core.remote.capability_probe import CapabilityProbe, listed_context_length
 from w2s_core.remote.completion import Completion
-from w2s_core.remote.discovery import Discovery, listed_context_length
-from w2s_core.remote.prompt_logprobs import PROBE, Way, ask, find_way
+from w2s_core.remote.prompt_logprobs import PROBE, LogprobMethod, ask, probe_logprob_method
 from w2s_core.remote.provider import Provider
-from w2s_core.scorers.pair_model import PairModel, shown
-from w2s_core.text.retokenizer import GrowingText
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.types import Bought, ChatPrompt, Hypothesis, Prompt, Score, Tokens
+from w2s_core.scorers.pair_model import PairModel, pair_prompt_text
+from w2s_core.text.retokenizer import Retokenizer
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import ChatPrompt, Hypothesis, Prompt, ProviderUsage, Score, Tokens
 
 A = TypeVar("A", Tokens, str)  # an answer, as it is sent
 Pending: TypeAlias = Sequence[asyncio.Task[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class PairFacts:
+class PairCapabilities:
     """How this provider tells log-probabilities; `context_length` in tokens, None where it does not tell that."""
 
-    way: Way
+    way: LogprobMethod
     context_length: int | None
 
 
-async def ask_pair(provider: Provider, config: RemoteModelConfig, codec: TextCodec | None, key: str) -> PairFacts:
+async def probe_pair_model(
+    provider: Provider, config: RemoteModelConfig, tokenizer: HFTokenizer | None, key: str
+) -> PairCapabilities:
     """`key`: the configuration's. Raises ConfigurationError, and what `Provider.post` raises."""
     length = config.context_length or await listed_context_length(provider)
-    tokens = None if codec is None else codec.encode(PROBE, special_tokens=True)
-    return PairFacts(await find_way(provider, tokens, key), length)
+    tokens = None if tokenizer is None else tokenizer.encode(PROBE, special_tokens=True)
+    return PairCapabilities(await probe_logprob_method(provider, tokens, key), length)
 
 
 class RemotePairModel:
     """One model of a pair behind a provider. `reader` None: without a tokenizer, so only text goes there, an answer's
     end is not scored, and conversations need a template."""
 
-    def __init__(self, provider: Provider, reader: PairModel | None, discovery: Discovery[PairFacts]) -> None:
+    def __init__(self, provider: Provider, reader: PairModel | None, probe: CapabilityProbe[PairCapabilities]) -> None:
         self.provider = provider
         self.reader = reader
-        self.discovery = discovery
+        self.probe = probe
 
     def check_template(self, template: str | None) -> None:
         """Raises ConfigurationError."""
@@ -57,7 +59,7 @@ class RemotePairModel:
 
     def check(self, prompt: Prompt, template: str | None, max_tokens: int) -> int:
         """As `Scorer.check`."""
-        limit = self.discovery.found.context_length
+        limit = self.probe.found.context_length
         if self.reader is not None and limit is not None:
             return self.reader.room(prompt, template, limit, max_tokens)
         if self.reader is None and template is None and isinstance(prompt, ChatPrompt):
@@ -65,7 +67,7 @@ class RemotePairModel:
                 f"The pair's provider `{self.provider.name}` has no tokenizer to render a conversation with.",
                 "messages",
             )
-        if self.reader is None and not isinstance(prompt, ChatPrompt) and not shown(prompt, template):
+        if self.reader is None and not isinstance(prompt, ChatPrompt) and not pair_prompt_text(prompt, template):
             raise RequestError(
                 f"The pair's provider `{self.provider.name}` has no tokenizer: the prompt must not be empty.",
                 "prompt",
@@ -74,7 +76,7 @@ class RemotePairModel:
 
     def open(self, prompt: Prompt, template: str | None) -> TokenReading | TextReading:
         if self.reader is None:
-            return TextReading(self, shown(prompt, template))
+            return TextReading(self, pair_prompt_text(prompt, template))
         return TokenReading(self, self.reader, self.reader.prompt(prompt, template))
 
 
@@ -82,18 +84,18 @@ class TokenReading:
     """One prompt's answers in one model's token ids."""
 
     def __init__(self, model: RemotePairModel, reader: PairModel, prompt: Tokens) -> None:
-        self.bought = Bought()
+        self.provider_usage = ProviderUsage()
         self._model = model
         self._reader = reader
         self._prompt = prompt
-        self._text = GrowingText(reader.codec)
+        self._text = Retokenizer(reader.tokenizer)
         self._affinity = crc32(repr(prompt).encode())
         self._asked = _Asked(self._logprob)
 
     def ask(self, candidates: Sequence[Hypothesis]) -> Pending:
         """The log-probability of each whole answer, in nats."""
         answers = self._reader.answers(candidates, self._text.encode(candidates))
-        limit = self._model.discovery.found.context_length
+        limit = self._model.probe.found.context_length
         if limit is not None:
             self._reader.check_length(self._prompt, answers, limit)
         return self._asked.begin(answers)
@@ -104,9 +106,9 @@ class TokenReading:
     async def _logprob(self, answer: Tokens) -> float:
         if not answer:
             return 0.0
-        way = self._model.discovery.found.way
+        way = self._model.probe.found.way
         completion = await ask(self._model.provider, way, [*self._prompt, *answer], self._affinity)
-        self.bought += completion.bought
+        self.provider_usage += completion.provider_usage
         return way.of_tokens(completion.choices[0], self._prompt, answer)
 
 
@@ -114,14 +116,14 @@ class TextReading:
     """One prompt's answers as text, for a model whose tokenizer only its provider has."""
 
     def __init__(self, model: RemotePairModel, prompt: str) -> None:
-        self.bought = Bought()
+        self.provider_usage = ProviderUsage()
         self._model = model
         self._prompt = prompt
         self._affinity = crc32(prompt.encode())
         self._asked = _Asked(self._logprob)
 
     def ask(self, candidates: Sequence[Hypothesis]) -> Pending:
-        """Of each whole answer's text, in nats; see `Way.of_text` for a token that straddles its beginning."""
+        """The log-probability of each whole answer's text, in nats. See `LogprobMethod.of_text`."""
         return self._asked.begin([y.text for y in candidates])
 
     async def aclose(self) -> None:
@@ -130,9 +132,9 @@ class TextReading:
     async def _logprob(self, answer: str) -> float:
         if not answer:
             return 0.0
-        way = self._model.discovery.found.way
+        way = self._model.probe.found.way
         completion = await ask(self._model.provider, way, self._prompt + answer, self._affinity)
-        self.bought += completion.bought
+        self.provider_usage += completion.provider_usage
         return way.of_text(completion.choices[0], answer, _prompt_tokens(completion))
 
 
@@ -195,12 +197,12 @@ class RemoteScoring:
         self._readings = readings
 
     @property
-    def bought(self) -> Bought:
-        return sum((reading.bought for reading in self._readings), Bought())
+    def provider_usage(self) -> ProviderUsage:
+        return sum((reading.provider_usage for reading in self._readings), ProviderUsage())
 
     @property
     def scored_tokens(self) -> int:
-        return self.bought.prompt_tokens
+        return self.provider_usage.prompt_tokens
 
     async def expect(self, candidates: Sequence[Hypothesis]) -> None:
         for reading in self._readings:

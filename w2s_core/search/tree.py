@@ -5,7 +5,7 @@ from __future__ import annotations
 from w2s_core.types import Candidate, Hypothesis, Round
 
 
-class Trace:
+class SearchTree:
     """One prompt's rounds. `tree[c]` lists the candidates of chunk c; a candidate's parent is named by its id."""
 
     def __init__(self, *, keep_tree: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from w2s_core.structured.tool_parsing import Balance, CallBegun, CallPart, Piece
+from w2s_core.structured.tool_parsing import ArgumentsDelta, Balance, CallStart, ParsedPart
 
 _HEAD = re.compile(r'[^{]*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
@@ -25,32 +25,32 @@ class ForcedCallParser:
         self._balance: Balance | None = None  # of the arguments that are being read
         self._told = 0  # of their characters
 
-    def feed(self, text: str) -> list[Piece]:
+    def feed(self, text: str) -> list[ParsedPart]:
         """What has become certain."""
         self._buffer += text
-        pieces: list[Piece] = []
+        pieces: list[ParsedPart] = []
         while (found := self._begin() if self._balance is None else self._go_on(self._balance)) is not None:
             pieces.append(found)
         return pieces
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[ParsedPart]:
         """The rest: there is no more text."""
         rest, self._buffer = self._buffer, ""
         return [] if self._called or not rest else [rest]
 
-    def _begin(self) -> CallBegun | None:
+    def _begin(self) -> CallStart | None:
         head = _HEAD.match(self._buffer)
         if head is None or head[1] not in self._known:
             return None
         self._buffer = self._buffer[head.end() :]
         self._balance, self._told, self._called = Balance(), 0, True
-        return CallBegun(head[1])
+        return CallStart(head[1])
 
-    def _go_on(self, balance: Balance) -> CallPart | None:
+    def _go_on(self, balance: Balance) -> ArgumentsDelta | None:
         end = balance.end(self._buffer, -self._told)
         part = self._buffer[:end]
         self._buffer = self._buffer[len(part) :]
         self._told += len(part)
         if end is not None:
             self._balance = None
-        return CallPart(part) if part else None
+        return ArgumentsDelta(part) if part else None

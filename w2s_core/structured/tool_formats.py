@@ -79,11 +79,12 @@ def detect(template: str) -> ToolFormat | None:
     return None
 
 
-def chosen(name: str, template: ChatTemplate | None) -> ToolFormat | None:
-    """The format of a configuration's `tool_format`."""
+def resolve_tool_format(name: str, template: ChatTemplate | None) -> str | None:
+    """The name in `FORMATS` that a configuration's `tool_format` stands for; None where the template shows none."""
     if name != "auto":
-        return FORMATS[name]
-    return detect(template.source(tools=True)) if template is not None else None
+        return name
+    found = detect(template.source(tools=True)) if template is not None else None
+    return found.name if found else None
 
 
 def _call(entry: Any, known: Collection[str]) -> Call | None:

@@ -13,22 +13,22 @@ from enum import Enum, auto
 from typing import TypeAlias
 
 from w2s_core.structured.tool_formats import Call, ToolFormat
-from w2s_core.text.tokenizer import withhold
+from w2s_core.text.stop_strings import partial_stop_length
 
-Piece: TypeAlias = "str | Call | CallBegun | CallPart"
+ParsedPart: TypeAlias = "str | Call | CallStart | ArgumentsDelta"
 _MARKS = re.compile(r'["\\{}\[\]]')
 _LONGEST_HEAD = 200  # characters between an opening and the first brace
 
 
 @dataclass(frozen=True, slots=True)
-class CallBegun:
+class CallStart:
     """A call whose arguments follow, part by part."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
-class CallPart:
+class ArgumentsDelta:
     """Of the arguments of the call that was begun last."""
 
     text: str
@@ -54,16 +54,16 @@ class ToolCallParser:
         self._opened = 0  # characters of the buffer that a call's opening and the blanks before it take
         self._balance = Balance()
 
-    def feed(self, text: str) -> list[Piece]:
+    def feed(self, text: str) -> list[ParsedPart]:
         """What has become certain: text, and calls."""
         self._buffer += text
         return self._read(final=False)
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[ParsedPart]:
         """The rest: there is no more text."""
         return self._read(final=True)
 
-    def _read(self, *, final: bool) -> list[Piece]:
+    def _read(self, *, final: bool) -> list[ParsedPart]:
         steps = {
             _At.BEGINNING: self._beginning,
             _At.TEXT: self._text,
@@ -71,7 +71,7 @@ class ToolCallParser:
             _At.AFTER: self._after,
             _At.GAP: self._gap,
         }
-        pieces: list[Piece] = []
+        pieces: list[ParsedPart] = []
         while self._buffer:
             found = steps[self._at](final)
             if found is None:
@@ -81,7 +81,7 @@ class ToolCallParser:
 
     # Each step tells what it found, or None where it must wait for more text.
 
-    def _beginning(self, final: bool) -> list[Piece] | None:
+    def _beginning(self, final: bool) -> list[ParsedPart] | None:
         text = self._buffer.lstrip()
         waits = self._form.opening.startswith(text) and text != self._form.opening  # also where there are only blanks
         if waits and not final:
@@ -91,13 +91,13 @@ class ToolCallParser:
             self._open(len(self._buffer) - len(text))
         return []
 
-    def _text(self, final: bool) -> list[Piece] | None:
+    def _text(self, final: bool) -> list[ParsedPart] | None:
         buffer, opening = self._buffer, self._form.opening
         at = buffer.find(opening)
         if at < 0 and final:
             self._buffer = ""
             return [buffer]
-        before = buffer[: at if at >= 0 else len(buffer) - withhold(buffer, [opening])].rstrip()
+        before = buffer[: at if at >= 0 else len(buffer) - partial_stop_length(buffer, [opening])].rstrip()
         self._buffer = buffer[len(before) :]
         if at < 0:
             return [before] if before else None
@@ -107,7 +107,7 @@ class ToolCallParser:
     def _open(self, opened: int) -> None:
         self._at, self._opened, self._balance = _At.CALL, opened, Balance()
 
-    def _call(self, final: bool) -> list[Piece] | None:
+    def _call(self, final: bool) -> list[ParsedPart] | None:
         brace = self._buffer.find("{", self._opened)
         if brace < 0:
             hopeless = final or len(self._buffer) - self._opened > _LONGEST_HEAD
@@ -125,7 +125,7 @@ class ToolCallParser:
         self._buffer, self._at = self._buffer[end:], _At.AFTER
         return list(self._admitted(calls))
 
-    def _give_up(self, end: int) -> list[Piece]:
+    def _give_up(self, end: int) -> list[ParsedPart]:
         """So far it was text."""
         text, self._buffer, self._at = self._buffer[:end], self._buffer[end:], _At.TEXT
         return [text]
@@ -137,14 +137,14 @@ class ToolCallParser:
         self._left -= len(admitted)
         return admitted
 
-    def _after(self, final: bool) -> list[Piece] | None:
+    def _after(self, final: bool) -> list[ParsedPart] | None:
         text, closing = self._buffer.lstrip(), self._form.closing
         if closing.startswith(text) and text != closing and not final:
             return None
         self._buffer, self._at = text.removeprefix(closing), _At.GAP
         return []
 
-    def _gap(self, final: bool) -> list[Piece] | None:
+    def _gap(self, final: bool) -> list[ParsedPart] | None:
         self._buffer = self._buffer.lstrip()
         if not self._buffer:
             return [] if final else None
@@ -177,9 +177,9 @@ class Balance:
         return None
 
 
-def _joined(pieces: list[Piece]) -> list[Piece]:
+def _joined(pieces: list[ParsedPart]) -> list[ParsedPart]:
     """Text that follows text is one piece."""
-    joined: list[Piece] = []
+    joined: list[ParsedPart] = []
     for piece in pieces:
         if isinstance(piece, str) and joined and isinstance(joined[-1], str):
             joined[-1] += piece

@@ -10,7 +10,7 @@ import math
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
@@ -25,10 +25,8 @@ from prometheus_client import (
 )
 
 if TYPE_CHECKING:
-    from w2s_core.engine.admission import Admission
-    from w2s_core.pool.messages import StepKind
     from w2s_core.remote.provider import Attempt
-    from w2s_core.types import Method, Round
+    from w2s_core.types import Method, Round, StepKind
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -36,10 +34,19 @@ _NATS = (0.01, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 
 # How a request ended. `stop`: every choice by itself; `length`: at least one was cut; the others: why there is no
 # answer. `invalid`, `overloaded` and `unavailable` were refused before they began.
-Outcome: TypeAlias = Literal[
+RequestOutcome: TypeAlias = Literal[
     "stop", "length", "invalid", "overloaded", "unavailable", "upstream", "timeout", "cancelled", "error"
 ]
-REFUSED: frozenset[Outcome] = frozenset({"invalid", "overloaded", "unavailable"})
+REFUSED: frozenset[RequestOutcome] = frozenset({"invalid", "overloaded", "unavailable"})
+
+
+class RowCounts(Protocol):
+    """Rows of an admission queue, running and waiting."""
+
+    @property
+    def rows_running(self) -> int: ...
+    @property
+    def rows_waiting(self) -> int: ...
 
 
 class Metrics:
@@ -110,8 +117,8 @@ class Metrics:
 
     # Requests.
 
-    def watch(self, admission: Admission) -> None:
-        """Reads the rows whenever somebody asks."""
+    def watch(self, admission: RowCounts) -> None:
+        """Reads the row gauges from the admission queue at every scrape."""
         self._rows_running.set_function(lambda: admission.rows_running)
         self._rows_waiting.set_function(lambda: admission.rows_waiting)
 
@@ -129,7 +136,7 @@ class Metrics:
         """A request that has arrived is over."""
         (self._running if admitted else self._waiting).dec()
 
-    def answered(self, served_model: str, method: Method, outcome: Outcome, seconds: float) -> None:
+    def answered(self, served_model: str, method: Method, outcome: RequestOutcome, seconds: float) -> None:
         self._requests.labels(served_model, method, outcome).inc()
         if outcome not in REFUSED:
             self._durations.observe(seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from w2s_core.telemetry.metrics import Outcome
+from w2s_core.telemetry.metrics import RequestOutcome
 from w2s_core.types import Method, Prompt
 
 
@@ -30,7 +30,7 @@ class RequestRecord:
     queue_s: float | None = None
     first_token_s: float | None = None
     total_s: float = 0.0
-    outcome: Outcome | None = None
+    outcome: RequestOutcome | None = None
     trace_id: str | None = None
     caller: Mapping[str, str] = field(default_factory=dict)
     keeps_texts: bool = False

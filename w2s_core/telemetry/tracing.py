@@ -31,7 +31,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from w2s_core.interfaces import Proposer, Scoring
 from w2s_core.remote.provider import Attempt
 from w2s_core.telemetry.request_record import RequestRecord
-from w2s_core.types import Bought, Hypothesis, Round, Score
+from w2s_core.types import Hypothesis, ProviderUsage, Round, Score
 
 T = TypeVar("T")
 _CALLER = TraceContextTextMapPropagator()  # W3C's traceparent and tracestate
@@ -168,8 +168,8 @@ class _TracedScoring:
         return self._inner.scored_tokens
 
     @property
-    def bought(self) -> Bought:
-        return self._inner.bought
+    def provider_usage(self) -> ProviderUsage:
+        return self._inner.provider_usage
 
     async def expect(self, candidates: Sequence[Hypothesis]) -> None:
         span = self._tracer.start_span("expect", attributes={"w2s.candidates": len(candidates)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Hypothesis, Tokens
 
 
@@ -22,18 +22,18 @@ class _Settled:
     tokens: Tokens = ()
 
 
-class GrowingText:
+class Retokenizer:
     """One search's answers. Remembers those of the last call, of which the next ones are successors."""
 
-    def __init__(self, codec: TextCodec) -> None:
-        self._codec = codec
+    def __init__(self, tokenizer: HFTokenizer) -> None:
+        self._tokenizer = tokenizer
         self._settled: dict[str, _Settled] = {}
 
     def encode(self, candidates: Sequence[Hypothesis]) -> list[Tokens]:
         """Token ids of each whole answer, without special tokens: what encoding it from scratch gives."""
         known = [self._known(y) for y in candidates]
         borders = [
-            _last_border(y.text, settled.characters) if self._codec.splits_at_words else 0
+            _last_border(y.text, settled.characters) if self._tokenizer.splits_at_words else 0
             for y, settled in zip(candidates, known, strict=True)
         ]
         pieces = [
@@ -41,7 +41,7 @@ class GrowingText:
             for y, settled, border in zip(candidates, known, borders, strict=True)
             for piece in (y.text[settled.characters : border], y.text[border:])
         ]
-        encoded = iter(self._codec.encode_many(pieces))
+        encoded = iter(self._tokenizer.encode_many(pieces))
         answers, remembered = [], {}
         for y, settled, border in zip(candidates, known, borders, strict=True):
             more = _Settled(border, settled.tokens + next(encoded))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-class SpecialNames:
+class SpecialTokenEscaper:
     """Those of one tokenizer. A name of a single character cannot be cut, and stays what it is."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from w2s_core.types import Piece
+from w2s_core.types import TokenText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,19 +20,19 @@ _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def piece_reader(tokenizer: PreTrainedTokenizerFast, rules: Mapping[str, Any]) -> Callable[[int], Piece]:
+def token_text_reader(tokenizer: PreTrainedTokenizerFast, rules: Mapping[str, Any]) -> Callable[[int], TokenText]:
     """`rules` is the tokenizer's own `tokenizer.json`. The reader never fails: an id without a token is no text."""
     added = {token["id"]: token for token in rules["added_tokens"]}
     to_bytes = _bytes_of(tokenizer, rules["decoder"])
 
     @lru_cache(maxsize=1 << 16)  # log-probabilities name the same few thousand tokens again and again
-    def read(token: int) -> Piece:
+    def read(token: int) -> TokenText:
         if token in added:
             content: str = added[token]["content"]
-            return Piece(content, None if added[token]["special"] else content.encode())
+            return TokenText(content, None if added[token]["special"] else content.encode())
         name = tokenizer.convert_ids_to_tokens(token)
         data = b"" if name is None else to_bytes(token, str(name))
-        return Piece(text_of(data), data)
+        return TokenText(text_of(data), data)
 
     return read
 

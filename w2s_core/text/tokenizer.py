@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.text.chat_template import ChatTemplate
-from w2s_core.text.special_tokens import SpecialNames
-from w2s_core.text.token_bytes import piece_reader
-from w2s_core.types import ChatPrompt, Piece, Tokens
-
-_INCOMPLETE = "\ufffd"  # what decoding yields for bytes that are no character, or not yet
+from w2s_core.text.special_tokens import SpecialTokenEscaper
+from w2s_core.text.token_bytes import token_text_reader
+from w2s_core.types import ChatPrompt, Tokens, TokenText
 
 
-class TextCodec:
+class HFTokenizer:
     """One model's tokenizer. `folder_or_id` is what transformers takes; it must hold a `tokenizer.json`."""
 
     def __init__(self, folder_or_id: str) -> None:
@@ -32,12 +29,12 @@ class TextCodec:
 
         self._skip_special_tokens = True
         self.chat_template = ChatTemplate(self._tokenizer)
-        self._special_names = SpecialNames(self._tokenizer)
+        self._special_names = SpecialTokenEscaper(self._tokenizer)
         #: What decides about tokens, as one string: equal for equal tokenizers.
         self.tokenization: str = self._tokenizer.backend_tokenizer.to_str()
         rules = json.loads(self.tokenization)
         self.splits_at_words = _splits_at_words(rules)
-        self._read_piece = piece_reader(self._tokenizer, rules)
+        self._read_piece = token_text_reader(self._tokenizer, rules)
 
     @property
     def eos(self) -> int | None:
@@ -63,7 +60,7 @@ class TextCodec:
         return len(self._tokenizer)
 
     @property
-    def verbatim(self) -> TextCodec:
+    def verbatim(self) -> HFTokenizer:
         """The same tokenizer, in whose texts special tokens show."""
         other = copy(self)
         other._skip_special_tokens = False
@@ -128,7 +125,7 @@ class TextCodec:
         text = self._tokenizer.decode(tokens, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
         return str(text)
 
-    def piece(self, token: int) -> Piece:
+    def token_text(self, token: int) -> TokenText:
         """One token alone, as log-probabilities show it."""
         return self._read_piece(token)
 
@@ -145,92 +142,3 @@ def _splits_at_words(tokenizer: Mapping[str, Any]) -> bool:
         and any(part.get("use_regex") and not part.get("add_prefix_space") for part in parts)
         and not any(" " in token["content"] for token in tokenizer["added_tokens"])
     )
-
-
-class Decoder(Protocol):
-    """What tells the text of tokens; bytes that are no character, or not yet, as U+FFFD."""
-
-    @property
-    def verbatim(self) -> Decoder:
-        """The same, in whose texts special tokens show."""
-        ...
-
-    def decode(self, tokens: Sequence[int]) -> str: ...
-
-
-class Codec(Decoder, Protocol):
-    """Tells also what one token is alone."""
-
-    def piece(self, token: int) -> Piece: ...
-
-
-class Tokenizer(Codec, Protocol):
-    """Makes tokens of text, too; as `TextCodec`, where each is explained."""
-
-    @property
-    def size(self) -> int: ...
-    def encode(self, text: str, *, special_tokens: bool) -> Tokens: ...
-    def encode_chat(self, prompt: ChatPrompt) -> Tokens: ...
-    def names(self, tokens: Sequence[int]) -> list[str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """Text of a growing answer. `text` never ends in half a character and only ever grows.
-
-    tokens[:read] are decoded for good into `settled`; they are re-read from `prefix` on, because some decoders
-    treat a text's first token differently from the same token later.
-    """
-
-    text: str = ""
-    settled: str = ""
-    prefix: int = 0
-    read: int = 0
-
-
-def decode_more(codec: Decoder, before: Decoded, tokens: Sequence[int]) -> Decoded:
-    """`tokens` is the whole answer so far; `before` the decoding of a part from its beginning.
-
-    Cost is that of the new tokens, not of the answer.
-    """
-    known = len(codec.decode(tokens[before.prefix : before.read]))
-    window = codec.decode(tokens[before.prefix :])
-    complete = window.rstrip(_INCOMPLETE)
-    text = before.settled + complete[known:]
-    if len(complete) < len(window) or len(complete) < known:
-        return Decoded(text, before.settled, before.prefix, before.read)
-    return Decoded(text, text, before.read, len(tokens))
-
-
-def find_stop(text: str, start: int, stops: Sequence[str]) -> tuple[int, int] | None:
-    """Where the first stop string begins and ends that is complete in `text` and ends behind `start`, else None.
-
-    The one that *ends* first wins, of those the longest, so that the answer does not depend on how the text
-    was cut into chunks.
-    """
-    matches = [
-        (at + len(stop), -len(stop)) for stop in stops if (at := text.find(stop, max(0, start - len(stop) + 1))) >= 0
-    ]
-    if not matches:
-        return None
-    end, length = min(matches)
-    return end + length, end
-
-
-def withhold(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of a stop string: not yet final."""
-    longest = max((len(stop) for stop in stops), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        tail = text[-size:]
-        if any(stop.startswith(tail) for stop in stops):
-            return size
-    return 0
-
-
-def common_prefix(texts: Sequence[str]) -> str:
-    """The text on which all agree."""
-    low, high = min(texts), max(texts)
-    for i, (a, b) in enumerate(zip(low, high, strict=False)):
-        if a != b:
-            return low[:i]
-    return low

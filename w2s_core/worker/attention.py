@@ -24,7 +24,7 @@ TREE_ATTENTION = "w2s_tree"
 
 
 @dataclass(slots=True)
-class Part:
+class AttentionSegment:
     """One session's share of a step: tokens [first, first + count) attend to slots [start, start + keys).
 
     `visible` (count, keys) tells what each token may see; `positions` (count,) and `depths` (keys,) where in the text
@@ -54,12 +54,12 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AttentionStep:
     """One forward's business with the cache. `slots` (N,) are where the new tokens' KV goes, in the whole pool."""
 
     cache: KVCache
     slots: torch.Tensor
-    parts: Sequence[Part]
+    parts: Sequence[AttentionSegment]
 
 
 def tree_attention(
@@ -69,7 +69,7 @@ def tree_attention(
     value: torch.Tensor,
     _attention_mask: torch.Tensor | None,
     *,
-    tree_step: Step,
+    tree_step: AttentionStep,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from w2s_core.worker.attention import Part, Step
+from w2s_core.worker.attention import AttentionSegment, AttentionStep
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.token_tree import Node, TokenTree
 from w2s_core.worker.transfer import send
@@ -31,7 +31,7 @@ class Inputs:
     tokens: torch.Tensor
     positions: torch.Tensor
     wanted: torch.Tensor
-    step: Step
+    step: AttentionStep
 
 
 class Batch:
@@ -112,7 +112,7 @@ class Batch:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        parts: list[Part] = []
+        parts: list[AttentionSegment] = []
         row_of: dict[Node, int] = {}
         prompt_rows: list[int] = []
         for tree, share in self._shares.items():
@@ -133,11 +133,11 @@ class Batch:
             tokens=send(tokens, device)[None],
             positions=send(positions, device)[None],
             wanted=send([row_of[node] for node in self.wanted] + prompt_rows, device),
-            step=Step(cache, send(slots, device), parts),
+            step=AttentionStep(cache, send(slots, device), parts),
         )
 
 
-def _part(tree: TokenTree, share: _Share, first: int, positions: np.ndarray, device: torch.device) -> Part:
+def _part(tree: TokenTree, share: _Share, first: int, positions: np.ndarray, device: torch.device) -> AttentionSegment:
     keys = tree.top if share.nodes else tree.prompt_fed + share.prompt_slice
     visible = np.zeros((len(positions), keys), bool)
     for i in range(share.prompt_slice):
@@ -151,7 +151,7 @@ def _part(tree: TokenTree, share: _Share, first: int, positions: np.ndarray, dev
         else:
             visible[i, tree.path(node)] = True
         rows[node] = i
-    return Part(
+    return AttentionSegment(
         first=first,
         count=len(positions),
         start=tree.start,

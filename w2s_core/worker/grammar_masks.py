@@ -23,7 +23,7 @@ _BITS = 32  # tokens in a word of a mask
 Mask = npt.NDArray[np.int32]
 
 
-class Ends:
+class EndTokens:
     """The tokens that end an answer, as places and bits of a mask."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -32,7 +32,7 @@ class Ends:
         self.bits = np.left_shift(1, places % _BITS).astype(np.uint32).view(np.int32)
 
 
-class GrammarRow:
+class GrammarState:
     """One answer's place in its grammar.
 
     `mask` tells what may come next, once that is computed, and `problem` what went wrong with the grammar.
@@ -40,7 +40,7 @@ class GrammarRow:
 
     __slots__ = ("_ends", "grammar", "mask", "matcher", "problem")
 
-    def __init__(self, grammar: str, matcher: LLMatcher, ends: Ends) -> None:
+    def __init__(self, grammar: str, matcher: LLMatcher, ends: EndTokens) -> None:
         self.grammar = grammar
         self.matcher = matcher
         self.mask: Mask | None = None
@@ -60,7 +60,7 @@ class GrammarRow:
         self.mask = mask
 
 
-class Grammars:
+class GrammarEngine:
     """One model's. `load` gives its tokenizer, when the first grammar needs it."""
 
     def __init__(self, load: Callable[[], LLTokenizer]) -> None:
@@ -79,7 +79,7 @@ class Grammars:
             self._beginnings.popitem(last=False)
         return found
 
-    def masks(self, rows: Sequence[GrammarRow]) -> Future[None]:
+    def masks(self, rows: Sequence[GrammarState]) -> Future[None]:
         """Begins to compute all these rows' masks."""
         return self._masking.submit(self._fill, rows)
 
@@ -91,7 +91,7 @@ class Grammars:
             self._tokenizer = self._load()
         return self._tokenizer
 
-    def _fill(self, rows: Sequence[GrammarRow]) -> None:
+    def _fill(self, rows: Sequence[GrammarState]) -> None:
         if self._executor is None:
             self._executor = LLExecutor(min(_THREADS, os.cpu_count() or 1))
         masks = allocate_token_bitmask(len(rows), self._loaded().vocab_size)
@@ -100,12 +100,12 @@ class Grammars:
             row.take(mask)
 
 
-def places(leaves: Sequence[Node], grammar: str, beginning: LLMatcher, ends: Ends) -> list[GrammarRow]:
+def places(leaves: Sequence[Node], grammar: str, beginning: LLMatcher, ends: EndTokens) -> list[GrammarState]:
     """A place for each of these answers, at the cost of the tokens behind the nearest place that is remembered.
 
     What was remembered on the way is forgotten: the answers have gone on from there.
     """
-    rows: list[GrammarRow] = []
+    rows: list[GrammarState] = []
     passed: list[Node] = []
     for leaf in leaves:
         node, tokens = leaf, list[int]()
@@ -115,14 +115,14 @@ def places(leaves: Sequence[Node], grammar: str, beginning: LLMatcher, ends: End
         known = beginning if node.parent is None or node.place is None else node.place.matcher
         matcher = known.deep_copy()
         matcher.consume_tokens(tokens[::-1])
-        rows.append(GrammarRow(grammar, matcher, ends))
+        rows.append(GrammarState(grammar, matcher, ends))
         passed.append(node)
     for node in passed:
         node.place = None
     return rows
 
 
-def within_grammars(changed: torch.Tensor, logits: torch.Tensor, rows: Sequence[GrammarRow | None]) -> None:
+def apply_grammar_masks(changed: torch.Tensor, logits: torch.Tensor, rows: Sequence[GrammarState | None]) -> None:
     """Forbids in `changed` (rows, vocab) what no grammar allows. A row that other masks leave nothing then takes what
     its grammar allows of `logits`."""
     masked = [(i, row.mask) for i, row in enumerate(rows) if row is not None and row.mask is not None]

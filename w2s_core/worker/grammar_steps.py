@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from w2s_core.pool.messages import JobFailed
-from w2s_core.worker.grammar_masks import Grammars
+from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.tasks import RowState, SampleTask
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 0.01  # between two looks for orders, where all there is to do is to wait
 
 
-def enter_grammars(tasks: Sequence[SampleTask], *, nothing_else: bool) -> list[JobFailed]:
+def start_ready_grammars(tasks: Sequence[SampleTask], *, nothing_else: bool) -> list[JobFailed]:
     """Jobs whose grammar has come can begin; what is returned cannot. Waits a little if there is `nothing_else` to
     do."""
     waiting = {task: task.beginning for task in tasks if task.beginning is not None}
@@ -30,7 +30,7 @@ def enter_grammars(tasks: Sequence[SampleTask], *, nothing_else: bool) -> list[J
     return failed
 
 
-def begin_masks(grammars: Grammars | None, sampling: Sequence[tuple[SampleTask, RowState]]) -> Future[None] | None:
+def start_masks(grammars: GrammarEngine | None, sampling: Sequence[tuple[SampleTask, RowState]]) -> Future[None] | None:
     """Begins to compute what their grammars allow these rows; None where none has one."""
     places = [row.adjustment.grammar for _, row in sampling if row.adjustment and row.adjustment.grammar]
     if not places:

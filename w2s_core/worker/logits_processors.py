@@ -1,4 +1,4 @@
-"""What changes logits before a draw: penalties, biases, masks. Order as in vLLM: bias, repetition, presence and
+"""What changes logits before a draw: penalties, biases, masks. WorkerCommand as in vLLM: bias, repetition, presence and
 frequency, min_p; masks win over all, and a grammar over other masks.
 
 Counts are of the whole answer so far, whichever job drew it, and grow by one token a step.
@@ -15,7 +15,7 @@ import torch
 
 from w2s_core.pool.messages import Sampling
 from w2s_core.types import Tokens
-from w2s_core.worker.grammar_masks import Ends, GrammarRow, within_grammars
+from w2s_core.worker.grammar_masks import EndTokens, GrammarState, apply_grammar_masks
 from w2s_core.worker.transfer import moved
 
 _FORBIDDEN = float("-inf")
@@ -24,13 +24,13 @@ _BIAS, _SCALE, _MINUS = range(3)
 _PLAIN = np.array([[0.0], [1.0], [0.0]], np.float32)  # a token that nothing changes
 
 
-class Adjustments:
+class LogitsRules:
     """What a job's rows have in common. `eos` are the ids that end a text by themselves."""
 
     def __init__(self, sampling: Sampling, prompt: Tokens, eos: Collection[int]) -> None:
         self.sampling = sampling
         self.ends = sorted({*eos, *sampling.stop_token_ids})
-        self.end_bits = Ends(self.ends)
+        self.end_bits = EndTokens(self.ends)
         self.counts = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self.repeats = sampling.repetition_penalty != 1
         #: Of each sequence that must not be completed: its tokens but the last, and the last.
@@ -60,14 +60,14 @@ class Adjustments:
         return self._forbidden
 
 
-class Adjustment:
+class LogitsProcessor:
     """One row's: the tokens whose logits change, and by how much. Its task appends the tokens that are drawn."""
 
     __slots__ = ("_counts", "_ids", "_places", "_table", "_tail", "grammar", "job", "length", "size")
 
-    def __init__(self, job: Adjustments, answer: Tokens) -> None:
+    def __init__(self, job: LogitsRules, answer: Tokens) -> None:
         self.job = job
-        self.grammar: GrammarRow | None = None  # its task sets it, when the grammar is there
+        self.grammar: GrammarState | None = None  # its task sets it, when the grammar is there
         self.length = 0  # of the answer, in tokens
         self.size = len(job.ids)
         self._ids = job.ids.copy()
@@ -124,7 +124,7 @@ class Adjustment:
         return banned
 
 
-def adjusted(logits: torch.Tensor, rows: Sequence[Adjustment]) -> torch.Tensor:
+def process_logits(logits: torch.Tensor, rows: Sequence[LogitsProcessor]) -> torch.Tensor:
     """A copy of `logits` (rows, vocab), changed as each row asks."""
     changed = logits.clone()
     sizes = [row.size for row in rows]
@@ -143,11 +143,11 @@ def adjusted(logits: torch.Tensor, rows: Sequence[Adjustment]) -> torch.Tensor:
         if forbidden is not None:
             mine = _on(logits, np.array([row.job is job for row in rows]))
             changed.masked_fill_(mine[:, None] & forbidden, _FORBIDDEN)
-    within_grammars(changed, logits, [row.grammar for row in rows])
+    apply_grammar_masks(changed, logits, [row.grammar for row in rows])
     return _without_unlikely(changed, rows)
 
 
-def _without_unlikely(logits: torch.Tensor, rows: Sequence[Adjustment]) -> torch.Tensor:
+def _without_unlikely(logits: torch.Tensor, rows: Sequence[LogitsProcessor]) -> torch.Tensor:
     """min_p: p / p_best ≥ min_p after temperature T is logit ≥ best + T · log(min_p) before it."""
     floors = [_floor(row.job.sampling) for row in rows]
     if max(floors) == min(floors) == _FORBIDDEN:

@@ -13,12 +13,12 @@ from multiprocessing.connection import Connection
 import torch
 from llguidance import LLTokenizer
 
-from w2s_core.pool.messages import LoadFailed, ModelInfo, Order, Ready, WorkerSpec
+from w2s_core.pool.messages import LoadFailed, ModelInfo, Ready, WorkerCommand, WorkerSpec
 from w2s_core.structured.grammar_compiling import new_tokenizer
-from w2s_core.text.tokenizer import TextCodec
-from w2s_core.worker.grammar_masks import Grammars
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.loading import load_models
-from w2s_core.worker.models import Scheduler
+from w2s_core.worker.models import WorkerModels
 
 
 def main(fd: int) -> None:
@@ -32,7 +32,7 @@ def main(fd: int) -> None:
         return  # nobody is there to work for
 
 
-def run(parent: Connection, scheduler: Scheduler) -> None:
+def run(parent: Connection, scheduler: WorkerModels) -> None:
     """The loop: take what has come, run a turn, tell what came of it. Raises EOFError when the parent is gone."""
     while True:
         for order in _arrived(parent, wait=scheduler.idle):
@@ -42,14 +42,14 @@ def run(parent: Connection, scheduler: Scheduler) -> None:
             parent.send(outcome)
 
 
-def _arrived(parent: Connection, *, wait: bool) -> Iterator[Order]:
+def _arrived(parent: Connection, *, wait: bool) -> Iterator[WorkerCommand]:
     if wait:
         yield parent.recv()
     while parent.poll():
         yield parent.recv()
 
 
-def _load(parent: Connection) -> Scheduler | None:
+def _load(parent: Connection) -> WorkerModels | None:
     spec: WorkerSpec = parent.recv()
     if spec.threads:
         torch.set_num_threads(spec.threads)
@@ -60,15 +60,15 @@ def _load(parent: Connection) -> Scheduler | None:
         return None
     parent.send(Ready({name: info for name, (_, info) in models.items()}))
     grammars = {
-        name: Grammars(partial(_grammar_tokenizer, spec.models[name].source, info))
+        name: GrammarEngine(partial(_grammar_tokenizer, spec.models[name].source, info))
         for name, (_, info) in models.items()
     }
-    return Scheduler(models, grammars)
+    return WorkerModels(models, grammars)
 
 
 def _grammar_tokenizer(source: str, info: ModelInfo) -> LLTokenizer:
-    codec = TextCodec(source)
-    return new_tokenizer(codec.tokenization, sorted(info.eos), max(info.vocabulary, codec.size))
+    tokenizer = HFTokenizer(source)
+    return new_tokenizer(tokenizer.tokenization, sorted(info.eos), max(info.vocabulary, tokenizer.size))
 
 
 if __name__ == "__main__":

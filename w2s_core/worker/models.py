@@ -8,37 +8,39 @@ from w2s_core.pool.messages import (
     CancelJob,
     CloseSession,
     InspectJob,
+    JobOutcome,
     ModelInfo,
-    Order,
-    Outcome,
     Ping,
     Pong,
     PromptJob,
     SampleJob,
     ScoreJob,
     StopRows,
+    WorkerCommand,
     WorkerState,
 )
-from w2s_core.worker.grammar_masks import Grammars
+from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.model_runner import ModelRunner
-from w2s_core.worker.scheduler import ModelQueue
+from w2s_core.worker.scheduler import ModelScheduler
 
 
-class Scheduler:
+class WorkerModels:
     """All models of one worker; they take turns."""
 
     def __init__(
-        self, models: Mapping[str, tuple[ModelRunner, ModelInfo]], grammars: Mapping[str, Grammars] | None = None
+        self, models: Mapping[str, tuple[ModelRunner, ModelInfo]], grammars: Mapping[str, GrammarEngine] | None = None
     ) -> None:
         """Models that are not in `grammars` cannot follow any."""
         grammars = grammars or {}
-        self._queues = {name: ModelQueue(runner, info, grammars.get(name)) for name, (runner, info) in models.items()}
+        self._queues = {
+            name: ModelScheduler(runner, info, grammars.get(name)) for name, (runner, info) in models.items()
+        }
 
     @property
     def idle(self) -> bool:
         return not any(queue.tasks for queue in self._queues.values())
 
-    def take(self, order: Order) -> list[Outcome | Pong]:
+    def take(self, order: WorkerCommand) -> list[JobOutcome | Pong]:
         """Acts on an order; what it answers at once."""
         match order:
             case SampleJob() | ScoreJob() | PromptJob():
@@ -58,7 +60,7 @@ class Scheduler:
                 return [self._inspect(order)]
         return []
 
-    def turn(self) -> list[Outcome]:
+    def turn(self) -> list[JobOutcome]:
         """One forward of each model that has something to do."""
         return [outcome for queue in self._queues.values() if queue.tasks for outcome in queue.turn()]
 

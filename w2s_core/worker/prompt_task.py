@@ -7,7 +7,7 @@ import torch
 from w2s_core.pool.messages import PromptJob, PromptResult
 from w2s_core.types import Alternatives, PromptLogprobs
 from w2s_core.worker.token_tree import Node, TokenTree
-from w2s_core.worker.top_logprobs import likeliest, logprobs_and_ranks
+from w2s_core.worker.top_logprobs import logprobs_and_ranks, top_logprobs
 
 
 class PromptTask:
@@ -39,7 +39,7 @@ class PromptTask:
         logprobs, ranks = logprobs_and_ranks(logits, followers)
         self._logprobs += logprobs
         self._ranks += ranks
-        self._alternatives += likeliest(logits, self.job.top)
+        self._alternatives += top_logprobs(logits, self.job.top)
 
     def result(self) -> PromptResult:
         found = PromptLogprobs(tuple(self._logprobs), tuple(self._ranks), tuple(self._alternatives))

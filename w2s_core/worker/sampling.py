@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from w2s_core.pool.messages import Sampling
-from w2s_core.worker.logits_processors import Adjustment, adjusted
+from w2s_core.worker.logits_processors import LogitsProcessor, process_logits
 from w2s_core.worker.transfer import moved, send
 
 _COLDEST = 1e-5  # below this a temperature divides logits into infinities; it is greedy, as in vLLM
@@ -24,7 +24,7 @@ class Draw:
 
     sampling: Sampling
     number: float
-    adjustment: Adjustment | None = None
+    adjustment: LogitsProcessor | None = None
 
 
 def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
@@ -62,7 +62,7 @@ def _kind(draw: Draw) -> Callable[[torch.Tensor, Sequence[Draw]], tuple[torch.Te
 
 
 def _adjusted(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
-    changed = adjusted(logits, [draw.adjustment for draw in draws if draw.adjustment is not None])
+    changed = process_logits(logits, [draw.adjustment for draw in draws if draw.adjustment is not None])
     tokens, _ = _draw(changed, [Draw(draw.sampling, draw.number) for draw in draws])
     return tokens, _logprobs(logits, tokens)
 

@@ -20,10 +20,11 @@ from functools import partial
 import torch
 from llguidance import LLMatcher
 
-from w2s_core.pool.messages import JobFailed, ModelInfo, Outcome, PromptJob, SampleJob, ScoreJob, StepKind
+from w2s_core.pool.messages import JobFailed, JobOutcome, ModelInfo, PromptJob, SampleJob, ScoreJob
+from w2s_core.types import StepKind
 from w2s_core.worker.batch import Batch
-from w2s_core.worker.grammar_masks import Grammars
-from w2s_core.worker.grammar_steps import begin_masks, enter_grammars, refused
+from w2s_core.worker.grammar_masks import GrammarEngine
+from w2s_core.worker.grammar_steps import refused, start_masks, start_ready_grammars
 from w2s_core.worker.kv_cache import CacheFullError
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.prefix_cache import PrefixCache
@@ -31,7 +32,7 @@ from w2s_core.worker.prompt_task import PromptTask
 from w2s_core.worker.sampling import draw_tokens
 from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.worker.token_tree import TokenTree
-from w2s_core.worker.top_logprobs import likeliest
+from w2s_core.worker.top_logprobs import top_logprobs
 from w2s_core.worker.transfer import send
 
 _log = logging.getLogger(__name__)
@@ -39,10 +40,10 @@ _STEPS = 4096  # that are remembered, the latest, until somebody asks for them: 
 _SLICE = 256  # tokens of prompts and scoring a turn: bounds its time and its logits' memory (tokens × vocabulary)
 
 
-class ModelQueue:
+class ModelScheduler:
     """One model's sessions and jobs."""
 
-    def __init__(self, runner: ModelRunner, info: ModelInfo, grammars: Grammars | None = None) -> None:
+    def __init__(self, runner: ModelRunner, info: ModelInfo, grammars: GrammarEngine | None = None) -> None:
         """Without `grammars` no job may ask for one."""
         self.runner = runner
         self.grammars = grammars
@@ -86,15 +87,15 @@ class ModelQueue:
         self.trees[job.session] = tree
         return tree
 
-    def turn(self) -> list[Outcome]:
+    def turn(self) -> list[JobOutcome]:
         """One forward and what came of it."""
-        without_grammar = enter_grammars(self.sampling, nothing_else=len(self.sampling) == len(self.tasks))
+        without_grammar = start_ready_grammars(self.sampling, nothing_else=len(self.sampling) == len(self.tasks))
         return [*self._give_up(without_grammar), *self._step()]
 
-    def _step(self) -> list[Outcome]:
+    def _step(self) -> list[JobOutcome]:
         began = time.perf_counter()
         batch, sampling, scoring, stuck = self._decide()
-        masks = begin_masks(self.grammars, sampling)
+        masks = start_masks(self.grammars, sampling)
         if stuck and not batch.size:
             # Everybody waits, and the oldest could not be given room: it does not fit even alone.
             return self._fail(
@@ -105,7 +106,7 @@ class ModelQueue:
             )
         try:
             logits = self.runner.forward(batch) if batch.size else torch.empty(0, 0)  # all was known already
-            gone: list[Outcome] = []
+            gone: list[JobOutcome] = []
             if masks is not None:
                 masks.result()
                 gone = self._give_up(refused(sampling))
@@ -175,7 +176,7 @@ class ModelQueue:
         logits: torch.Tensor,
         sampling: list[tuple[SampleTask, RowState]],
         scoring: list[ScoreTask],
-    ) -> list[Outcome]:
+    ) -> list[JobOutcome]:
         if sampling:
             places = [batch.wanted[row.leaf] for _, row in sampling]
             in_order = places == list(range(len(logits)))  # then there is no need to copy what is large
@@ -203,7 +204,7 @@ class ModelQueue:
         asking = [i for i, (task, _) in enumerate(sampling) if task.job.sampling.alternatives]
         if asking:
             most = max(sampling[i][0].job.sampling.alternatives for i in asking)
-            found = likeliest(rows if len(asking) == len(rows) else rows[send(asking, rows.device)], most)
+            found = top_logprobs(rows if len(asking) == len(rows) else rows[send(asking, rows.device)], most)
             for i, alternatives in zip(asking, found, strict=True):
                 task, row = sampling[i]
                 row.alternatives.append(alternatives[: task.job.sampling.alternatives])
@@ -222,7 +223,7 @@ class ModelQueue:
         for task in tasks:
             task.settle()
 
-    def _fail(self, broken: list[TokenTree], message: str, field: str | None = None) -> list[Outcome]:
+    def _fail(self, broken: list[TokenTree], message: str, field: str | None = None) -> list[JobOutcome]:
         """Fails these sessions' jobs and forgets their KV, which may be half written; the rest goes on."""
         failed = [task for task in self.tasks if task.tree in broken]
         for session in [session for session, tree in self.trees.items() if tree in broken]:
@@ -230,7 +231,7 @@ class ModelQueue:
             self.close_session(session)
         return [JobFailed(task.job.id, message, field) for task in failed]
 
-    def _give_up(self, failed: list[JobFailed]) -> list[Outcome]:
+    def _give_up(self, failed: list[JobFailed]) -> list[JobOutcome]:
         for failure in failed:
             self.cancel(failure.id)
         return [*failed]

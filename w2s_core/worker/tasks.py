@@ -7,11 +7,11 @@ from concurrent.futures import Future
 
 from llguidance import LLMatcher
 
-from w2s_core.pool.messages import Row, RowNews, SampleJob, SampleNews, ScoreJob, ScoreResult
+from w2s_core.pool.messages import Row, RowUpdate, SampleJob, SampleUpdate, ScoreJob, ScoreResult
 from w2s_core.search.randomness import uniform
 from w2s_core.types import Alternatives
 from w2s_core.worker.grammar_masks import places
-from w2s_core.worker.logits_processors import Adjustment, Adjustments
+from w2s_core.worker.logits_processors import LogitsProcessor, LogitsRules
 from w2s_core.worker.sampling import Draw
 from w2s_core.worker.token_tree import Node, TokenTree
 from w2s_core.worker.top_logprobs import with_chosen
@@ -35,10 +35,10 @@ class RowState:
         "tokens",
     )
 
-    def __init__(self, index: int, leaf: Node, row: Row, adjustments: Adjustments | None) -> None:
+    def __init__(self, index: int, leaf: Node, row: Row, adjustments: LogitsRules | None) -> None:
         self.index = index
         self.leaf = leaf
-        self.adjustment = Adjustment(adjustments, row.tokens) if adjustments else None
+        self.adjustment = LogitsProcessor(adjustments, row.tokens) if adjustments else None
         self.key = row.key
         self.position = len(row.tokens)  # in the answer, of the token to be drawn next
         self.remaining = row.length
@@ -48,9 +48,9 @@ class RowState:
         self.ending: int | None = None
         self.done = False
 
-    def news(self) -> RowNews:
+    def news(self) -> RowUpdate:
         """What is not reported yet."""
-        return RowNews(
+        return RowUpdate(
             self.index,
             tuple(self.tokens),
             tuple(self.logprobs),
@@ -75,7 +75,7 @@ class SampleTask:
         self.tree = tree
         self.beginning = beginning
         self._ends = (frozenset() if job.sampling.ignore_eos else eos) | frozenset(job.sampling.stop_token_ids)
-        self._adjustments = Adjustments(job.sampling, job.prompt, eos) if job.sampling.adjusts else None
+        self._adjustments = LogitsRules(job.sampling, job.prompt, eos) if job.sampling.adjusts else None
         self.rows = [RowState(i, tree.descend(row.tokens), row, self._adjustments) for i, row in enumerate(job.rows)]
 
     def enter_grammar(self) -> None:
@@ -132,7 +132,7 @@ class SampleTask:
             self.rows[index].done = True
             self.rows[index].forget()
 
-    def news(self) -> SampleNews | None:
+    def news(self) -> SampleUpdate | None:
         """What has not been told yet, when it is time to tell it."""
         finished = not self.live
         due = [r for r in self.rows if r.logprobs and (r.done or len(r.logprobs) >= self.job.report_every)]
@@ -141,7 +141,7 @@ class SampleTask:
         news = tuple(row.news() for row in due)
         for row in due:
             row.forget()
-        return SampleNews(self.job.id, news, finished)
+        return SampleUpdate(self.job.id, news, finished)
 
 
 class ScoreTask:

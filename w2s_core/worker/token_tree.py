@@ -21,7 +21,7 @@ from w2s_core.types import Tokens
 from w2s_core.worker.kv_cache import CacheFullError, KVCache, Region
 
 if TYPE_CHECKING:
-    from w2s_core.worker.grammar_masks import GrammarRow
+    from w2s_core.worker.grammar_masks import GrammarState
 
 _UNFED = -1
 _HEADROOM = 64  # slots behind the prompt that a new session gets at once
@@ -41,7 +41,7 @@ class Node:
         self.slot = _UNFED
         self.path: Slots | None = None  # slots from the answer's first token to this one; a cache
         self.logprob: float | None = None
-        self.place: GrammarRow | None = None  # of the answer up to here in its grammar, left for who goes on from it
+        self.place: GrammarState | None = None  # of the answer up to here in its grammar, left for who goes on from it
 
     @property
     def fed(self) -> bool:

@@ -10,7 +10,7 @@ from w2s_core.types import Alternatives
 from w2s_core.worker.transfer import send
 
 
-def likeliest(logits: torch.Tensor, count: int) -> list[Alternatives]:
+def top_logprobs(logits: torch.Tensor, count: int) -> list[Alternatives]:
     """`logits` (rows, vocab) in float32. Per row `count` tokens, best first, and their log-probabilities in nats."""
     values, tokens = logits.topk(min(count, logits.shape[1]), dim=1)
     values = values - logits.logsumexp(1, keepdim=True)

@@ -9,18 +9,19 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from server.api.answers import Chunks, Envelope, whole_answer
+from server.api.response_builders import ResponseBuilder
 from server.api.schemas.base import StreamOptions
 from server.api.schemas.chat import ChatBody
 from server.api.schemas.completions import CompletionBody
 from server.api.schemas.responses import Answer
-from server.api.shapes import Shape
 from server.engine_host import EngineHost
 from server.errors import request_id_of
 from server.http.disconnect import unless_disconnected
 from server.http.sse import EventStream
+from w2s_core.engine.events import Event
 from w2s_core.errors import UnknownModelError
 from w2s_core.telemetry.request_record import RequestRecord
-from w2s_core.types import Event, GenerationRequest
+from w2s_core.types import GenerationRequest
 
 
 def host_of(request: Request) -> EngineHost:
@@ -37,7 +38,7 @@ async def require_engine(request: Request) -> None:
 async def answer(
     request: Request,
     body: CompletionBody | ChatBody,
-    shape: Shape,
+    shape: ResponseBuilder,
     adjusted: Callable[[GenerationRequest], GenerationRequest] = lambda asked: asked,
 ) -> Response:
     """Run the search and answer; `adjusted` is what the engine is asked for.
@@ -57,7 +58,7 @@ async def answer(
     return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
-async def _collect(answering: AsyncGenerator[Event], shape: Shape, envelope: Envelope) -> Answer:
+async def _collect(answering: AsyncGenerator[Event], shape: ResponseBuilder, envelope: Envelope) -> Answer:
     async with aclosing(answering) as events:
         return await whole_answer(events, shape, envelope)
 

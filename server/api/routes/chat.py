@@ -8,11 +8,11 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
 from server.access.auth import GuardedRoute
+from server.api.response_builders import ChatBuilder
 from server.api.routes.answering import answer, host_of
 from server.api.schemas import examples
 from server.api.schemas.chat import ChatBody, ChatCompletion
-from server.api.shapes import ChatShape
-from server.api.tool_calls import ToolChatShape, calling_of
+from server.api.tool_calls import ToolChatBuilder, calling_of
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -23,6 +23,6 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation; with `stream` as server-sent events of `chat.completion.chunk`."""
     if not body.offered:
-        return await answer(request, body, ChatShape(body.details))
+        return await answer(request, body, ChatBuilder(body.details))
     calling = calling_of(host_of(request).engine, body)
-    return await answer(request, body, ToolChatShape(body.details, calling), calling.adjusted)
+    return await answer(request, body, ToolChatBuilder(body.details, calling), calling.adjusted)

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
 from server.access.auth import GuardedRoute
+from server.api.response_builders import CompletionBuilder
 from server.api.routes.answering import answer
 from server.api.schemas import examples
 from server.api.schemas.completions import Completion, CompletionBody
-from server.api.shapes import CompletionShape
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -21,4 +21,4 @@ async def create_completion(
     body: Annotated[CompletionBody, Body(openapi_examples=examples.COMPLETION)], request: Request
 ) -> Response:
     """Continue a prompt, or each of several; with `stream` as server-sent events of the same shape."""
-    return await answer(request, body, CompletionShape(body.details))
+    return await answer(request, body, CompletionBuilder(body.details))

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.api.schemas.responses import Sent
-from w2s_core.types import Piece, PlacedToken
+from w2s_core.engine.events import TokenInfo
+from w2s_core.types import TokenText
 
 Alternatives = Annotated[int, Field(ge=0, le=20)]
 LEAST = -9999.0  # JSON knows no infinity; OpenAI's number for "never"
@@ -82,7 +83,7 @@ class PromptLogprob(Sent):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
-def completion_logprobs(tokens: Sequence[PlacedToken], count: int, shift: int = 0) -> CompletionLogprobs:
+def completion_logprobs(tokens: Sequence[TokenInfo], count: int, shift: int = 0) -> CompletionLogprobs:
     """`shift` characters stand before the text in which these tokens are placed."""
     return CompletionLogprobs(
         tokens=[_name(token.piece) for token in tokens],
@@ -92,7 +93,7 @@ def completion_logprobs(tokens: Sequence[PlacedToken], count: int, shift: int = 
     )
 
 
-def chat_logprobs(tokens: Sequence[PlacedToken], count: int) -> ChatLogprobs:
+def chat_logprobs(tokens: Sequence[TokenInfo], count: int) -> ChatLogprobs:
     content = []
     for token in tokens:
         top = [_top(piece, nats) for _, piece, nats in token.alternatives[:count]]
@@ -101,12 +102,12 @@ def chat_logprobs(tokens: Sequence[PlacedToken], count: int) -> ChatLogprobs:
     return ChatLogprobs(content=content, refusal=None)
 
 
-def prompt_logprobs(tokens: Sequence[PlacedToken], count: int) -> PromptLogprobs:
+def prompt_logprobs(tokens: Sequence[TokenInfo], count: int) -> PromptLogprobs:
     """Per token a dictionary by token id: the alternatives, and the token itself."""
     return [None if token.logprob is None else _ranked(token, token.logprob, count) for token in tokens]
 
 
-def _ranked(token: PlacedToken, nats: float, count: int) -> dict[str, PromptLogprob]:
+def _ranked(token: TokenInfo, nats: float, count: int) -> dict[str, PromptLogprob]:
     own = {token.token: (nats, token.rank or 1, token.piece)}
     others = {other: (value, rank, piece) for rank, (other, piece, value) in enumerate(token.alternatives[:count], 1)}
     return {
@@ -115,7 +116,7 @@ def _ranked(token: PlacedToken, nats: float, count: int) -> dict[str, PromptLogp
     }
 
 
-def _named_alternatives(token: PlacedToken, count: int) -> dict[str, float] | None:
+def _named_alternatives(token: TokenInfo, count: int) -> dict[str, float] | None:
     """Of tokens with the same text the likelier one counts; the token itself is always there."""
     if token.logprob is None:
         return None
@@ -126,7 +127,7 @@ def _named_alternatives(token: PlacedToken, count: int) -> dict[str, float] | No
     return named
 
 
-def _top(piece: Piece, nats: float) -> TopLogprob:
+def _top(piece: TokenText, nats: float) -> TopLogprob:
     data = None if piece.bytes is None else list(piece.bytes)
     return TopLogprob(token=_escaped(piece), logprob=_finite(nats), bytes=data)
 
@@ -135,10 +136,10 @@ def _finite(nats: float) -> float:
     return max(nats, LEAST)
 
 
-def _name(piece: Piece) -> str:
+def _name(piece: TokenText) -> str:
     return _escaped(piece) if piece.text is not None else f"bytes:{_escaped(piece)}"
 
 
-def _escaped(piece: Piece) -> str:
+def _escaped(piece: TokenText) -> str:
     """The text; of a part of a character its bytes, as `\\xe2\\x82`."""
     return piece.text if piece.text is not None else "".join(f"\\x{byte:02x}" for byte in piece.bytes or b"")

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from w2s_core.types import GuidanceReport, Hypothesis, Method, RequestFinished
+from w2s_core.engine.events import GuidanceReport, RequestFinished
+from w2s_core.types import Hypothesis, Method
 
 
 class Sent(BaseModel):
@@ -53,7 +54,7 @@ class CandidateNode(Sent):
 
 
 class UpstreamUsage(Sent):
-    """What was bought from providers, large model and pairs together; tokens as they count them."""
+    """What providers were asked for, large model and pairs together; tokens as they count them."""
 
     calls: int
     prompt_tokens: int

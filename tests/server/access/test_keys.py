@@ -15,14 +15,14 @@ import httpx
 import pytest
 
 from server.access.keys import ApiKey, KeyRing, key_ring
-from server.access.limits import KeyLedger
+from server.access.limits import KeyUsage
 from server.access.policy import Policy, keys_of
 from server.settings.config import ServerConfig, load_settings
 from tests.fakes import FakeLargeModel, fake_engine, letters
 from tests.server.conftest import Connect
 from tests.server.fake_engine import Block, FakeEngine
+from w2s_core.engine.events import TextCommitted
 from w2s_core.errors import ConfigurationError, OverloadedError
-from w2s_core.types import TextCommitted
 
 PATH = "/v1/completions"
 BODY = {"model": "plain", "prompt": "x", "max_tokens": 5}
@@ -200,7 +200,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def entered(ledger: KeyLedger, key: ApiKey, sampled: int) -> None:
+def entered(ledger: KeyUsage, key: ApiKey, sampled: int) -> None:
     ledger.enter(key).close(sampled)
 
 
@@ -211,7 +211,7 @@ def refused(enter: Callable[[], object]) -> OverloadedError:
 
 
 def test_tokens_are_a_bucket_that_fills_with_time(clock: Clock) -> None:
-    ledger, key = KeyLedger(clock), ApiKey("alice", b"", tokens_per_minute=60)
+    ledger, key = KeyUsage(clock), ApiKey("alice", b"", tokens_per_minute=60)
     entered(ledger, key, 59)
     entered(ledger, key, 31)  # one token was left, so it was let in: 30 more than there were
     error = refused(lambda: ledger.enter(key))
@@ -228,7 +228,7 @@ def test_tokens_are_a_bucket_that_fills_with_time(clock: Clock) -> None:
 
 
 def test_each_key_has_its_own(clock: Clock) -> None:
-    ledger = KeyLedger(clock)
+    ledger = KeyUsage(clock)
     alice, bob = (ApiKey(name, b"", max_concurrent_requests=1, tokens_per_minute=60) for name in ("alice", "bob"))
     lease = ledger.enter(alice)
     assert "max_concurrent_requests is 1" in str(refused(lambda: ledger.enter(alice)))
@@ -239,7 +239,7 @@ def test_each_key_has_its_own(clock: Clock) -> None:
 
 
 def test_a_key_without_limits_is_never_refused(clock: Clock) -> None:
-    ledger, key = KeyLedger(clock), ApiKey("alice", b"")
+    ledger, key = KeyUsage(clock), ApiKey("alice", b"")
     for _ in range(100):
         ledger.enter(key)
     entered(ledger, key, 10**9)

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.answers import Chunks, Envelope, whole_answer
+from server.api.response_builders import ChatBuilder, CompletionBuilder
 from server.api.schemas.base import StreamOptions
-from server.api.shapes import ChatShape, CompletionShape
 from server.http.sse import DONE, event
 from tests.server.conftest import Connect
 from tests.server.fake_engine import REPORT, FakeEngine, Script, hypothesis
-from w2s_core.types import Candidate, ChoiceFinished, Event, GuidanceReport, RequestFinished, TextCommitted
+from w2s_core.engine.events import ChoiceFinished, Event, GuidanceReport, RequestFinished, TextCommitted
+from w2s_core.types import Candidate
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 TEXT = "Hello wörld\n"
@@ -184,10 +185,10 @@ def scripts(draw: st.DrawFn) -> tuple[list[Event], list[str]]:
     return [*events, RequestFinished(1, 1, None)], texts
 
 
-@pytest.mark.parametrize("shape", [CompletionShape(), ChatShape()])
+@pytest.mark.parametrize("shape", [CompletionBuilder(), ChatBuilder()])
 @given(script=scripts(), usage=st.booleans())
 async def test_a_stream_says_what_the_whole_says(
-    shape: CompletionShape | ChatShape, script: tuple[list[Event], list[str]], usage: bool
+    shape: CompletionBuilder | ChatBuilder, script: tuple[list[Event], list[str]], usage: bool
 ) -> None:
     """Whatever characters a model writes, frames stay frames (a newline or U+2028 must not end one), every choice
     opens before its text and ends once, and the pieces make up the whole."""

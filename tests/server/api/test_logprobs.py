@@ -17,7 +17,8 @@ from server.app import create_app
 from server.engine_host import EngineHost
 from tests.fakes import EOS, FakeLargeModel, fake_engine
 from tests.server.conftest import Connect, uvicorn_server
-from w2s_core.types import Piece, PlacedToken, Tokens
+from w2s_core.engine.events import TokenInfo
+from w2s_core.types import Tokens, TokenText
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 MODELS = pytest.mark.parametrize("model", ["plain", "guided"])
@@ -201,8 +202,8 @@ async def test_prompt_logprobs_as_vllm_shapes_them(client: httpx.AsyncClient, pa
 
 
 def test_shapes_of_one_token() -> None:
-    piece = Piece(None, b"\xe2\x82")
-    first = PlacedToken(7, piece, 2, -math.inf, 9, ((5, Piece("b", b"b"), -0.1), (6, Piece("b", b"b"), -0.2)))
+    piece = TokenText(None, b"\xe2\x82")
+    first = TokenInfo(7, piece, 2, -math.inf, 9, ((5, TokenText("b", b"b"), -0.1), (6, TokenText("b", b"b"), -0.2)))
     legacy = completion_logprobs([first], 2, shift=10)
     assert legacy.tokens == ["bytes:\\xe2\\x82"]
     assert legacy.top_logprobs == [{"b": -0.1, "bytes:\\xe2\\x82": LEAST}], "of equal texts the likelier one"

@@ -51,7 +51,7 @@ def valid(operation: dict[str, Any], status: str, body: Any) -> None:
 async def client(connect: Connect) -> httpx.AsyncClient:
     """An engine whose models bear the demo's names."""
     large = FakeLargeModel(letters(eos=0.05))
-    large.tool_format = HERMES
+    large.tool_format = HERMES.name
     engine = fake_engine(large)
     names = {"smollm2": "plain", "smollm2-positive": "guided"}
     engine._planner.served.update({new: engine._planner.served[old] for new, old in names.items()})  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from server.settings.config import ServerConfig
 from tests.fakes import FakeLargeModel, fake_engine
 from tests.server.conftest import Connect
 from tests.tiny import BOS, EOS, byte_tokenizer
-from w2s_core.text.tokenizer import TextCodec
+from w2s_core.text.tokenizer import HFTokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -25,7 +25,7 @@ MESSAGES = [{"role": "user", "content": "Hé"}]
 @pytest.fixture
 async def client(connect: Connect, tmp_path: Path) -> httpx.AsyncClient:
     byte_tokenizer(TEMPLATE).save_pretrained(tmp_path)
-    return await connect(fake_engine(FakeLargeModel(tokenizer=TextCodec(str(tmp_path)))))
+    return await connect(fake_engine(FakeLargeModel(tokenizer=HFTokenizer(str(tmp_path)))))
 
 
 async def post(client: httpx.AsyncClient, path: str, **body: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def saying(text: str, form: ToolFormat | None = HERMES) -> FakeLargeModel:
         return {data[len(answer)] if len(answer) < len(data) else EOS: 1.0}
 
     large = FakeLargeModel(distribution, context_length=4000)
-    large.tool_format = form
+    large.tool_format = form.name if form else None
     return large
 
 

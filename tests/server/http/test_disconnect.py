@@ -16,7 +16,7 @@ from server.engine_host import EngineHost
 from server.http.disconnect import unless_disconnected
 from tests.server.conftest import Serve, uvicorn_server
 from tests.server.fake_engine import Block, FakeEngine, Script
-from w2s_core.types import TextCommitted
+from w2s_core.engine.events import TextCommitted
 
 SOON = 10  # seconds; only a failing test waits that long
 BODY: dict[str, Any] = {"model": "plain", "prompt": "x"}

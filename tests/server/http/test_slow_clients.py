@@ -16,8 +16,9 @@ import pytest
 from server.settings.config import ServerConfig
 from tests.server.conftest import Serve
 from tests.server.fake_engine import FakeEngine
+from w2s_core.engine.events import Event, TextCommitted
 from w2s_core.telemetry.request_record import RequestRecord
-from w2s_core.types import Event, GenerationRequest, TextCommitted
+from w2s_core.types import GenerationRequest
 
 SOON = 20  # seconds; only a failing test waits that long
 BODY = {"model": "plain", "prompt": "x"}

@@ -186,7 +186,7 @@ from tests.fakes import fake_engine
 def build(config):
     sys.stdin.readline()
     return fake_engine(limits=config.limits)
-sys.modules["w2s_core.build.local"] = types.SimpleNamespace(build_engine=build)
+sys.modules["w2s_core.build.engine"] = types.SimpleNamespace(build_engine=build)
 from server.cli import main
 main()
 """

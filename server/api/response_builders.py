@@ -18,10 +18,11 @@ from server.api.schemas.chat import (
 from server.api.schemas.completions import Completion, CompletionChoice
 from server.api.schemas.logprobs import NO_DETAILS, Details, chat_logprobs, completion_logprobs, prompt_logprobs
 from server.api.schemas.responses import Answer, AnswerChoice
-from w2s_core.types import FinishReason, PlacedToken, PromptRead
+from w2s_core.engine.events import PromptRead, TokenInfo
+from w2s_core.types import FinishReason
 
 
-class Shape(Protocol):
+class ResponseBuilder(Protocol):
     """How one endpoint writes its answers, of choices that it made itself; `extras` are fields not always there.
 
     `prompt` is given where the request asks for something of it, and in deltas only at the first of a choice. The last
@@ -33,23 +34,25 @@ class Shape(Protocol):
 
     def whole(self, choices: list[Any], prompt: PromptRead | None, **fields: Any) -> Answer: ...
     def chunk(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> Answer: ...
-    def whole_choice(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
+    def whole_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
     def first_delta(self, index: int, prompt: PromptRead | None) -> AnswerChoice | None: ...
-    def text_deltas(self, index: int, parts: Parts) -> Sequence[AnswerChoice]: ...
-    def last_deltas(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> Sequence[AnswerChoice]: ...
+    def text_deltas(self, index: int, parts: ChoiceParts) -> Sequence[AnswerChoice]: ...
+    def last_deltas(
+        self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any
+    ) -> Sequence[AnswerChoice]: ...
 
 
 @dataclass(slots=True)
-class Parts:
+class ChoiceParts:
     """What is said of a choice: some text, its tokens, and the prompt, of which `echoed` characters stand before it."""
 
     text: str = ""
-    tokens: Sequence[PlacedToken] = ()
+    tokens: Sequence[TokenInfo] = ()
     prompt: PromptRead | None = None
     echoed: int = 0
 
 
-class CompletionShape:
+class CompletionBuilder:
     id_prefix = "cmpl"
 
     def __init__(self, details: Details = NO_DETAILS) -> None:
@@ -60,7 +63,7 @@ class CompletionShape:
 
     chunk = whole
 
-    def whole_choice(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> CompletionChoice:
+    def whole_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> CompletionChoice:
         details, prompt = self.details, parts.prompt
         echo = prompt if details.echo else None
         if prompt is not None and details.prompt_logprobs is not None:
@@ -72,19 +75,21 @@ class CompletionShape:
         if prompt is None:
             return None
         echo = prompt if self.details.echo else None
-        return self._choice(index, echo.text if echo else "", Parts(prompt=prompt), None, echo)
+        return self._choice(index, echo.text if echo else "", ChoiceParts(prompt=prompt), None, echo)
 
-    def text_deltas(self, index: int, parts: Parts) -> list[CompletionChoice]:
+    def text_deltas(self, index: int, parts: ChoiceParts) -> list[CompletionChoice]:
         return [self._choice(index, parts.text, parts, None)]
 
-    def last_deltas(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> list[CompletionChoice]:
+    def last_deltas(
+        self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any
+    ) -> list[CompletionChoice]:
         return [self._choice(index, "", parts, reason, **extras)]
 
     def _choice(
         self,
         index: int,
         text: str,
-        parts: Parts,
+        parts: ChoiceParts,
         reason: FinishReason | None,
         echo: PromptRead | None = None,
         *,
@@ -103,7 +108,7 @@ class CompletionShape:
         return CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason, **extras)
 
 
-class ChatShape:
+class ChatBuilder:
     id_prefix = "chatcmpl"
 
     def __init__(self, details: Details = NO_DETAILS) -> None:
@@ -122,7 +127,7 @@ class ChatShape:
             return {}
         return {"prompt_token_ids": [token.token for token in prompt.tokens]}
 
-    def whole_choice(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> ChatChoice:
+    def whole_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> ChatChoice:
         message = AssistantMessage(role="assistant", content=parts.text, refusal=None)
         told = self._told(parts.tokens, whole=True)
         return ChatChoice(index=index, message=message, finish_reason=reason, **told, **extras)
@@ -130,18 +135,18 @@ class ChatShape:
     def first_delta(self, index: int, prompt: PromptRead | None) -> ChatChunkChoice:  # noqa: ARG002
         return self._delta(index, Delta(role="assistant", content=""), (), None)
 
-    def text_deltas(self, index: int, parts: Parts) -> list[ChatChunkChoice]:
+    def text_deltas(self, index: int, parts: ChoiceParts) -> list[ChatChunkChoice]:
         return [self._delta(index, Delta(content=parts.text), parts.tokens, None)]
 
-    def last_deltas(self, index: int, parts: Parts, reason: FinishReason, **extras: Any) -> list[ChatChunkChoice]:
+    def last_deltas(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> list[ChatChunkChoice]:
         return [self._delta(index, Delta(), parts.tokens, reason, **extras)]
 
     def _delta(
-        self, index: int, delta: Delta, tokens: Sequence[PlacedToken], reason: ChatFinishReason | None, **extras: Any
+        self, index: int, delta: Delta, tokens: Sequence[TokenInfo], reason: ChatFinishReason | None, **extras: Any
     ) -> ChatChunkChoice:
         return ChatChunkChoice(index=index, delta=delta, finish_reason=reason, **self._told(tokens), **extras)
 
-    def _told(self, tokens: Sequence[PlacedToken], *, whole: bool = False) -> dict[str, Any]:
+    def _told(self, tokens: Sequence[TokenInfo], *, whole: bool = False) -> dict[str, Any]:
         """The fields about a choice's tokens."""
         count = self.details.logprobs
         told: dict[str, Any] = {"logprobs": None}

@@ -17,7 +17,7 @@ _RETRY_AFTER_S = 5
 T = TypeVar("T")
 
 
-class Discovery(Generic[T]):
+class CapabilityProbe(Generic[T]):
     """Starts and stops a provider. `ask` finds out; it raises ConfigurationError where the configuration is at fault,
     and what `Provider.post` raises where the provider is.
 

@@ -1,0 +1,93 @@
+"""Composition root: the only place that knows which implementation stands behind an interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from w2s_core.build.local import LocalModels
+from w2s_core.build.remote import RemoteModels
+from w2s_core.build.tokenizers import TokenizerCache
+from w2s_core.config import EngineConfig, LargeModelConfig, RemoteLargeModelConfig, RemotePairConfig
+from w2s_core.engine.engine import Engine
+from w2s_core.errors import ConfigurationError
+from w2s_core.interfaces import LargeModel, Scorer
+from w2s_core.telemetry.metrics import Metrics
+from w2s_core.text.tokenizer import HFTokenizer
+
+if TYPE_CHECKING:
+    from w2s_core.remote.provider import Attempt
+    from w2s_core.telemetry.tracing import Tracing
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """An engine from its configuration. Fetches demo models and loads tokenizers (blocking, progress on stderr);
+    weights are loaded when the engine starts.
+
+    Raises ConfigurationError, naming the key.
+    """
+    _check_names(config)
+    metrics, tracing = Metrics(), _tracing() if config.traces else None
+    tokenizers = TokenizerCache()
+    local = LocalModels(config, tokenizers, metrics)
+    remote = RemoteModels(tokenizers.load, partial(_count, metrics, tracing))
+    large_models: dict[str, LargeModel] = {
+        name: remote.large_model(name, large)
+        if isinstance(large, RemoteLargeModelConfig)
+        else local.large_model(large)
+        for name, large in config.large_models.items()
+    }
+    shares_tokens = _shares_tokens(config, tokenizers)
+    scorers: dict[str, Scorer] = {
+        name: remote.scorer(name, pair, shares_tokens)
+        if isinstance(pair, RemotePairConfig)
+        else local.scorer(pair, shares_tokens)
+        for name, pair in config.pairs.items()
+    }
+    return Engine(
+        large_models,
+        scorers,
+        config.served,
+        limits=config.limits,
+        devices=local.pool,
+        providers=[*remote.probes, *local.checkers],
+        metrics=metrics,
+        tracing=tracing,
+    )
+
+
+def _tracing() -> Tracing:
+    try:
+        from w2s_core.telemetry.tracing import otlp_tracing
+    except ImportError:
+        raise ConfigurationError("server.traces: needs OpenTelemetry: pip install 'w2s-server[otel]'.") from None
+    return otlp_tracing()
+
+
+def _count(metrics: Metrics, tracing: Tracing | None, attempt: Attempt) -> None:
+    metrics.remote_attempt(attempt)
+    if tracing:
+        tracing.remote_attempt(attempt)
+
+
+def _shares_tokens(config: EngineConfig, tokenizers: TokenizerCache) -> Callable[[HFTokenizer], bool]:
+    """Tells of a pair's tokenizer whether it can score the large models' token ids as they are.
+
+    A pair may serve several large models, so all of them must use token ids, and of its vocabulary.
+    """
+    vocabularies: list[Mapping[str, int] | None] = []
+    for large in config.large_models.values():
+        reference = large.model if isinstance(large, LargeModelConfig) else large.tokenizer
+        uses_ids = isinstance(large, LargeModelConfig) or large.flavor == "vllm"
+        vocabularies.append(tokenizers.load(reference).vocabulary if uses_ids and reference else None)
+    return lambda tokenizer: all(vocabulary == tokenizer.vocabulary for vocabulary in vocabularies)
+
+
+def _check_names(config: EngineConfig) -> None:
+    for name, served in config.served_models.items():
+        if served.large not in config.large_models:
+            raise ConfigurationError(f"served_models.{name}.large: there is no large model `{served.large}`.")
+        for pair in served.guidance.pairs if served.guidance else ():
+            if pair not in config.pairs:
+                raise ConfigurationError(f"served_models.{name}.guidance.pairs: there is no pair `{pair}`.")
