@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import click
 from benchmarks import client
 from benchmarks.figures import percentile
 from benchmarks.load_chart import draw_cost, draw_load
+from benchmarks.load_levels import Level, Sweeps
 from benchmarks.machine import machine
-from benchmarks.memory import Held, memory
+from benchmarks.memory import memory
 from benchmarks.processes import peak_bytes
 from benchmarks.prompts import excerpt
 from benchmarks.report import write
@@ -28,40 +29,6 @@ from w2s_core.text.tokenizer import HFTokenizer
 
 _LIMIT_S = 300.0  # of one level: a server that is stuck must not hold the sweep
 _WARM_UP = Workload(20, 10, DEMO)
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """What `streams` clients at once got: speeds in committed tokens per second, times in seconds.
-
-    `first_*`: from the request to the first text; `gap_*`: between pieces of text. `peak_bytes`: of the server and its
-    worker since they started.
-    """
-
-    load: Workload
-    tokens: int
-    seconds: float
-    speed: float
-    first_p50: float
-    first_p99: float
-    gap_p50: float
-    gap_p99: float
-    ended: int
-    peak_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sweeps:
-    """Levels by what is varied. `concurrency` has guided and plain ones; the others are single guided requests.
-
-    What was not asked for, or for what no time was left, is empty or short.
-    """
-
-    concurrency: Sequence[Level]
-    length: Sequence[Level] = ()
-    rows: Sequence[Level] = ()
-    chunks: Sequence[Level] = ()
-    memory: Sequence[Held] = ()
 
 
 def concurrency(tokens: int, most: int) -> list[Workload]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from benchmarks.load import Level, Sweeps
+    from benchmarks.load_levels import Level, Sweeps
     from benchmarks.memory import Held
 
 _GUIDED, _PLAIN, _PREDICTED = "#2f6fb0", "#9aa5b1", "#c0392b"

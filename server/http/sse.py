@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from fastapi.sse import EventSourceResponse, format_sse_event
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from server.api.schemas.responses import Answer
 from server.errors import describe, encode
 from server.http.disconnect import unless_disconnected
 from w2s_core.errors import ShuttingDownError
@@ -30,7 +30,7 @@ class EventStream(EventSourceResponse):
     event followed by `[DONE]`. A client that leaves cancels the generator, even while nothing is being sent.
     """
 
-    def __init__(self, chunks: AsyncGenerator[Answer, None], request_id: str) -> None:
+    def __init__(self, chunks: AsyncGenerator[BaseModel, None], request_id: str) -> None:
         super().__init__((), headers=HEADERS)  # what is sent, `_answer` sends
         self._chunks = chunks
         self._request_id = request_id
@@ -57,7 +57,7 @@ class EventStream(EventSourceResponse):
                 await self._send(send, frame)
             await self._send(send, DONE, more=False)
 
-    async def _rest(self, chunks: AsyncIterator[Answer]) -> AsyncIterator[bytes]:
+    async def _rest(self, chunks: AsyncIterator[BaseModel]) -> AsyncIterator[bytes]:
         try:
             async for chunk in chunks:
                 yield event(chunk)
@@ -69,7 +69,7 @@ class EventStream(EventSourceResponse):
         await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def event(chunk: Answer) -> bytes:
+def event(chunk: BaseModel) -> bytes:
     """One chunk on the wire."""
     return format_sse_event(data_str=chunk.model_dump_json(exclude_unset=True))
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from server.access.keys import KeyConfigs
+from server.settings.api_keys import KeyConfigs
 from server.settings.environment import EnvironmentSource
 from server.settings.files import explain, read_yaml
 from w2s_core.config import (

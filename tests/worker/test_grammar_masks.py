@@ -15,7 +15,8 @@ from w2s_core.pool.messages import JobFailed, JobOutcome, Row, SampleJob, Sample
 from w2s_core.structured.grammar_compiling import compiled, new_tokenizer
 from w2s_core.types import Grammar, GrammarKind, Tokens
 from w2s_core.worker import grammar_masks as followed
-from w2s_core.worker.grammar_masks import EndTokens, GrammarEngine
+from w2s_core.worker.grammar_masks import GrammarEngine
+from w2s_core.worker.grammar_states import EndTokens
 from w2s_core.worker.loading import make_runner
 from w2s_core.worker.models import WorkerModels
 from w2s_core.worker.token_tree import Node
@@ -100,15 +101,15 @@ def test_going_on_costs_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> Non
     start = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).beginning(compiled("regex", "a*"))
     matcher: Any = Counting(start.result(timeout=60))
     ends = EndTokens([EOS])
-    [first] = followed.places([leaf], "a*", matcher, ends)
+    [first] = followed.resume_states([leaf], "a*", matcher, ends)
     assert consumed == [4]
-    leaf.place = first
+    leaf.grammar_state = first
     far = leaf.child(97).child(97)
-    rows = followed.places([far, far, leaf], "a*", matcher, ends)
+    rows = followed.resume_states([far, far, leaf], "a*", matcher, ends)
     assert consumed == [4, 2, 2, 0]
-    assert leaf.place is None, "its successors have taken over"
+    assert leaf.grammar_state is None, "its successors have taken over"
     assert len({id(row.matcher) for row in rows}) == 3
-    followed.places([far], "another", matcher, ends)
+    followed.resume_states([far], "another", matcher, ends)
     assert consumed[-1] == 6
 
 

@@ -8,56 +8,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
 from w2s_core.structured.grammar_compiling import new_matcher
+from w2s_core.worker.grammar_states import BITS, EndTokens, GrammarState
 from w2s_core.worker.token_tree import Node
 from w2s_core.worker.transfer import moved, send
 
 _BEGINNINGS = 32  # grammars that are kept ready
 _THREADS = 8
-_BITS = 32  # tokens in a word of a mask
-Mask = npt.NDArray[np.int32]
-
-
-class EndTokens:
-    """The tokens that end an answer, as places and bits of a mask."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        places = np.array(tokens, np.int64)
-        self.words = places // _BITS
-        self.bits = np.left_shift(1, places % _BITS).astype(np.uint32).view(np.int32)
-
-
-class GrammarState:
-    """One answer's place in its grammar.
-
-    `mask` tells what may come next, once that is computed, and `problem` what went wrong with the grammar.
-    """
-
-    __slots__ = ("_ends", "grammar", "mask", "matcher", "problem")
-
-    def __init__(self, grammar: str, matcher: LLMatcher, ends: EndTokens) -> None:
-        self.grammar = grammar
-        self.matcher = matcher
-        self.mask: Mask | None = None
-        self.problem: str | None = None
-        self._ends = ends
-
-    def append(self, token: int) -> None:
-        """The answer's next token; not one that ends it."""
-        self.matcher.consume_token(token)
-
-    def take(self, mask: Mask) -> None:
-        """What the library computed; of what ends an answer it knows EOS only."""
-        if self.matcher.is_accepting():
-            np.bitwise_or.at(mask, self._ends.words, self._ends.bits)
-        if self.matcher.is_error() or not mask.any():
-            self.problem = self.matcher.get_error() or "no token can come next"
-        self.mask = mask
 
 
 class GrammarEngine:
@@ -100,7 +61,7 @@ class GrammarEngine:
             row.take(mask)
 
 
-def places(leaves: Sequence[Node], grammar: str, beginning: LLMatcher, ends: EndTokens) -> list[GrammarState]:
+def resume_states(leaves: Sequence[Node], grammar: str, beginning: LLMatcher, ends: EndTokens) -> list[GrammarState]:
     """A place for each of these answers, at the cost of the tokens behind the nearest place that is remembered.
 
     What was remembered on the way is forgotten: the answers have gone on from there.
@@ -109,16 +70,16 @@ def places(leaves: Sequence[Node], grammar: str, beginning: LLMatcher, ends: End
     passed: list[Node] = []
     for leaf in leaves:
         node, tokens = leaf, list[int]()
-        while node.parent is not None and (node.place is None or node.place.grammar != grammar):
+        while node.parent is not None and (node.grammar_state is None or node.grammar_state.grammar != grammar):
             tokens.append(node.token)
             node = node.parent
-        known = beginning if node.parent is None or node.place is None else node.place.matcher
+        known = beginning if node.parent is None or node.grammar_state is None else node.grammar_state.matcher
         matcher = known.deep_copy()
         matcher.consume_tokens(tokens[::-1])
         rows.append(GrammarState(grammar, matcher, ends))
         passed.append(node)
     for node in passed:
-        node.place = None
+        node.grammar_state = None
     return rows
 
 
@@ -130,7 +91,7 @@ def apply_grammar_masks(changed: torch.Tensor, logits: torch.Tensor, rows: Seque
         return
     index = send([i for i, _ in masked], logits.device)
     words = moved(torch.from_numpy(np.stack([mask for _, mask in masked])), logits.device)
-    bits = (words[:, :, None] >> torch.arange(_BITS, dtype=torch.int32, device=logits.device)) & 1
+    bits = (words[:, :, None] >> torch.arange(BITS, dtype=torch.int32, device=logits.device)) & 1
     forbidden = ~bits.bool().flatten(1)[:, : logits.shape[1]]
     mine = changed[index].masked_fill_(forbidden, float("-inf"))
     nothing = mine.amax(1, keepdim=True) == float("-inf")

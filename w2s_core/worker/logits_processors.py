@@ -15,7 +15,8 @@ import torch
 
 from w2s_core.pool.messages import Sampling
 from w2s_core.types import Tokens
-from w2s_core.worker.grammar_masks import EndTokens, GrammarState, apply_grammar_masks
+from w2s_core.worker.grammar_masks import apply_grammar_masks
+from w2s_core.worker.grammar_states import EndTokens, GrammarState
 from w2s_core.worker.transfer import moved
 
 _FORBIDDEN = float("-inf")

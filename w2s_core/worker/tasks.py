@@ -10,7 +10,7 @@ from llguidance import LLMatcher
 from w2s_core.pool.messages import Row, RowUpdate, SampleJob, SampleUpdate, ScoreJob, ScoreResult
 from w2s_core.search.randomness import uniform
 from w2s_core.types import Alternatives
-from w2s_core.worker.grammar_masks import places
+from w2s_core.worker.grammar_masks import resume_states
 from w2s_core.worker.logits_processors import LogitsProcessor, LogitsRules
 from w2s_core.worker.sampling import Draw
 from w2s_core.worker.token_tree import Node, TokenTree
@@ -85,7 +85,7 @@ class SampleTask:
             return
         assert self.job.sampling.grammar is not None
         assert self._adjustments is not None
-        found = places(
+        found = resume_states(
             self.leaves, self.job.sampling.grammar.source, self.beginning.result(), self._adjustments.end_bits
         )
         for row, place in zip(self.rows, found, strict=True):
@@ -124,7 +124,7 @@ class SampleTask:
                 row.adjustment.append(token)
         row.done = row.ending is not None or row.remaining == 0
         if row.done and row.adjustment is not None and row.ending is None:
-            row.leaf.place = row.adjustment.grammar
+            row.leaf.grammar_state = row.adjustment.grammar
 
     def stop(self, rows: Sequence[int]) -> None:
         """These rows need no more tokens; nothing more is said of them."""

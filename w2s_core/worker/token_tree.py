@@ -21,7 +21,7 @@ from w2s_core.types import Tokens
 from w2s_core.worker.kv_cache import CacheFullError, KVCache, Region
 
 if TYPE_CHECKING:
-    from w2s_core.worker.grammar_masks import GrammarState
+    from w2s_core.worker.grammar_states import GrammarState
 
 _UNFED = -1
 _HEADROOM = 64  # slots behind the prompt that a new session gets at once
@@ -31,7 +31,7 @@ Slots = npt.NDArray[np.int64]
 class Node:
     """A token of an answer (the root: the prompt's last token). `logprob` is log p(answer up to here | prompt)."""
 
-    __slots__ = ("children", "depth", "logprob", "parent", "path", "place", "slot", "token")
+    __slots__ = ("children", "depth", "grammar_state", "logprob", "parent", "path", "slot", "token")
 
     def __init__(self, token: int, parent: Node | None, depth: int) -> None:
         self.token = token
@@ -41,7 +41,7 @@ class Node:
         self.slot = _UNFED
         self.path: Slots | None = None  # slots from the answer's first token to this one; a cache
         self.logprob: float | None = None
-        self.place: GrammarState | None = None  # of the answer up to here in its grammar, left for who goes on from it
+        self.grammar_state: GrammarState | None = None  # of the answer up to here; its continuations resume from it
 
     @property
     def fed(self) -> bool:
