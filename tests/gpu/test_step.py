@@ -48,9 +48,9 @@ def test_cached_equals_uncached(cuda: torch.device, family: str) -> None:
             [(*y, *(chance.randrange(3) for _ in range(chance.randrange(1, 6)))) for y in beam for _ in range(4)]
             for beam in beams
         ]
-        leaves = [[tree.descend(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
+        leaves = [[tree.insert(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
         for tree, nodes in zip(trees, leaves, strict=True):
-            tree.keep(nodes)
+            tree.retain(nodes)
         found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], limit=13)
         for prompt, ys, nodes in zip(prompts, answers, leaves, strict=True):
             for y, node in zip(ys, nodes, strict=True):
@@ -96,7 +96,7 @@ def test_a_forward_waits_for_nothing(cuda: torch.device, family: str) -> None:
     for answers in ([(4, 5), (4, 6)], [(4, 5, 6), (4, 6, 7, 8)]):  # what a first forward sets up may wait
         batch = Batch(100)
         for answer in answers:
-            batch.request(tree, tree.descend(answer))
+            batch.request_logits(tree, tree.insert(answer))
         with waits_are("error" if answers[0] == (4, 5, 6) else "default"):
             runner.forward(batch)
 

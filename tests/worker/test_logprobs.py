@@ -92,7 +92,7 @@ def test_a_remembered_prompt_is_read_all_the_same_and_then_serves_the_next() -> 
         subject.take(CloseSession(10 + number))
         subject.take(CloseSession(number))
     subject.take(sample_job(3, [Row((), 1, 3)], prompt))
-    assert subject._queues["m"].trees[3].prompt_fed == 59
+    assert subject._queues["m"].trees[3].prompt_computed == 59
     drain(subject)
     state(subject)
 
@@ -102,7 +102,7 @@ def test_prompts_are_read_beside_other_work_and_when_memory_is_short(monkeypatch
     monkeypatch.setattr("w2s_core.worker.scheduler._SLICE", 32)
     subject, lost = scheduler(cache_bytes=256 * 400), []
     evict = TokenTree.evict
-    monkeypatch.setattr(TokenTree, "evict", lambda tree: lost.append(tree.prompt_fed) or evict(tree))
+    monkeypatch.setattr(TokenTree, "evict", lambda tree: lost.append(tree.prompt_computed) or evict(tree))
     subject.take(sample_job(1, [Row((), i, 40) for i in range(8)]))
     for number in (5, 6):
         subject.take(PromptJob(number, number, "m", numbers(300, number), 2))

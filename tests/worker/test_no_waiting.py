@@ -28,7 +28,7 @@ def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
         batch = Batch(100)
         for tree in trees:
             for answer in answers:
-                batch.request(tree, tree.descend(answer))
+                batch.request_logits(tree, tree.insert(answer))
         logits = runner.forward(batch)
         assert logits.shape == (4, 300)
         assert logits.device.type == "meta"

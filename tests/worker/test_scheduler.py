@@ -146,7 +146,7 @@ def test_equal_rows_share_their_kv() -> None:
         subject.turn()
         turns += 1
     tree = subject._queues["m"].trees[1]
-    assert tree.top <= 3 + 20, "equal beginnings were stored more than once"
+    assert tree.slot_end <= 3 + 20, "equal beginnings were stored more than once"
 
 
 def test_stopped_and_cancelled_rows_leave_at_once() -> None:
@@ -224,7 +224,7 @@ def test_a_prompt_that_comes_again_is_not_run_again() -> None:
     queue = subject._queues["m"]
     for number, same, known in ((2, prompt, 102), (3, (*system, 50, 51), 100), (4, (1, *prompt), 0)):
         subject.take(sample_job(number, [Row((), 1, 5)], same))
-        assert queue.trees[number].prompt_fed == known
+        assert queue.trees[number].prompt_computed == known
         answer = drawn(drain(subject), number, 1)
         assert (answer == expected) == (same == prompt)
         reference = scheduler()
@@ -234,7 +234,7 @@ def test_a_prompt_that_comes_again_is_not_run_again() -> None:
         subject.take(CloseSession(number))
     assert state(subject).slots_used == {"m": 0}
     subject.take(sample_job(5, [Row((), 1, 5)], prompt))
-    assert queue.trees[5].prompt_fed == 102, "a closed session's prompt is remembered"
+    assert queue.trees[5].prompt_computed == 102, "a closed session's prompt is remembered"
 
 
 def test_remembered_prompts_are_bounded_and_the_oldest_go_first() -> None:
@@ -244,7 +244,7 @@ def test_remembered_prompts_are_bounded_and_the_oldest_go_first() -> None:
         drain(subject)
         subject.take(CloseSession(number))
     queue = subject._queues["m"]
-    assert 99 <= queue.prefixes.slots <= 250
+    assert 99 <= queue.prefixes.slots_used <= 250
     assert [prompt[0] for prompt in queue.prefixes._prompts] == [4, 5]
     state(subject)
 

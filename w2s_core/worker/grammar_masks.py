@@ -15,7 +15,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from w2s_core.structured.grammar_compiling import new_matcher
 from w2s_core.worker.grammar_states import BITS, EndTokens, GrammarState
 from w2s_core.worker.token_tree import Node
-from w2s_core.worker.transfer import moved, send
+from w2s_core.worker.transfer import long_tensor, to_device
 
 _BEGINNINGS = 32  # grammars that are kept ready
 _THREADS = 8
@@ -89,8 +89,8 @@ def apply_grammar_masks(changed: torch.Tensor, logits: torch.Tensor, rows: Seque
     masked = [(i, row.mask) for i, row in enumerate(rows) if row is not None and row.mask is not None]
     if not masked:
         return
-    index = send([i for i, _ in masked], logits.device)
-    words = moved(torch.from_numpy(np.stack([mask for _, mask in masked])), logits.device)
+    index = long_tensor([i for i, _ in masked], logits.device)
+    words = to_device(torch.from_numpy(np.stack([mask for _, mask in masked])), logits.device)
     bits = (words[:, :, None] >> torch.arange(BITS, dtype=torch.int32, device=logits.device)) & 1
     forbidden = ~bits.bool().flatten(1)[:, : logits.shape[1]]
     mine = changed[index].masked_fill_(forbidden, float("-inf"))

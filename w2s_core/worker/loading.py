@@ -85,7 +85,7 @@ def _measure(model: PreTrainedModel, cache: KVCache, device: torch.device) -> tu
     """Runs one token, which gives the cache its layers. Bytes of KV a token, and how many logits it has."""
     batch = Batch(1)
     tree = TokenTree(cache, (0,))
-    batch.request(tree, tree.root)
+    batch.request_logits(tree, tree.root)
     logits = ModelRunner(model, cache, device).forward(batch)
     tree.close()
     return cache.bytes_per_token(), logits.shape[1]

@@ -17,7 +17,7 @@ from w2s_core.pool.messages import Sampling
 from w2s_core.types import Tokens
 from w2s_core.worker.grammar_masks import apply_grammar_masks
 from w2s_core.worker.grammar_states import EndTokens, GrammarState
-from w2s_core.worker.transfer import moved
+from w2s_core.worker.transfer import to_device
 
 _FORBIDDEN = float("-inf")
 _LARGEST = 1e30  # a tiny repetition penalty or a wide bias must not make infinities: their difference is no number
@@ -153,7 +153,7 @@ def _without_unlikely(logits: torch.Tensor, rows: Sequence[LogitsProcessor]) -> 
     floors = [_floor(row.job.sampling) for row in rows]
     if max(floors) == min(floors) == _FORBIDDEN:
         return logits
-    lowest = logits.amax(1, keepdim=True) + moved(torch.tensor(floors), logits.device)[:, None]
+    lowest = logits.amax(1, keepdim=True) + to_device(torch.tensor(floors), logits.device)[:, None]
     return logits.masked_fill(logits < lowest, _FORBIDDEN)
 
 
@@ -162,4 +162,4 @@ def _floor(sampling: Sampling) -> float:
 
 
 def _on(like: torch.Tensor, values: npt.NDArray[np.generic]) -> torch.Tensor:
-    return moved(torch.from_numpy(values), like.device)
+    return to_device(torch.from_numpy(values), like.device)

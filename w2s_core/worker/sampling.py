@@ -12,7 +12,7 @@ import torch
 
 from w2s_core.pool.messages import Sampling
 from w2s_core.worker.logits_processors import LogitsProcessor, process_logits
-from w2s_core.worker.transfer import moved, send
+from w2s_core.worker.transfer import long_tensor, to_device
 
 _COLDEST = 1e-5  # below this a temperature divides logits into infinities; it is greedy, as in vLLM
 _FIRST_TRY = 1024  # top_p rarely needs more tokens than these; sorting the whole vocabulary is slow
@@ -45,7 +45,7 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, to
         if len(rows) == len(draws):
             tokens, logprobs = kind(logits, draws)
         else:
-            index = send(rows, logits.device)
+            index = long_tensor(rows, logits.device)
             tokens[index], logprobs[index] = kind(logits[index], [draws[i] for i in rows])
     return tokens, logprobs
 
@@ -99,7 +99,7 @@ def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tenso
     scaled = logits / _column([d.sampling.temperature for d in draws], logits)
     vocabulary = logits.shape[1]
     limits = [min(d.sampling.top_k, vocabulary) or vocabulary for d in draws]
-    top_k = send(limits, logits.device)[:, None]
+    top_k = long_tensor(limits, logits.device)[:, None]
     top_p = _column([d.sampling.top_p for d in draws], logits)
     # A GPU sorts everything sooner than it can be asked whether the best few were enough.
     first_try = _FIRST_TRY if logits.device.type == "cpu" else vocabulary
@@ -133,4 +133,4 @@ def _inverse_transform(probabilities: torch.Tensor, draws: Sequence[Draw]) -> to
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return moved(torch.tensor(values, dtype=like.dtype), like.device)[:, None]
+    return to_device(torch.tensor(values, dtype=like.dtype), like.device)[:, None]

@@ -33,7 +33,7 @@ from w2s_core.worker.sampling import draw_tokens
 from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.worker.token_tree import TokenTree
 from w2s_core.worker.top_logprobs import top_logprobs
-from w2s_core.worker.transfer import send
+from w2s_core.worker.transfer import long_tensor
 
 _log = logging.getLogger(__name__)
 _STEPS = 4096  # that are remembered, the latest, until somebody asks for them: more than a second has
@@ -69,7 +69,7 @@ class ModelScheduler:
                 self.scoring.append(ScoreTask(job, tree))
             case PromptJob():
                 self.reading.append(PromptTask(job, tree))
-        tree.keep(leaf for other in self.tasks if other.tree is tree for leaf in other.leaves)
+        tree.retain(leaf for other in self.tasks if other.tree is tree for leaf in other.leaves)
 
     def _beginning(self, job: SampleJob) -> Future[LLMatcher] | None:
         if job.sampling.grammar is None:
@@ -81,7 +81,7 @@ class ModelScheduler:
         tree = TokenTree(self.runner.cache, job.prompt)
         if not isinstance(job, PromptJob):
             try:
-                self.prefixes.serve(tree, self.trees.values())
+                self.prefixes.match_prefix(tree, self.trees.values())
             except (CacheFullError, torch.OutOfMemoryError):
                 tree.evict()  # it will run its prompt when there is room
         self.trees[job.session] = tree
@@ -122,7 +122,7 @@ class ModelScheduler:
                 raise
             _log.exception("a batch of %d tokens failed", batch.size)
             failed = self._fail(batch.trees, str(error))
-        self.runner.relieve()
+        self.runner.release_memory()
         return failed
 
     def take_steps(self) -> list[tuple[StepKind, float]]:
@@ -142,7 +142,7 @@ class ModelScheduler:
                 stuck.append(task.tree)
             if isinstance(task, ScoreTask):
                 task.tokens_run += batch.size - before
-        rows = [(task, row) for task in self.sampling for row in task.live if row.leaf in batch.wanted]
+        rows = [(task, row) for task in self.sampling for row in task.live if row.leaf in batch.logits_rows]
         return batch, rows, list(self.scoring), stuck
 
     def _request(self, batch: Batch, tree: TokenTree, ask: Callable[[], object]) -> bool:
@@ -158,7 +158,7 @@ class ModelScheduler:
 
     def _make_room(self, tree: TokenTree, batch: Batch) -> bool:
         """Takes KV from somebody who can better do without it; False when there is nobody."""
-        if self.prefixes.forget_one():
+        if self.prefixes.evict_one():
             return True
         others = [other for other in self.trees.values() if other.region is not None and other not in batch.trees]
         busy = {task.tree for task in self.tasks}
@@ -178,9 +178,9 @@ class ModelScheduler:
         scoring: list[ScoreTask],
     ) -> list[JobOutcome]:
         if sampling:
-            places = [batch.wanted[row.leaf] for _, row in sampling]
+            places = [batch.logits_rows[row.leaf] for _, row in sampling]
             in_order = places == list(range(len(logits)))  # then there is no need to copy what is large
-            rows = logits if in_order else logits[send(places, logits.device)]
+            rows = logits if in_order else logits[long_tensor(places, logits.device)]
             self._find_alternatives(rows, sampling)
             tokens, logprobs = draw_tokens(rows, [task.draw(row) for task, row in sampling])
             for (task, row), token, logprob in zip(sampling, tokens, logprobs, strict=True):
@@ -188,7 +188,7 @@ class ModelScheduler:
         if scoring:
             self._score(batch, logits, scoring)
         for reader in self.reading:
-            behind_prompt = logits[batch.prompt_rows(reader.tree)]
+            behind_prompt = logits[batch.prompt_logits_rows(reader.tree)]
             if len(behind_prompt):
                 reader.read(behind_prompt)
         news = [task.news() for task in self.sampling]
@@ -204,19 +204,19 @@ class ModelScheduler:
         asking = [i for i, (task, _) in enumerate(sampling) if task.job.sampling.alternatives]
         if asking:
             most = max(sampling[i][0].job.sampling.alternatives for i in asking)
-            found = top_logprobs(rows if len(asking) == len(rows) else rows[send(asking, rows.device)], most)
+            found = top_logprobs(rows if len(asking) == len(rows) else rows[long_tensor(asking, rows.device)], most)
             for i, alternatives in zip(asking, found, strict=True):
                 task, row = sampling[i]
                 row.alternatives.append(alternatives[: task.job.sampling.alternatives])
 
     @staticmethod
     def _score(batch: Batch, logits: torch.Tensor, tasks: list[ScoreTask]) -> None:
-        pending = [pair for task in tasks for pair in task.pending(batch.wanted)]
+        pending = [pair for task in tasks for pair in task.pending(batch.logits_rows)]
         if pending:
-            rows = send([row for _, row in pending], logits.device)
-            tokens = send([node.token for node, _ in pending], logits.device)
+            rows = long_tensor([row for _, row in pending], logits.device)
+            tokens = long_tensor([node.token for node, _ in pending], logits.device)
             values = (logits[rows, tokens] - logits.logsumexp(1)[rows]).tolist()
-            for (node, _), nats in sorted(zip(pending, values, strict=True), key=lambda item: item[0][0].depth):
+            for (node, _), nats in sorted(zip(pending, values, strict=True), key=lambda item: item[0][0].position):
                 assert node.parent is not None
                 assert node.parent.logprob is not None
                 node.logprob = node.parent.logprob + nats
@@ -247,12 +247,12 @@ class ModelScheduler:
             self.sampling = [task for task in self.sampling if task.tree is not tree]
             self.scoring = [task for task in self.scoring if task.tree is not tree]
             self.reading = [task for task in self.reading if task.tree is not tree]
-            self.prefixes.remember(tree)
+            self.prefixes.insert(tree)
 
     @property
     def slots_held(self) -> int:
         """KV slots of living sessions."""
-        return self.runner.cache.slots_used - self.prefixes.slots
+        return self.runner.cache.slots_used - self.prefixes.slots_used
 
     def check_integrity(self) -> None:
         self.runner.cache.check_integrity()
@@ -263,7 +263,7 @@ class ModelScheduler:
 
 def _kind(batch: Batch, sampling: Sequence[tuple[SampleTask, RowState]]) -> StepKind:
     """A step that does several things goes by the first of: a prompt's tokens, rows that draw, answers to score."""
-    if batch.has_prompts:
+    if batch.has_prefill:
         return "prefill"
     return "decode" if sampling else "score"
 
@@ -271,6 +271,6 @@ def _kind(batch: Batch, sampling: Sequence[tuple[SampleTask, RowState]]) -> Step
 def _requests(batch: Batch, task: SampleTask | ScoreTask | PromptTask) -> list[Callable[[], object]]:
     """What the task wants of the next forward."""
     if isinstance(task, PromptTask):
-        return [] if task.done else [partial(batch.request_prompt, task.tree, task.known)]
+        return [] if task.done else [partial(batch.request_prompt_logits, task.tree, task.known)]
     urgent = isinstance(task, SampleTask)
-    return [partial(batch.request, task.tree, node, urgent=urgent) for node in task.wanted()]
+    return [partial(batch.request_logits, task.tree, node, decoding=urgent) for node in task.wanted()]

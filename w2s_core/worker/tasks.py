@@ -14,7 +14,7 @@ from w2s_core.worker.grammar_masks import resume_states
 from w2s_core.worker.logits_processors import LogitsProcessor, LogitsRules
 from w2s_core.worker.sampling import Draw
 from w2s_core.worker.token_tree import Node, TokenTree
-from w2s_core.worker.top_logprobs import with_chosen
+from w2s_core.worker.top_logprobs import with_drawn_logprob
 
 
 class RowState:
@@ -76,7 +76,7 @@ class SampleTask:
         self.beginning = beginning
         self._ends = (frozenset() if job.sampling.ignore_eos else eos) | frozenset(job.sampling.stop_token_ids)
         self._adjustments = LogitsRules(job.sampling, job.prompt, eos) if job.sampling.adjusts else None
-        self.rows = [RowState(i, tree.descend(row.tokens), row, self._adjustments) for i, row in enumerate(job.rows)]
+        self.rows = [RowState(i, tree.insert(row.tokens), row, self._adjustments) for i, row in enumerate(job.rows)]
 
     def enter_grammar(self) -> None:
         """Where the job waits for its grammar and that is there: gives every row its place in it. Raises what the
@@ -112,7 +112,7 @@ class SampleTask:
         """The row's next token, drawn."""
         row.logprobs.append(logprob)
         if self.job.sampling.alternatives:
-            row.alternatives[-1] = with_chosen(row.alternatives[-1], token, logprob)
+            row.alternatives[-1] = with_drawn_logprob(row.alternatives[-1], token, logprob)
         row.remaining -= 1
         row.position += 1
         if token in self._ends:
@@ -151,9 +151,9 @@ class ScoreTask:
         self.job = job
         self.tree = tree
         self.tokens_run = 0
-        self.leaves = [tree.descend(answer) for answer in job.answers]
+        self.leaves = [tree.insert(answer) for answer in job.answers]
         # Parents before children, so that a child's sum finds its parent's.
-        self._unknown = sorted(_without_logprob(self.leaves), key=lambda node: node.depth)
+        self._unknown = sorted(_without_logprob(self.leaves), key=lambda node: node.position)
 
     @property
     def done(self) -> bool:
