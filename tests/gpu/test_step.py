@@ -105,11 +105,11 @@ def test_a_decoding_step_waits_once(cuda: torch.device) -> None:
     subject = WorkerModels({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
     kinds = [Sampling(), Sampling(temperature=0.0), Sampling(top_p=0.9), Sampling(temperature=0.5, top_k=9)]
     for number, kind in enumerate(kinds, start=1):
-        subject.take(sample_job(number, [Row((), number, 20)] * 2, sampling=kind))
-    subject.turn()
-    subject.turn()
+        subject.handle(sample_job(number, [Row((), number, 20)] * 2, sampling=kind))
+    subject.step()
+    subject.step()
     with waits_are("warn"), pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
-        subject.turn()
+        subject.step()
     assert len(waits) == 1, [str(wait.message) for wait in waits]
 
 
@@ -133,13 +133,13 @@ def no_memory_left(device: torch.device) -> Iterator[None]:
 
 def test_no_memory_on_the_device_fails_its_batch_only(cuda: torch.device) -> None:
     subject = WorkerModels({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
-    subject.take(sample_job(1, [Row((), 1, 5)]))
+    subject.handle(sample_job(1, [Row((), 1, 5)]))
     expected = drawn(drain(subject), 1, 1)
-    subject.take(sample_job(2, [Row((), 2, 50)] * 8, tuple(range(250))))
+    subject.handle(sample_job(2, [Row((), 2, 50)] * 8, tuple(range(250))))
     with no_memory_left(cuda):
         [failed] = drain(subject)
     assert isinstance(failed, JobFailed)
     assert "out of memory" in failed.message
     assert state(subject).slots_used == {"m": 3 + 64}, "the first session lives"
-    subject.take(sample_job(3, [Row((), 1, 5)]))
+    subject.handle(sample_job(3, [Row((), 1, 5)]))
     assert drawn(drain(subject), 3, 1) == expected

@@ -231,8 +231,8 @@ def test_counting_costs_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token more is one entry changed, whatever the answer's length."""
     row = LogitsProcessor(LogitsRules(EVERYTHING, PROMPT, {EOS}), ())
     calls: list[int] = []
-    real = LogitsRules.minus
-    monkeypatch.setattr(LogitsRules, "minus", lambda self, count: calls.append(count) or real(self, count))
+    real = LogitsRules.penalty
+    monkeypatch.setattr(LogitsRules, "penalty", lambda self, count: calls.append(count) or real(self, count))
     for i in range(500):
         row.append(i % 20)
     assert len(calls) == 500
