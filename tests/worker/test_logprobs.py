@@ -37,7 +37,7 @@ def from_scratch(tokens: Tokens, model: torch.nn.Module = MODEL) -> torch.Tensor
 
 def found(outcomes: list[JobOutcome], job: int) -> PromptLogprobs:
     [result] = [o for o in outcomes if isinstance(o, PromptResult) and o.id == job]
-    return result.found
+    return result.logprobs
 
 
 def assert_right(result: PromptLogprobs, prompt: Tokens, top: int, model: torch.nn.Module = MODEL) -> None:

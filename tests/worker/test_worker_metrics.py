@@ -28,9 +28,9 @@ async def told(engine: Engine) -> dict[str, float]:
     """The metrics, after a Pong that was asked for now."""
     [worker] = pool_of(engine).workers
     for _ in range(2):  # the first may answer a question that was asked before
-        await until(lambda: not worker._asked)
-        worker.check(60)
-    await until(lambda: not worker._asked)
+        await until(lambda: not worker._heartbeat.awaiting_pong)
+        worker.check_heartbeat()
+    await until(lambda: not worker._heartbeat.awaiting_pong)
     return values(engine.metrics)
 
 

@@ -133,7 +133,7 @@ class LocalProposals:
         tokens: list[Tokens] = [()] * len(rows)
         logprobs: list[tuple[float, ...]] = [()] * len(rows)
         alternatives: list[tuple[Alternatives, ...]] = [()] * len(rows)
-        async with aclosing(drawing.news()) as all_news:
+        async with aclosing(drawing.updates()) as all_news:
             async for news in all_news:
                 number = news.row
                 self.sampled_tokens += len(news.tokens) + news.ended

@@ -33,7 +33,7 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of that name. "auto" is bfloat16 on GPUs that support it and on CPUs with AMX, else float32.
 
-    Where bfloat16 is not faster, float32 is exact.
+    Elsewhere float32 is as fast, and exact.
     """
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
