@@ -47,7 +47,7 @@ class LocalLargeModel:
 
     @property
     def context_length(self) -> int:
-        return self._pool.info(self._model).longest
+        return self._pool.info(self._model).max_length
 
     @property
     def tokenizer(self) -> HFTokenizer:

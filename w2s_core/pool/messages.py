@@ -46,7 +46,7 @@ class ModelInfo:
     dtype: str
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """Tokens that a prompt and one answer may have together: what fits both the context and the KV cache."""
         return min(self.context_length, self.kv_slots)
 
