@@ -174,7 +174,7 @@ class Metrics:
 
     # Where models run.
 
-    def worker_placed(self, worker: str) -> None:
+    def worker_added(self, worker: str) -> None:
         """A worker that there is from now on: its figures begin at 0."""
         self._kv_usage.labels(worker).set(0)
         self._restarts.labels(worker)
