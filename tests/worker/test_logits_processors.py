@@ -202,8 +202,8 @@ def test_rows_that_want_nothing_pay_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(drawing, "process_logits", lambda logits, rows: seen.append(len(rows)) or real(logits, rows))
     logits, plain = torch.randn(5, VOCABULARY), Draw(Sampling(), 0.5)
     draw_tokens(logits, [plain] * 5)
-    assert not Sampling().adjusts
-    assert not Sampling(0.3, 0.5, 5, ignore_eos=True, stop_token_ids=(3,)).adjusts
+    assert not Sampling().needs_processor
+    assert not Sampling(0.3, 0.5, 5, ignore_eos=True, stop_token_ids=(3,)).needs_processor
     assert seen == []
     shaped = Draw(EVERYTHING, 0.5, LogitsProcessor(LogitsRules(EVERYTHING, PROMPT, {EOS}), ANSWER))
     draw_tokens(logits, [plain, shaped, plain, plain, shaped])

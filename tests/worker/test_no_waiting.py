@@ -49,7 +49,7 @@ def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
 )
 def test_a_draw_reads_nothing_but_its_result(kinds: list[Sampling]) -> None:
     def draw(kind: Sampling) -> Draw:
-        processor = LogitsProcessor(LogitsRules(kind, (1, 2), (257,)), (3, 4, 5)) if kind.adjusts else None
+        processor = LogitsProcessor(LogitsRules(kind, (1, 2), (257,)), (3, 4, 5)) if kind.needs_processor else None
         return Draw(kind, 0.5, processor)
 
     logits = torch.empty(len(kinds), 3000, device=UNREADABLE)

@@ -57,7 +57,7 @@ class LocalLargeModel:
         info = self._pool.info(self._model)
         check_token_ids(sampling, min(info.vocabulary, self._tokenizer.size))
         resolved = in_tokens(sampling, self._tokenizer, info.vocabulary)
-        if resolved.forbids:
+        if resolved.bans_tokens:
             check_possible(resolved, info.eos, info.vocabulary)
 
     @property
