@@ -1,6 +1,6 @@
-"""A step on a device that cannot be read: what would wait for a GPU inside it, or mixes devices, fails.
+"""A step does not synchronize with the device: run on torch's "meta" device, where reading a value raises.
 
-Torch's "meta" device computes shapes only; whatever asks it for a value raises.
+The meta device computes shapes only. Mixing devices raises too.
 """
 
 from __future__ import annotations

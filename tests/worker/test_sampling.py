@@ -1,4 +1,4 @@
-"""The draw's distribution, its truncations, and that rows do not see each other."""
+"""Sampling: the distribution of draws, top_k and top_p, and independence of rows."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_row_does_not_depend_on_its_neighbours(data: st.DataObject) -> None:
     assert logprobs == pytest.approx([p[0] for _, p in alone], abs=1e-5)
 
 
-def test_a_nucleus_wider_than_the_first_try_is_whole() -> None:
+def test_a_nucleus_larger_than_the_presorted_tokens_is_complete() -> None:
     """Flat logits over 3,000 tokens: top_p 0.9 needs 2,700 of them, more than the 1,024 that are sorted first."""
     draws = [Draw(Sampling(1.0, 0.9, 0), u) for u in (0.0, 0.5, 0.999)]
     tokens, _ = draw_tokens(torch.arange(3000.0).expand(3, 3000) * -1e-6, draws)
