@@ -14,7 +14,7 @@ from __future__ import annotations
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_COPY, _SUCCESSOR, _DRAW, _CALL = 1, 2, 3, 4  # domains: equal numbers in different roles must not meet
+_COPY, _SUCCESSOR, _DRAW, _CALL, _LEVEL = 1, 2, 3, 4, 5  # domains: equal numbers in different roles must not meet
 
 
 def _finalize(x: int) -> int:
@@ -57,3 +57,8 @@ def call_seed(key: int, position: int, attempt: int = 0) -> int:
 def uniform(key: int, position: int) -> float:
     """The draw for the token at `position`: 53 random bits in [0, 1)."""
     return (_mix(key, _DRAW, position) >> 11) * 2.0**-53
+
+
+def derived_uniform(number: float, level: int) -> float:
+    """The `level`-th of the independent numbers in [0, 1) that one such number stands for; level 0 is itself."""
+    return number if level == 0 else (_mix(int(number * 2**53), _LEVEL, level) >> 11) * 2.0**-53
