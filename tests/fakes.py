@@ -98,7 +98,7 @@ class FakeLargeModel:
         self.distribution = distribution or letters()
         self.context_length = context_length
         self.decoder = ByteCodec()
-        self.token_ids = True
+        self.exposes_token_ids = True
         self.gate = gate
         self.open_sessions = 0
         self.calls: list[tuple[int, int, int]] = []  # (hypotheses, k, length) of each propose
@@ -106,7 +106,7 @@ class FakeLargeModel:
     def check(self, sampling: SamplingParams) -> None:
         check_token_ids(sampling, EOS + 1)
 
-    continues_grammars = True
+    supports_chunked_grammar = True
 
     async def check_grammar(self, grammar: Grammar) -> Grammar:
         raise RequestError("Fakes follow no grammar.", grammar.field)
@@ -121,10 +121,10 @@ class FakeLargeModel:
             return self.decoder.encode_chat(prompt)
         return self.decoder.encode(prompt.text)
 
-    def count(self, prompt: Tokens) -> int:
+    def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
-    def text_of(self, prompt: Prompt) -> Prompt:
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self.decoder.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
     @asynccontextmanager
@@ -244,7 +244,7 @@ class FakeScoring:
         self.scored_tokens = 0
         self._scorer = scorer
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         await self.score(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:

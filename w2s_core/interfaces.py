@@ -111,7 +111,7 @@ class LargeModel(Protocol):
         ...
 
     @property
-    def continues_grammars(self) -> bool:
+    def supports_chunked_grammar(self) -> bool:
         """Whether an answer in a grammar can be drawn chunk by chunk."""
         ...
 
@@ -128,15 +128,15 @@ class LargeModel(Protocol):
         ...
 
     @property
-    def token_ids(self) -> bool:
+    def exposes_token_ids(self) -> bool:
         """Whether `encode` and hypotheses give the model's own token ids; else only `open` and `decoder` read them."""
         ...
 
-    def count(self, prompt: Tokens) -> int:
+    def count_tokens(self, prompt: Tokens) -> int:
         """Tokens of an encoded prompt; 0 where only a provider can count them."""
         ...
 
-    def text_of(self, prompt: Prompt) -> Prompt:
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
         """The same prompt without token ids of this model: a TokenPrompt is decoded, others are returned as is."""
         ...
 
@@ -168,7 +168,7 @@ class Scoring(Protocol):
         """Had from providers so far."""
         ...
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         """These are about to be asked for, perhaps among others: does now what can be done. Returns when the session is
         ready for another call, whether or not these are scored by then."""
         ...

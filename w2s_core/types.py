@@ -217,7 +217,7 @@ class GenerationRequest:
     the log-probabilities in that, with so many alternatives at each place. `token_ids`: tokens are wanted for
     their ids, which not every provider tells.
 
-    With `max_tokens` 0 and pairs, the prompts' texts are scored as answers; `scored_behind` is what each of them begins
+    With `max_tokens` 0 and pairs, the prompts' texts are scored as answers; `score_prefix` is what each of them begins
     with that is not: the pairs' prompt x, else empty.
     """
 
@@ -231,8 +231,8 @@ class GenerationRequest:
     with_tokens: bool = False
     with_prompt: bool = False
     prompt_logprobs: int | None = None
-    token_ids: bool = False
-    scored_behind: str | None = None
+    needs_token_ids: bool = False
+    score_prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,7 @@ async def test_what_is_expected_is_asked_for_meanwhile_and_once(tokenizer: HFTok
         model.gate = go.wait
     first, more = answers("a"), answers("b", "c")
     async with scorer.open(PROMPT) as scoring, asyncio.timeout(10):
-        await scoring.expect(first)  # returns although nobody answers
+        await scoring.prefetch(first)  # returns although nobody answers
         await asyncio.sleep(0)
         assert [model.open_calls for model in models] == [2, 2]
         scores = asyncio.create_task(scoring.score([*first, *more]))
@@ -234,7 +234,7 @@ async def test_who_leaves_ends_what_is_expected(tokenizer: HFTokenizer) -> None:
         model.gate = asyncio.Event().wait
     before = asyncio.all_tasks()
     async with scorer.open(PROMPT) as scoring, asyncio.timeout(10):
-        await scoring.expect(answers("a"))
+        await scoring.prefetch(answers("a"))
         await asyncio.sleep(0)
         assert [model.open_calls for model in models] == [2, 2]
     assert [model.open_calls for model in models] == [0, 0]

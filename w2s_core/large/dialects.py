@@ -66,8 +66,8 @@ class Dialect(Protocol):
 
     def check(self, sampling: SamplingParams) -> None: ...
     def encode(self, prompt: Prompt) -> Tokens: ...
-    def count(self, prompt: Tokens) -> int: ...
-    def text_of(self, prompt: Prompt) -> Prompt: ...
+    def count_tokens(self, prompt: Tokens) -> int: ...
+    def decode_prompt(self, prompt: Prompt) -> Prompt: ...
     def wire(self, prompt: Tokens, sampling: SamplingParams) -> DialectSession: ...
 
 
@@ -88,10 +88,10 @@ class TokenIdDialect:
     def encode(self, prompt: Prompt) -> Tokens:
         return encode_prompt(self._tokenizer, prompt)
 
-    def count(self, prompt: Tokens) -> int:
+    def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
-    def text_of(self, prompt: Prompt) -> Prompt:
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
     def wire(self, prompt: Tokens, sampling: SamplingParams) -> TokenIdSession:
@@ -155,10 +155,10 @@ class TextDialect:
             raise RequestError("The prompt must not be empty.", "prompt")
         return tuple(map(ord, text))
 
-    def count(self, prompt: Tokens) -> int:
+    def count_tokens(self, prompt: Tokens) -> int:
         return len(self._tokenizer.encode(_text_of(prompt), special_tokens=True)) if self._tokenizer else 0
 
-    def text_of(self, prompt: Prompt) -> Prompt:
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self._text(prompt)) if isinstance(prompt, TokenPrompt) else prompt
 
     def wire(self, prompt: Tokens, sampling: SamplingParams) -> TextSession:

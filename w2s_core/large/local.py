@@ -61,7 +61,7 @@ class LocalLargeModel:
             check_possible(resolved, info.eos, info.vocabulary)
 
     @property
-    def continues_grammars(self) -> bool:
+    def supports_chunked_grammar(self) -> bool:
         return True
 
     async def check_grammar(self, grammar: Grammar) -> Grammar:
@@ -73,13 +73,13 @@ class LocalLargeModel:
         return encode_prompt(self._tokenizer, prompt)
 
     @property
-    def token_ids(self) -> bool:
+    def exposes_token_ids(self) -> bool:
         return True
 
-    def count(self, prompt: Tokens) -> int:
+    def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
-    def text_of(self, prompt: Prompt) -> Prompt:
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
     @asynccontextmanager

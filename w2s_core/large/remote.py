@@ -55,11 +55,11 @@ class RemoteLargeModel:
         self._language.check(sampling)
 
     @property
-    def continues_grammars(self) -> bool:
+    def supports_chunked_grammar(self) -> bool:
         return False  # a call that begins in the middle of an answer would begin the grammar anew
 
     async def check_grammar(self, grammar: Grammar) -> Grammar:
-        if not self.token_ids:
+        if not self.exposes_token_ids:
             raise RequestError(f"The provider of `{self._provider.name}` cannot follow it.", grammar.field)
         check_schema(grammar)  # the rest of it the provider knows better
         return grammar
@@ -68,14 +68,14 @@ class RemoteLargeModel:
         return self._language.encode(prompt)
 
     @property
-    def token_ids(self) -> bool:
+    def exposes_token_ids(self) -> bool:
         return self._language is self._by_tokens
 
-    def count(self, prompt: Tokens) -> int:
-        return self._language.count(prompt)
+    def count_tokens(self, prompt: Tokens) -> int:
+        return self._language.count_tokens(prompt)
 
-    def text_of(self, prompt: Prompt) -> Prompt:
-        return self._language.text_of(prompt)
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
+        return self._language.decode_prompt(prompt)
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[RemoteProposals]:  # noqa: ARG002
@@ -83,7 +83,7 @@ class RemoteLargeModel:
         successors = SuccessorBuilder(language.decoder, sampling)
         wire = language.wire(prompt, sampling)
         session = RemoteProposals(self._provider, wire, successors, sampling, affinity(prompt))
-        session.prompt_tokens = language.count(prompt)
+        session.prompt_tokens = language.count_tokens(prompt)
         yield session
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:  # noqa: ARG002
@@ -118,13 +118,13 @@ class RemoteProposals:
         self._successors = successors
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
-        families = {index: family async for index, family in self.families(beam, k=k, length=length)}
+        families = {index: family async for index, family in self.propose_as_completed(beam, k=k, length=length)}
         return [y for index in range(len(beam)) for y in families[index]]
 
-    async def families(
+    async def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
-        """As `w2s_core.engine.early_scoring.FamilyProposals.families`."""
+        """As `w2s_core.engine.early_scoring.StreamingProposals.propose_as_completed`."""
         self._successors.forget_all_but(beam)
 
         async def family(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:

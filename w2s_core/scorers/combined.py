@@ -42,8 +42,8 @@ class CombinedScoring:
     def provider_usage(self) -> ProviderUsage:
         return sum((session.provider_usage for session in self._sessions.values()), ProviderUsage())
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
-        await gather_all([session.expect(candidates) for session in self._sessions.values()])
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
+        await gather_all([session.prefetch(candidates) for session in self._sessions.values()])
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         results = await gather_all([session.score(candidates) for session in self._sessions.values()])

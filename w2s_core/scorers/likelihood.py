@@ -21,7 +21,7 @@ class LikelihoodScorer:
     async def open(self, _prompt: Prompt) -> AsyncIterator[LikelihoodScorer]:
         yield self
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         pass
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:

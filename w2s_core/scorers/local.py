@@ -58,7 +58,7 @@ class LocalScoring:
         # One reading serves both models where they have one tokenizer.
         self._texts = {model.tokenizer.tokenization: Retokenizer(model.tokenizer) for model in models}
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         await self.score(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:

@@ -76,7 +76,7 @@ class PairModel:
 
 def pair_prompt_text(prompt: Prompt, template: str | None) -> str:
     """What a pair sees of a prompt as text: the raw prompt, or the template around it or the last user message."""
-    assert not isinstance(prompt, TokenPrompt)  # `LargeModel.text_of` has decoded those
+    assert not isinstance(prompt, TokenPrompt)  # `LargeModel.decode_prompt` has decoded those
     if template is None:
         assert isinstance(prompt, TextPrompt)
         return prompt.text

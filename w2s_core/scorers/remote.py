@@ -204,7 +204,7 @@ class RemoteScoring:
     def scored_tokens(self) -> int:
         return self.provider_usage.prompt_tokens
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         for reading in self._readings:
             reading.ask(candidates)
 

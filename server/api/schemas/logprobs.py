@@ -32,7 +32,7 @@ class Details:
         return {
             "with_tokens": self.logprobs is not None or self.token_ids,
             "with_prompt": self.echo or self.token_ids or self.prompt_logprobs is not None,
-            "token_ids": self.token_ids,
+            "needs_token_ids": self.token_ids,
             "prompt_logprobs": max((n for n in numbers if n is not None), default=None),
         }
 
