@@ -187,7 +187,7 @@ class FakeProposals:
                 tokens.append(token)
         self.sampled_tokens += len(logprobs)
         new = tuple(tokens[len(parent.tokens) :])
-        return self._successors.make(
+        return self._successors.build(
             parent,
             index,
             new,

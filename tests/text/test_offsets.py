@@ -95,7 +95,7 @@ def writings(tokenizer: PieceCodec, chunks: list[list[int]], sampling: SamplingP
     answer, events = Hypothesis(key=root_key(1)), list[object]()
     for chunk in chunks:
         nats = tuple(-float(t) for t in chunk)
-        answer = successors.make(
+        answer = successors.build(
             answer,
             0,
             tuple(chunk),
@@ -107,7 +107,7 @@ def writings(tokenizer: PieceCodec, chunks: list[list[int]], sampling: SamplingP
         if answer.finished:
             break
     if ended and not answer.finished:
-        answer = successors.make(answer, 0, (), (-9.0,), ended=True, ending=EOS, alternatives=(((EOS, -9.0),),))
+        answer = successors.build(answer, 0, (), (-9.0,), ended=True, ending=EOS, alternatives=(((EOS, -9.0),),))
     return [*events, *writer.finish(answer, guided=False)]
 
 
@@ -151,8 +151,8 @@ def test_beams_that_agree_on_a_text_but_not_on_its_tokens_send_nothing_yet() -> 
     tokenizer = PieceCodec([b"a", b"b", b"ab", b"c"])
     writer = TokenWriter(0, SamplingParams(), tokenizer)  # type: ignore[arg-type]
     successors, start = SuccessorBuilder(tokenizer, SamplingParams()), Hypothesis()  # type: ignore[arg-type]
-    split = successors.make(start, 0, (0, 1, 3), (-1.0, -2.0, -3.0), ended=False)
-    joined = successors.make(start, 0, (2, 3), (-4.0, -5.0), ended=False)
+    split = successors.build(start, 0, (0, 1, 3), (-1.0, -2.0, -3.0), ended=False)
+    joined = successors.build(start, 0, (2, 3), (-4.0, -5.0), ended=False)
     assert split.text == joined.text
     assert writer.commit([split, joined]) == []
     *_, text, end = writer.commit([joined]) + writer.finish(joined, guided=True)
@@ -212,7 +212,7 @@ def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
 def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> None:
     tokenizer, sampling = ByteCodec(), SamplingParams(skip_special_tokens=skip)
     successors, writer = SuccessorBuilder(tokenizer, sampling), TokenWriter(0, sampling, tokenizer)  # type: ignore[arg-type]
-    answer = successors.make(Hypothesis(), 0, (97, EOS, 98), (-1.0,) * 3, ended=False)
+    answer = successors.build(Hypothesis(), 0, (97, EOS, 98), (-1.0,) * 3, ended=False)
     events = writer.finish(answer, guided=False)
     assert [token.offset for event in events for token in event.tokens] == ([0, 1, 1] if skip else [0, 1, 6])
     assert answer.text == ("ab" if skip else "a<eos>b")
@@ -222,9 +222,9 @@ def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:
     """A stop string may begin right behind it, and then the answer ends before it."""
     tokenizer, sampling = ByteCodec(), SamplingParams(stop=("b",))
     successors, writer = SuccessorBuilder(tokenizer, sampling), TokenWriter(0, sampling, tokenizer)  # type: ignore[arg-type]
-    longer = successors.make(Hypothesis(), 0, (97, EOS), (-1.0,) * 2, ended=False)
+    longer = successors.build(Hypothesis(), 0, (97, EOS), (-1.0,) * 2, ended=False)
     events = [*writer.commit([longer])]
-    answer = successors.make(longer, 0, (98,), (-1.0,), ended=False)
+    answer = successors.build(longer, 0, (98,), (-1.0,), ended=False)
     events += writer.finish(answer, guided=False)  # type: ignore[arg-type]
     assert (answer.text, answer.tokens) == ("a", (97,))
     assert [token.token for event in events for token in event.tokens] == [97]

@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from w2s_core.errors import RequestError
 from w2s_core.large.prompts import encode_prompt
 from w2s_core.large.successors import SuccessorBuilder
-from w2s_core.large.token_sampling import check_possible, check_token_ids, in_tokens
+from w2s_core.large.token_sampling import check_possible, check_token_ids, resolve_sampling
 from w2s_core.pool.messages import Row, Sampling
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.pool.session import Session
@@ -56,7 +56,7 @@ class LocalLargeModel:
     def check(self, sampling: SamplingParams) -> None:
         info = self._pool.info(self._model)
         check_token_ids(sampling, min(info.vocabulary, self._tokenizer.size))
-        resolved = in_tokens(sampling, self._tokenizer, info.vocabulary)
+        resolved = resolve_sampling(sampling, self._tokenizer, info.vocabulary)
         if resolved.forbids:
             check_possible(resolved, info.eos, info.vocabulary)
 
@@ -85,7 +85,7 @@ class LocalLargeModel:
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
         async with self._pool.session(rows, {self._model}) as session:
-            drawn = in_tokens(sampling, self._tokenizer, self._pool.info(self._model).vocabulary)
+            drawn = resolve_sampling(sampling, self._tokenizer, self._pool.info(self._model).vocabulary)
             yield LocalProposals(self._model, session, prompt, drawn, SuccessorBuilder(self._tokenizer, sampling))
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
@@ -112,7 +112,7 @@ class LocalProposals:
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         parents = [(y, index) for y in beam for index in range(k)]
-        self._successors.forget_all_but(beam)
+        self._successors.prune(beam)
         latest: dict[int, Hypothesis] = {}
         async with aclosing(self._draw(parents, length, _CHUNK_NEWS if self._successors.stops else length)) as drawn:
             async for number, successor in drawn:
@@ -142,13 +142,13 @@ class LocalProposals:
                 logprobs[number] += news.logprobs
                 alternatives[number] += news.alternatives
                 parent, index = parents[number]
-                successor = self._successors.make(
+                successor = self._successors.build(
                     parent,
                     index,
                     tokens[number],
                     logprobs[number],
                     ended=news.ended,
-                    seen=seen,
+                    already_decoded=seen,
                     ending=news.ending,
                     alternatives=alternatives[number],
                 )

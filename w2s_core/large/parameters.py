@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from w2s_core.errors import RequestError
-from w2s_core.large.token_sampling import check_token_ids, in_tokens
+from w2s_core.large.token_sampling import check_token_ids, resolve_sampling
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Grammar, Hypothesis, SamplingParams
 
@@ -38,7 +38,7 @@ def check_extras(sampling: SamplingParams, tokenizer: HFTokenizer, who: str) -> 
         raise RequestError(
             f"The provider of `{who}` cannot honour presence_penalty chunk by chunk.", "presence_penalty"
         )
-    if any(len(word) > 1 for word in in_tokens(sampling, tokenizer, tokenizer.size).bad_words):
+    if any(len(word) > 1 for word in resolve_sampling(sampling, tokenizer, tokenizer.size).bad_words):
         raise RequestError(f"The provider of `{who}` can avoid words of one token only.", "bad_words")
 
 

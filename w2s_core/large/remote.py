@@ -125,7 +125,7 @@ class RemoteProposals:
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
         """As `w2s_core.engine.early_scoring.StreamingProposals.propose_as_completed`."""
-        self._successors.forget_all_but(beam)
+        self._successors.prune(beam)
 
         async def family(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
             yield index, await self._family(beam[index], k, length)
@@ -194,7 +194,7 @@ class RemoteProposals:
         return completion
 
     def _successor(self, parent: Hypothesis, index: int, drawn: DrawnChoice) -> Hypothesis:
-        return self._successors.make(
+        return self._successors.build(
             parent,
             index,
             drawn.tokens,

@@ -22,12 +22,12 @@ class SuccessorBuilder:
         self._decoded: dict[Tokens, DetokenizerState] = {}
         self._beginnings: dict[Tokens, int] = {}  # characters of the first `min_tokens` tokens
 
-    def forget_all_but(self, beam: Sequence[Hypothesis]) -> None:
+    def prune(self, beam: Sequence[Hypothesis]) -> None:
         """Keeps what is known of `beam` and of nobody else."""
         self._decoded = {y.tokens: self._decoding(y.tokens) for y in beam}
         self._beginnings = {}
 
-    def make(
+    def build(
         self,
         parent: Hypothesis,
         index: int,
@@ -37,17 +37,17 @@ class SuccessorBuilder:
         ended: bool,
         ending: int | None = None,
         alternatives: tuple[Alternatives, ...] = (),
-        seen: int = 0,
+        already_decoded: int = 0,
     ) -> Hypothesis:
         """The `index`-th successor of `parent`, with these new tokens; `logprobs` has one more if `ended`, by `ending`,
         and `alternatives` as many as `logprobs` if there are any.
 
-        `seen` of the new tokens were there when this successor was last made: only what follows them is decoded.
+        `already_decoded` of the new tokens were there when this successor was last made: only what follows them is decoded.
         """
         whole = parent.tokens + tokens
-        before = whole[: len(parent.tokens) + seen]
+        before = whole[: len(parent.tokens) + already_decoded]
         decoded = detokenize(self._decoder, self._decoding(before), whole)
-        if seen:
+        if already_decoded:
             self._decoded.pop(before, None)  # a step on the way; keeping them all would cost the square of the length
         self._decoded[whole] = decoded
         text, finish = decoded.text, _finish(ended)

@@ -12,7 +12,7 @@ from w2s_core.types import SamplingParams, Tokens
 _ID_FIELDS = ("logit_bias", "stop_token_ids", "allowed_token_ids")
 
 
-def in_tokens(sampling: SamplingParams, tokenizer: HFTokenizer, vocabulary: int) -> Sampling:
+def resolve_sampling(sampling: SamplingParams, tokenizer: HFTokenizer, vocabulary: int) -> Sampling:
     """What a job carries. `vocabulary` is the number of the model's logits."""
     return Sampling(
         temperature=sampling.temperature,
