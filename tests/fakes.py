@@ -15,7 +15,7 @@ from w2s_core.errors import RequestError
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import check_token_ids
 from w2s_core.search.randomness import successor_key, uniform
-from w2s_core.text.token_bytes import text_of
+from w2s_core.text.token_bytes import decode_utf8
 from w2s_core.types import (
     Alternatives,
     ChatPrompt,
@@ -58,7 +58,7 @@ class ByteCodec:
     def encode_chat(self, prompt: ChatPrompt) -> Tokens:
         return self.encode("".join(f"<{m['role']}>{m['content']}" for m in prompt.messages))
 
-    def names(self, tokens: Sequence[int]) -> list[str]:
+    def convert_ids_to_tokens(self, tokens: Sequence[int]) -> list[str]:
         return [chr(token) for token in tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -66,7 +66,7 @@ class ByteCodec:
         return b"".join(bytes([t]) if t < EOS else eos for t in tokens).decode("utf-8", "replace")
 
     def token_text(self, token: int) -> TokenText:
-        return TokenText(text_of(bytes([token])), bytes([token])) if token < EOS else TokenText("<eos>", None)
+        return TokenText(decode_utf8(bytes([token])), bytes([token])) if token < EOS else TokenText("<eos>", None)
 
 
 CODEC = ByteCodec()

@@ -101,7 +101,7 @@ async def test_a_score_is_that_of_the_whole_answer(
     candidates = answers("", "a", "ab ☃", "bééd a")
     async with scorer.open(prompt) as scoring:
         scores = await scoring.score(candidates)
-    context = tokenizer.encode(seen, special_tokens=True) or tokenizer.start
+    context = tokenizer.encode(seen, special_tokens=True) or tokenizer.empty_prompt
     assert [s.total for s in scores] == pytest.approx([expected(models, context, y) for y in candidates], abs=1e-9)
     assert len({round(s.total, 6) for s in scores}) > 4
     assert (

@@ -17,7 +17,7 @@ from w2s_core.engine.output import TokenWriter, placed_prompt
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.search.randomness import root_key
 from w2s_core.text.offsets import OffsetTracker, TokenSpan
-from w2s_core.text.token_bytes import text_of
+from w2s_core.text.token_bytes import decode_utf8
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Hypothesis, PromptLogprobs, SamplingParams, TokenText
 
@@ -36,7 +36,9 @@ class PieceCodec:
         return b"".join(self.pieces[t] for t in tokens if t != EOS).decode("utf-8", "replace")
 
     def token_text(self, token: int) -> TokenText:
-        return TokenText("<eos>", None) if token == EOS else TokenText(text_of(self.pieces[token]), self.pieces[token])
+        return (
+            TokenText("<eos>", None) if token == EOS else TokenText(decode_utf8(self.pieces[token]), self.pieces[token])
+        )
 
 
 TEXTS = st.text(st.sampled_from("ab é€😀\ufffd"), max_size=12)
@@ -57,8 +59,8 @@ ANY = cut_texts(st.one_of(TEXTS.map(str.encode), st.binary(max_size=12)))
 
 def places(tokenizer: PieceCodec, chunks: list[list[int]]) -> list[TokenSpan]:
     placer = OffsetTracker(tokenizer)  # type: ignore[arg-type]
-    found = [place for chunk in chunks for place in placer.place(chunk)]
-    return found + placer.rest(len(tokenizer.decode([t for chunk in chunks for t in chunk])))
+    found = [place for chunk in chunks for place in placer.feed(chunk)]
+    return found + placer.flush(len(tokenizer.decode([t for chunk in chunks for t in chunk])))
 
 
 @settings(max_examples=400)
@@ -70,8 +72,8 @@ def test_every_whole_token_stands_where_its_text_stands(cut: tuple[list[bytes], 
     assert [place.token for place in found] == list(range(len(cut[0])))
     assert [place.number for place in found] == list(range(len(cut[0])))
     for place in found:
-        if place.piece.text is not None:
-            assert text[place.start : place.end] == place.piece.text
+        if place.token_text.text is not None:
+            assert text[place.start : place.end] == place.token_text.text
         else:
             assert place.start < place.end
     assert [p.start for p in found] == sorted(p.start for p in found)
@@ -139,9 +141,9 @@ def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
     assert [t.logprob for t in tokens] == list(answer.logprobs)
     for token in tokens:
         [(other, piece, nats)] = token.alternatives
-        assert (other, piece, nats) == (token.token, token.piece, token.logprob)
-        if token.piece.text is not None and token.piece.bytes is not None:
-            assert text[token.offset :].startswith(token.piece.text[: len(text) - token.offset])
+        assert (other, piece, nats) == (token.token, token.token_text, token.logprob)
+        if token.token_text.text is not None and token.token_text.bytes is not None:
+            assert text[token.offset :].startswith(token.token_text.text[: len(text) - token.offset])
     together = writings(tokenizer, [[t for chunk in cut[1] for t in chunk]], sampling, ended=ended)
     at_once = [t for event in together for t in event.tokens]  # type: ignore[attr-defined]
     assert at_once == tokens, "how it was cut into chunks must not show"
@@ -195,7 +197,7 @@ def test_sentencepiece_tokens_are_placed_though_the_first_space_is_dropped(tmp_p
     assert tokenizer.decode(tokens) == "ab a€b"
     found = placed_prompt(tokenizer, tokens, None)
     assert [token.offset for token in found] == [0, 1, 2, 4, 4, 4, 5, 6]
-    assert [token.piece.text for token in found] == ["a", "b", " a", None, None, None, "b", "</s>"]
+    assert [token.token_text.text for token in found] == ["a", "b", " a", None, None, None, "b", "</s>"]
     assert tokenizer.token_text(2) == TokenText(" a", b" a")
     assert tokenizer.token_text(euro[0]) == TokenText(None, b"\xe2")
 

@@ -130,7 +130,7 @@ def test_common_prefix(texts: list[str]) -> None:
 def test_the_codec_renders_chats_and_names_its_tokens(tokenizer: HFTokenizer) -> None:
     tokens = tokenizer.encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
     assert tokenizer.decode(tokens) == "<user>Hi\n<assistant>"
-    assert tokenizer.start == (256,)
+    assert tokenizer.empty_prompt == (256,)
     assert tokenizer.eos == 257
     assert tokenizer.encode_many(["a", ""]) == [tokenizer.encode("a", special_tokens=False), ()]
 

@@ -25,7 +25,7 @@ BOTH = Guidance("cbs", {"same": 1.0, "foreign": -0.5})
 def from_scratch(folders: dict[str, Path], pair: str, x: str, y: str) -> float:
     prefix = "" if pair == "same" else "foreign-"
     tokenizer = HFTokenizer(str(folders[f"{prefix}tuned"]))
-    prompt = tokenizer.encode(x, special_tokens=True) or tokenizer.start
+    prompt = tokenizer.encode(x, special_tokens=True) or tokenizer.empty_prompt
     tokens = tokenizer.encode(y, special_tokens=False)
     tuned, untuned = (logprob(folders[f"{prefix}{which}"], prompt, tokens) for which in ("tuned", "untuned"))
     return tuned - untuned

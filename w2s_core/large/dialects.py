@@ -151,7 +151,7 @@ class TextDialect:
 
     def encode(self, prompt: Prompt) -> Tokens:
         text = self._text(prompt)
-        if not text and (self._tokenizer is None or not self._tokenizer.start):
+        if not text and (self._tokenizer is None or not self._tokenizer.empty_prompt):
             raise RequestError("The prompt must not be empty.", "prompt")
         return tuple(map(ord, text))
 

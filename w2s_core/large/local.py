@@ -36,7 +36,7 @@ class LocalLargeModel:
 
     def __init__(self, model: str, tokenizer: HFTokenizer, pool: WorkerPool, tool_format: str | None = None) -> None:
         self.tool_format = tool_format
-        self.checker = GrammarChecker(tokenizer.tokenization, tokenizer.eos)
+        self.checker = GrammarChecker(tokenizer.tokenizer_json, tokenizer.eos)
         self._tokenizer = tokenizer
         self._model = model
         self._pool = pool

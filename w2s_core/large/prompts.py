@@ -18,7 +18,7 @@ def encode_prompt(tokenizer: HFTokenizer, prompt: Prompt) -> Tokens:
             tokens = tokenizer.encode_chat(prompt)
         case TextPrompt():
             tokens = tokenizer.encode(prompt.text, special_tokens=prompt.special_tokens)
-    tokens = tokens or tokenizer.start
+    tokens = tokens or tokenizer.empty_prompt
     if not tokens:
         raise RequestError("This model has no BOS token: the prompt must not be empty.", "prompt")
     return tokens

@@ -42,7 +42,7 @@ class SuccessorBuilder:
         """The `index`-th successor of `parent`, with these new tokens; `logprobs` has one more if `ended`, by `ending`,
         and `alternatives` as many as `logprobs` if there are any.
 
-        `already_decoded` of the new tokens were there when this successor was last made: only what follows them is decoded.
+        The first `already_decoded` new tokens were there when this successor was last built, and are not decoded again.
         """
         whole = parent.tokens + tokens
         before = whole[: len(parent.tokens) + already_decoded]

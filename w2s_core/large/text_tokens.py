@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from w2s_core.errors import UpstreamError
-from w2s_core.text.token_bytes import text_of
+from w2s_core.text.token_bytes import decode_utf8
 from w2s_core.types import Tokens, TokenText
 
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # OpenAI's way to write a token that is no text by itself
@@ -40,7 +40,7 @@ class TextTokenTable:
     def token_text(self, token: int) -> TokenText:
         """As `HFTokenizer.piece`."""
         data = self._pieces[token]
-        return TokenText(text_of(data), data)
+        return TokenText(decode_utf8(data), data)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """As `HFTokenizer.decode`."""

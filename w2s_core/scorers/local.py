@@ -56,14 +56,14 @@ class LocalScoring:
         self._prompts = prompts
         self._limits = limits
         # One reading serves both models where they have one tokenizer.
-        self._texts = {model.tokenizer.tokenization: Retokenizer(model.tokenizer) for model in models}
+        self._texts = {model.tokenizer.tokenizer_json: Retokenizer(model.tokenizer) for model in models}
 
     async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         await self.score(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         texts = {name: text.encode(candidates) for name, text in self._texts.items()}
-        answers = [model.answers(candidates, texts[model.tokenizer.tokenization]) for model in self._models]
+        answers = [model.answers(candidates, texts[model.tokenizer.tokenizer_json]) for model in self._models]
         tuned, untuned = await gather_all([self._logprobs(i, answers[i]) for i in range(2)])
         self.scored_tokens += tuned.tokens_run + untuned.tokens_run
         return [Score(t - u) for t, u in zip(tuned.logprobs, untuned.logprobs, strict=True)]

@@ -27,18 +27,20 @@ class PairModel:
             raise ConfigurationError(
                 f"{self.name}: its tokenizer has no chat template, so the pair needs a prompt_template."
             )
-        if template == "" and not self.tokenizer.start:
+        if template == "" and not self.tokenizer.empty_prompt:
             raise ConfigurationError(f"{self.name}: it has no BOS, so it cannot score behind an empty prompt.")
 
     def prompt(self, prompt: Prompt, template: str | None) -> Tokens:
         """What this model sees before the answer."""
         if template is None and isinstance(prompt, ChatPrompt):
-            tools = prompt.tools if self.tokenizer.chat_template.knows_tools else ()
+            tools = prompt.tools if self.tokenizer.chat_template.supports_tools else ()
             return self.tokenizer.encode_chat(replace(prompt, special_tokens=False, tools=tools))
-        prompt, mark = self.tokenizer.cut(prompt) if isinstance(prompt, ChatPrompt) else (prompt, None)
+        prompt, mark = (
+            self.tokenizer.escape_special_tokens(prompt) if isinstance(prompt, ChatPrompt) else (prompt, None)
+        )
         return (
-            self.tokenizer.encode_cut(pair_prompt_text(prompt, template), mark, special_tokens=True)
-            or self.tokenizer.start
+            self.tokenizer.encode_escaped(pair_prompt_text(prompt, template), mark, special_tokens=True)
+            or self.tokenizer.empty_prompt
         )
 
     def room(self, prompt: Prompt, template: str | None, limit: int, max_tokens: int) -> int:

@@ -52,7 +52,7 @@ def _serve() -> None:
 
 def _load(asked: dict[str, Any]) -> tuple[LLTokenizer | None, dict[str, str]]:
     try:
-        return new_tokenizer(asked["tokenization"], asked["eos"]), {}
+        return new_tokenizer(asked["tokenizer_json"], asked["eos"]), {}
     except ValueError as error:
         return None, {"error": str(error)}
 

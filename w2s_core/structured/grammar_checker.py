@@ -29,8 +29,8 @@ class GrammarChecker:
 
     ready = True  # nothing has to be loaded before it can be asked
 
-    def __init__(self, tokenization: str, eos: int | None) -> None:
-        self._hello = {"tokenization": tokenization, "eos": [] if eos is None else [eos]}
+    def __init__(self, tokenizer_json: str, eos: int | None) -> None:
+        self._hello = {"tokenizer_json": tokenizer_json, "eos": [] if eos is None else [eos]}
         self._thread = ThreadPoolExecutor(1, "w2s-grammar")
         self._process: subprocess.Popen[str] | None = None
         self._known: OrderedDict[tuple[str, str], str] = OrderedDict()

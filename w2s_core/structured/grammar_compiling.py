@@ -67,10 +67,10 @@ def _too_narrow(schema: dict[str, Any]) -> bool:
     return any(x is not None and x in (low, high) and float(x).is_integer() for x in (above, below))
 
 
-def new_tokenizer(tokenization: str, eos: list[int], size: int | None = None) -> LLTokenizer:
-    """`tokenization`: the text of `tokenizer.json`. `size` of the masks, in tokens. Raises ValueError for kinds that
+def new_tokenizer(tokenizer_json: str, eos: list[int], size: int | None = None) -> LLTokenizer:
+    """`tokenizer_json`: the text of `tokenizer.json`. `size` of the masks, in tokens. Raises ValueError for kinds that
     the library does not know."""
-    return LLTokenizer(tokenization, n_vocab=size, eos_token=eos or None)
+    return LLTokenizer(tokenizer_json, n_vocab=size, eos_token=eos or None)
 
 
 def new_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
