@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.remote.conftest import Time
-from w2s_core.remote.breaker import Breaker
+from w2s_core.remote.breaker import CircuitBreaker
 
 COOLDOWN_S = 5.0
 
 
-def opened(time: Time, failures: int = 3) -> Breaker:
-    breaker = Breaker(failures, COOLDOWN_S, time.clock)
+def opened(time: Time, failures: int = 3) -> CircuitBreaker:
+    breaker = CircuitBreaker(failures, COOLDOWN_S, time.clock)
     for _ in range(failures):
         assert breaker.admits
         breaker.failed(probe=breaker.enter())
@@ -28,7 +28,7 @@ def test_it_opens_after_so_many_failures_in_a_row() -> None:
 
 
 def test_a_success_between_failures_starts_the_count_again() -> None:
-    breaker = Breaker(3, COOLDOWN_S, Time().clock)
+    breaker = CircuitBreaker(3, COOLDOWN_S, Time().clock)
     for _ in range(10):
         breaker.failed(probe=breaker.enter())
         breaker.failed(probe=breaker.enter())
@@ -38,7 +38,7 @@ def test_a_success_between_failures_starts_the_count_again() -> None:
 
 
 def test_more_attempts_of_one_call_count_once() -> None:
-    breaker = Breaker(3, COOLDOWN_S, Time().clock)
+    breaker = CircuitBreaker(3, COOLDOWN_S, Time().clock)
     for attempt in range(10):
         breaker.failed(probe=breaker.enter(), counts=attempt == 0)
     assert breaker.closed
@@ -86,7 +86,7 @@ def test_a_probe_whose_caller_left_makes_room_for_another() -> None:
 
 def test_stragglers_from_before_neither_prolong_the_cooldown_nor_end_the_probe() -> None:
     time = Time()
-    breaker = Breaker(1, COOLDOWN_S, time.clock)
+    breaker = CircuitBreaker(1, COOLDOWN_S, time.clock)
     straggler, other = breaker.enter(), breaker.enter()
     breaker.failed(probe=breaker.enter())
     time.now += COOLDOWN_S - 1
@@ -102,7 +102,7 @@ def test_stragglers_from_before_neither_prolong_the_cooldown_nor_end_the_probe()
 def test_it_never_locks_up(steps: list[str]) -> None:
     """Whatever happened, when no call is under way and the cooldown is over, one may pass."""
     time = Time()
-    breaker = Breaker(2, COOLDOWN_S, time.clock)
+    breaker = CircuitBreaker(2, COOLDOWN_S, time.clock)
     for step in steps:
         if step == "wait":
             time.now += 2

@@ -17,7 +17,7 @@ from tests.server.conftest import Connect
 from tests.tiny import byte_tokenizer, save_tiny
 from w2s_core.errors import RequestError
 from w2s_core.pool.messages import ModelSpec, WorkerSpec
-from w2s_core.structured.grammar_compiling import compiled, new_matcher, new_tokenizer
+from w2s_core.structured.grammar_compiling import compile_grammar, new_matcher, new_tokenizer
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt
 from w2s_core.worker.loading import load_models
@@ -151,5 +151,5 @@ async def test_a_models_name_is_a_name_and_no_path(connect: Connect, name: str) 
 @pytest.mark.parametrize("reference", ["http://127.0.0.1/schema.json", "file:///etc/passwd", "other.json"])
 def test_a_schemas_reference_is_not_followed(reference: str) -> None:
     tokenizer = new_tokenizer(byte_tokenizer().backend_tokenizer.to_str(), [])
-    assert new_matcher(tokenizer, compiled("json", json.dumps({"type": "string"}))).get_error() == ""
-    assert new_matcher(tokenizer, compiled("json", json.dumps({"$ref": reference}))).get_error()
+    assert new_matcher(tokenizer, compile_grammar("json", json.dumps({"type": "string"}))).get_error() == ""
+    assert new_matcher(tokenizer, compile_grammar("json", json.dumps({"$ref": reference}))).get_error()

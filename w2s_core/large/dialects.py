@@ -10,7 +10,7 @@ from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.parameters import asked_of_all, asked_of_one, check_extras, check_public
 from w2s_core.large.prompts import encode_prompt
-from w2s_core.large.text_tokens import TextTokenTable, bytes_of, pieces_of, whole_characters
+from w2s_core.large.text_tokens import TextTokenTable, bytes_of, token_bytes_of_choice, whole_character_tokens
 from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
@@ -198,11 +198,11 @@ class TextSession:
         told = choice.logprobs
         if told is None or len(told.tokens) != len(told.token_logprobs):
             raise UpstreamError("The provider sends no logprobs with its tokens, which text alone cannot do without.")
-        pieces = pieces_of(told.tokens, choice.text)
+        pieces = token_bytes_of_choice(told.tokens, choice.text)
         ended = choice.finish_reason == "stop"
         if ended and pieces and not pieces[-1]:  # EOS, where it is told
             pieces = pieces[:-1]
-        kept = len(pieces) if ended else whole_characters(pieces[:length] if exact else pieces, length)
+        kept = len(pieces) if ended else whole_character_tokens(pieces[:length] if exact else pieces, length)
         logprobs = tuple(map(nats, told.token_logprobs))
         alternatives = _alternatives(choice, self._id_of)[: kept + ended] if self._sampling.logprobs else ()
         return DrawnChoice(self._table.intern(pieces[:kept]), logprobs[: kept + ended], ended, None, alternatives)

@@ -45,7 +45,7 @@ class RemoteLargeModel:
 
     @property
     def context_length(self) -> int:
-        return self._probe.found.context_length
+        return self._probe.capabilities.context_length
 
     @property
     def decoder(self) -> TokenDecoder:
@@ -91,7 +91,7 @@ class RemoteLargeModel:
 
     @property
     def _language(self) -> Dialect:
-        speaks_tokens = self._probe.found.token_ids
+        speaks_tokens = self._probe.capabilities.token_ids
         return self._by_tokens if speaks_tokens and self._by_tokens else self._by_text
 
 

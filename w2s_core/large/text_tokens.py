@@ -47,7 +47,7 @@ class TextTokenTable:
         return b"".join(self._pieces[token] for token in tokens).decode("utf-8", "replace")
 
 
-def pieces_of(tokens: Sequence[str], text: str) -> list[bytes]:
+def token_bytes_of_choice(tokens: Sequence[str], text: str) -> list[bytes]:
     """The bytes of each token of a choice whose text is `text`. Where the provider's token texts do not join to that
     (some write half a character as U+FFFD or as nothing), it is dealt out among them evenly: the count is right."""
     pieces = [bytes_of(token) for token in tokens]
@@ -59,7 +59,7 @@ def pieces_of(tokens: Sequence[str], text: str) -> list[bytes]:
     return [complete[i * len(complete) // count : (i + 1) * len(complete) // count].encode() for i in range(count)]
 
 
-def whole_characters(pieces: Sequence[bytes], length: int) -> int:
+def whole_character_tokens(pieces: Sequence[bytes], length: int) -> int:
     """How many of the pieces to keep so that none ends inside a character: the most up to `length`, or else the fewest
     beyond it, or 0. Bytes that are no UTF-8 at all count as characters; a piece that is nothing is the beginning of the
     next one's character, as vLLM writes it."""

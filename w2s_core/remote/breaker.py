@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-class Breaker:
+class CircuitBreaker:
     """Closed: calls pass. Open: none does, for `cooldown_s`. Then half-open: one call probes, and closes or reopens it.
 
     Whoever asked `admits` calls `enter`, and in the end one of `succeeded`, `failed`, `abandoned`.

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Container, Sequence
 from hashlib import blake2b
 
-from w2s_core.remote.breaker import Breaker
+from w2s_core.remote.breaker import CircuitBreaker
 
 
 class Endpoint:
     """One base_url and how it fares. `rests_until`: it asked to be spared until then, by the clock given."""
 
-    def __init__(self, url: str, breaker: Breaker) -> None:
+    def __init__(self, url: str, breaker: CircuitBreaker) -> None:
         self.url = url
         self.breaker = breaker
         self.calls = 0  # under way
@@ -23,7 +23,7 @@ class Endpoints:
     """All base_urls of a provider."""
 
     def __init__(self, urls: Sequence[str], *, failures: int, cooldown_s: float, clock: Callable[[], float]) -> None:
-        self._all = [Endpoint(url, Breaker(failures, cooldown_s, clock)) for url in urls]
+        self._all = [Endpoint(url, CircuitBreaker(failures, cooldown_s, clock)) for url in urls]
         self._clock = clock
         self._turn = 0
 

@@ -35,7 +35,7 @@ class Exchange:
             async with asyncio.timeout(self._timeout_s):
                 status, headers, body = await self._read(method, url, content)
         except (httpx.RequestError, httpx.StreamError, TimeoutError) as error:
-            raise self._interpreter.of_exception(error, self._timeout_s) from None
+            raise self._interpreter.from_exception(error, self._timeout_s) from None
         return self._understood(status, headers, body)
 
     async def _read(self, method: str, url: str, content: bytes | None) -> tuple[int, httpx.Headers, bytes]:
@@ -52,14 +52,14 @@ class Exchange:
             answer = parse(body)
         except ValueError as error:
             if status != httpx.codes.OK:
-                raise self._interpreter.of_status(status, headers, None) from None
+                raise self._interpreter.from_response(status, headers, None) from None
             raise self._interpreter.malformed(f"an answer that is not JSON ({error})") from None
         if status != httpx.codes.OK:
-            raise self._interpreter.of_status(status, headers, answer)
+            raise self._interpreter.from_response(status, headers, answer)
         if not isinstance(answer, dict):
             raise self._interpreter.malformed("an answer that is not a JSON object")
         if answer.get("error"):  # some gateways report failures with status 200
-            raise self._interpreter.of_status(_status_of(answer["error"]), headers, answer)
+            raise self._interpreter.from_response(_status_of(answer["error"]), headers, answer)
         return answer
 
 

@@ -55,7 +55,7 @@ class FaultClassifier:
         self._model = model
         self._api_key = api_key
 
-    def of_exception(self, error: Exception, timeout_s: float) -> Fault:
+    def from_exception(self, error: Exception, timeout_s: float) -> Fault:
         """The connection failed. Nothing of `error` is quoted."""
         if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
             kind = UpstreamTimeoutError if isinstance(error, httpx.ConnectTimeout) else UpstreamError
@@ -71,7 +71,7 @@ class FaultClassifier:
     def too_large(self, limit: int) -> Fault:
         return Fault(UpstreamError(f"{self._who} sent an answer of more than {limit} bytes."), "too_large")
 
-    def of_status(self, status: int, headers: Mapping[str, str], body: Any) -> Fault:
+    def from_response(self, status: int, headers: Mapping[str, str], body: Any) -> Fault:
         """An answer that is no success. `body` is its parsed JSON, None if it is none."""
         message, label = self._message(body), str(status)
         if status >= 500:

@@ -59,7 +59,7 @@ class RemotePairModel:
 
     def check(self, prompt: Prompt, template: str | None, max_tokens: int) -> int:
         """As `Scorer.check`."""
-        limit = self.probe.found.context_length
+        limit = self.probe.capabilities.context_length
         if self.reader is not None and limit is not None:
             return self.reader.room(prompt, template, limit, max_tokens)
         if self.reader is None and template is None and isinstance(prompt, ChatPrompt):
@@ -95,7 +95,7 @@ class TokenReading:
     def ask(self, candidates: Sequence[Hypothesis]) -> Pending:
         """The log-probability of each whole answer, in nats."""
         answers = self._reader.answers(candidates, self._text.encode(candidates))
-        limit = self._model.probe.found.context_length
+        limit = self._model.probe.capabilities.context_length
         if limit is not None:
             self._reader.check_length(self._prompt, answers, limit)
         return self._asked.begin(answers)
@@ -106,7 +106,7 @@ class TokenReading:
     async def _logprob(self, answer: Tokens) -> float:
         if not answer:
             return 0.0
-        way = self._model.probe.found.way
+        way = self._model.probe.capabilities.way
         completion = await ask(self._model.provider, way, [*self._prompt, *answer], self._affinity)
         self.provider_usage += completion.provider_usage
         return way.of_tokens(completion.choices[0], self._prompt, answer)
@@ -132,7 +132,7 @@ class TextReading:
     async def _logprob(self, answer: str) -> float:
         if not answer:
             return 0.0
-        way = self._model.probe.found.way
+        way = self._model.probe.capabilities.way
         completion = await ask(self._model.provider, way, self._prompt + answer, self._affinity)
         self.provider_usage += completion.provider_usage
         return way.of_text(completion.choices[0], answer, _prompt_tokens(completion))
