@@ -106,7 +106,7 @@ def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monke
         grown = successors.build(start, 0, tokens[:size], (-1.0,) * size, ended=False, already_decoded=size - 1)
     assert grown.text == text
     assert max(longest) < 10
-    assert len(successors._decoded) < 3
+    assert len(successors._states) < 3
 
 
 def test_finding_and_withholding() -> None:

@@ -1,9 +1,7 @@
 """The grammar checker process, which a grammar that crashes or stalls llguidance may kill.
 
-It compiles grammars and tries them out.
-
-It reads lines of JSON on stdin and answers each with one line on stdout: the first is the tokenizer, each further one a
-grammar. When the process dies instead of answering, the grammar took too much time, memory or stack.
+It compiles grammars and tries them out. Messages are lines of JSON: on stdin first the tokenizer, then grammars; on
+stdout one answer to each. When the process dies instead of answering, the grammar took too much time, memory or stack.
 """
 
 from __future__ import annotations

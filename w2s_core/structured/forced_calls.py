@@ -1,7 +1,7 @@
 """Parses tool calls while they stream, in answers that a grammar restricts to tool calls.
 
-Under the grammar of `w2s_core.structured.tool_grammar` every `{` outside of a call begins one, and its name comes first.
-So the name is returned as soon as it is complete, and the arguments character by character as the model writes them.
+Under the grammar of `structured.tool_grammar` every `{` outside of a call begins one, and its name comes first. So the
+name is returned as soon as it is complete, and the arguments character by character as the model writes them.
 `ToolCallParser`, for free text, has to wait for the end of each call.
 """
 
