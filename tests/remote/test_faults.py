@@ -87,9 +87,9 @@ def test_bearer_tokens_of_others_are_not_passed_on_either() -> None:
 
 
 def test_a_wrong_model_and_wrong_credentials_are_named() -> None:
-    assert "knows no model `meta/llama`" in str(fault(404, said("nope")).error)
+    assert "has no model `meta/llama`" in str(fault(404, said("nope")).error)
     for status in (401, 403):
-        assert str(fault(status, said("bad")).error) == f"The provider of `llama` refused our credentials ({status})."
+        assert str(fault(status, said("bad")).error) == f"The provider of `llama` rejected our credentials ({status})."
 
 
 @pytest.mark.parametrize(

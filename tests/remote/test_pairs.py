@@ -150,7 +150,7 @@ async def test_without_a_tokenizer_a_conversation_needs_a_template(tokenizer: HF
 async def test_a_provider_that_tells_nothing_is_refused(tokenizer: HFTokenizer) -> None:
     models = pair_of(tokenizer)
     models[0].refused = frozenset({"prompt_logprobs", "echo"})
-    with pytest.raises(ConfigurationError, match=r"pairs\.x\.tuned: the provider tells no log-probabilities"):
+    with pytest.raises(ConfigurationError, match=r"pairs\.x\.tuned: the provider returns no log-probabilities"):
         await scorer_on(models)
 
 

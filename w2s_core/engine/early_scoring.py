@@ -19,7 +19,7 @@ _COMPANY_S = 0.02
 
 
 @runtime_checkable
-class StreamingProposals(Proposals, Protocol):
+class AsCompletedProposals(Proposals, Protocol):
     """Proposals whose beams end at different times."""
 
     def propose_as_completed(
@@ -32,7 +32,7 @@ class StreamingProposals(Proposals, Protocol):
 class EarlyScoringProposer:
     """What `search` takes for `proposals` to that effect: when it asks for all scores, most of them are known."""
 
-    def __init__(self, proposals: StreamingProposals, scoring: Scoring) -> None:
+    def __init__(self, proposals: AsCompletedProposals, scoring: Scoring) -> None:
         self._proposals = proposals
         self._scoring = scoring
 

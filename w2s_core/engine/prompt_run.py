@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from w2s_core.aio import merge
 from w2s_core.engine.admission import Ticket
-from w2s_core.engine.early_scoring import EarlyScoringProposer, StreamingProposals
+from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProposer
 from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted
 from w2s_core.engine.observer import RequestObserver
 from w2s_core.engine.output import ChoiceWriter, TokenWriter, placed_prompt
@@ -96,7 +96,9 @@ class PromptRun:
             scoring = self._seen.scores(opened)
             rounds = search(
                 self._seen.proposes(
-                    EarlyScoringProposer(proposals, scoring) if isinstance(proposals, StreamingProposals) else proposals
+                    EarlyScoringProposer(proposals, scoring)
+                    if isinstance(proposals, AsCompletedProposals)
+                    else proposals
                 ),
                 scoring,
                 beam,

@@ -132,7 +132,7 @@ class RemoteProposals:
     async def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
-        """As `w2s_core.engine.early_scoring.StreamingProposals.propose_as_completed`."""
+        """As `w2s_core.engine.early_scoring.AsCompletedProposals.propose_as_completed`."""
         self._successors.prune(beam)
 
         async def propose_one(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
