@@ -16,7 +16,7 @@ from w2s_core.engine.events import TokenInfo
 from w2s_core.errors import RequestError
 from w2s_core.structured.forced_calls import ForcedCallParser
 from w2s_core.structured.tool_formats import Call, ToolFormat
-from w2s_core.structured.tool_grammar import calls_grammar
+from w2s_core.structured.tool_grammar import tool_call_grammar
 from w2s_core.structured.tool_parsing import ArgumentsDelta, CallStart, ParsedPart, ToolCallParser
 from w2s_core.types import FinishReason, GenerationRequest, Grammar
 
@@ -41,7 +41,7 @@ class ToolCalling:
     def parser(self) -> ToolCallParser | ForcedCallParser:
         if self.grammar is not None:
             return ForcedCallParser(self.known)
-        return ToolCallParser(self.form, self.known, most=self.most)
+        return ToolCallParser(self.form, self.known, max_calls=self.most)
 
     def adjusted(self, asked: GenerationRequest) -> GenerationRequest:
         """What the engine must do besides."""
@@ -77,7 +77,7 @@ def calling_of(engine: Engine, body: ChatBody) -> ToolCalling:
                 f"Not together with `{body.grammar.field}`: an answer follows one grammar.", "tool_choice"
             )
         mark = opening[0] if hidden and len(opening) == 1 else None
-        source = calls_grammar(form, [tool.for_template() for tool in tools], most=most, mark=mark)
+        source = tool_call_grammar(form, [tool.for_template() for tool in tools], max_calls=most, opening_token=mark)
         grammar = Grammar("grammar", source, "tool_choice")
     return ToolCalling(form, frozenset(tool.function.name for tool in tools), most, hidden, grammar)
 

@@ -78,7 +78,7 @@ class Strict(FakeProvider):
 
     async def post(self, path: str, body: Mapping[str, Any], *, affinity: int | None = None) -> dict[str, Any]:
         if "structured_outputs" in body:
-            raise UpstreamRefusedError("The provider of `far` refused the call (400): no such type.")
+            raise UpstreamRefusedError("The provider of `far` rejected the call (400): no such type.")
         return await super().post(path, body, affinity=affinity)
 
 

@@ -89,7 +89,7 @@ def test_tools_and_calls_are_rendered_where_there_is_a_place_for_them() -> None:
 
 def test_a_template_of_its_own_for_tools_is_used_for_them() -> None:
     both = template({"default": OPENS, "tool_use": "with tools: {{ tools | length }}"})
-    assert both.knows_tools
+    assert both.supports_tools
     assert both.render(ChatPrompt((USER,))) == "<user>Hi<end>\n<assistant>"
     assert both.render(ChatPrompt((USER,), tools=(TOOL,))) == "with tools: 1"
 

@@ -15,7 +15,7 @@ from w2s_core.engine.output import common_prefix
 from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.large.local import LocalLargeModel
 from w2s_core.large.successors import SuccessorBuilder
-from w2s_core.large.token_sampling import in_tokens
+from w2s_core.large.token_sampling import resolve_sampling
 from w2s_core.text.detokenizer import DetokenizerState, detokenize
 from w2s_core.text.stop_strings import find_stop_string, partial_stop_length
 from w2s_core.text.tokenizer import HFTokenizer
@@ -81,7 +81,7 @@ def test_a_stop_string_ends_the_answer_at_the_same_place_whatever_the_chunks(
     successors = SuccessorBuilder(CODEC, SamplingParams(stop=tuple(stops)))  # type: ignore[arg-type]
     answer, shown = Hypothesis(), ""
     for piece in cut(text.encode(), cuts):
-        answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
+        answer = successors.build(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
         visible = (
             answer.text
             if answer.finished
@@ -103,10 +103,10 @@ def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monke
     successors = SuccessorBuilder(CODEC, SamplingParams())  # type: ignore[arg-type]
     start, tokens = Hypothesis(), tuple(text.encode())
     for size in range(1, len(tokens) + 1):
-        grown = successors.make(start, 0, tokens[:size], (-1.0,) * size, ended=False, seen=size - 1)
+        grown = successors.build(start, 0, tokens[:size], (-1.0,) * size, ended=False, already_decoded=size - 1)
     assert grown.text == text
     assert max(longest) < 10
-    assert len(successors._decoded) < 3
+    assert len(successors._states) < 3
 
 
 def test_finding_and_withholding() -> None:
@@ -130,7 +130,7 @@ def test_common_prefix(texts: list[str]) -> None:
 def test_the_codec_renders_chats_and_names_its_tokens(tokenizer: HFTokenizer) -> None:
     tokens = tokenizer.encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
     assert tokenizer.decode(tokens) == "<user>Hi\n<assistant>"
-    assert tokenizer.start == (256,)
+    assert tokenizer.empty_prompt == (256,)
     assert tokenizer.eos == 257
     assert tokenizer.encode_many(["a", ""]) == [tokenizer.encode("a", special_tokens=False), ()]
 
@@ -171,7 +171,7 @@ def test_bad_words_are_tokens_with_and_without_a_space(tmp_path: Path) -> None:
     tokenizer = HFTokenizer(str(tmp_path))
 
     def words(*words: str, vocabulary: int = 300) -> tuple[tuple[int, ...], ...]:
-        return in_tokens(SamplingParams(bad_words=words), tokenizer, vocabulary).bad_words
+        return resolve_sampling(SamplingParams(bad_words=words), tokenizer, vocabulary).bad_words
 
     def ids(text: str) -> tuple[int, ...]:
         return tokenizer.encode(text, special_tokens=False)
@@ -189,7 +189,7 @@ class SpacedCodec(ByteCodec):
 
 
 def test_a_bad_word_that_is_another_token_behind_a_space_is_both() -> None:
-    found = in_tokens(SamplingParams(bad_words=("b", "cd")), SpacedCodec(), 1000).bad_words  # type: ignore[arg-type]
+    found = resolve_sampling(SamplingParams(bad_words=("b", "cd")), SpacedCodec(), 1000).bad_words  # type: ignore[arg-type]
     assert found == ((98,), (398,), (99, 100))
 
 
@@ -209,7 +209,7 @@ def test_stop_strings_count_from_min_tokens_on_and_may_stay(
     successors = SuccessorBuilder(CODEC, sampling)  # type: ignore[arg-type]
     answer = Hypothesis()
     for piece in cut(text.encode(), cuts):
-        answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
+        answer = successors.build(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
         if answer.finished:
             break
     assert answer.text == expected

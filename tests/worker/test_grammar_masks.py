@@ -12,7 +12,7 @@ import torch
 from tests.tiny import EOS, VOCABULARY, byte_tokenizer, tiny_model
 from tests.worker.test_scheduler import drain, drawn, sample_job
 from w2s_core.pool.messages import JobFailed, JobOutcome, Row, SampleJob, SampleUpdate, Sampling
-from w2s_core.structured.grammar_compiling import compiled, new_tokenizer
+from w2s_core.structured.grammar_compiling import compile_grammar, new_tokenizer
 from w2s_core.types import Grammar, GrammarKind, Tokens
 from w2s_core.worker import grammar_masks as followed
 from w2s_core.worker.grammar_masks import GrammarEngine
@@ -33,7 +33,7 @@ def scheduler() -> WorkerModels:
 
 
 def following(kind: GrammarKind, source: str) -> Grammar:
-    return Grammar("compiled", compiled(kind, source), "guided_" + kind)
+    return Grammar("compiled", compile_grammar(kind, source), "guided_" + kind)
 
 
 def job(number: int, rows: Sequence[Row], grammar: Grammar | None, **sampling: Any) -> SampleJob:
@@ -98,7 +98,7 @@ def test_going_on_costs_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> Non
     leaf = root
     for letter in b"aaaa":
         leaf = leaf.child(letter)
-    start = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).beginning(compiled("regex", "a*"))
+    start = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).beginning(compile_grammar("regex", "a*"))
     matcher: Any = Counting(start.result(timeout=60))
     ends = EndTokens([EOS])
     [first] = followed.resume_states([leaf], "a*", matcher, ends)

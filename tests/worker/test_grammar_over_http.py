@@ -22,7 +22,7 @@ from tests.server.conftest import uvicorn_server
 from tests.tiny import byte_tokenizer
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig
-from w2s_core.structured.grammar_compiling import compiled, new_matcher, new_tokenizer
+from w2s_core.structured.grammar_compiling import compile_grammar, new_matcher, new_tokenizer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 TOKENIZER = new_tokenizer(byte_tokenizer().backend_tokenizer.to_str(), [])
@@ -55,7 +55,7 @@ async def choice(client: httpx.AsyncClient, **body: Any) -> tuple[str, str]:
 
 def begins(text: str, kind: Any, source: str) -> bool:
     """Whether the grammar can go on from here, asked from scratch."""
-    matcher = new_matcher(TOKENIZER, compiled(kind, source))
+    matcher = new_matcher(TOKENIZER, compile_grammar(kind, source))
     tokens = TOKENIZER.tokenize_str(text)
     return matcher.try_consume_tokens(tokens) == len(tokens)
 

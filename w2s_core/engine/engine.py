@@ -17,7 +17,7 @@ from w2s_core.engine.planning import Planner, ServedModel
 from w2s_core.engine.prompt_run import PromptEvent, PromptRun
 from w2s_core.errors import DeadlineError, RequestError, UnavailableError
 from w2s_core.interfaces import LargeModel, Scorer, Tokenizer
-from w2s_core.structured.tool_formats import FORMATS, ToolFormat
+from w2s_core.structured.tool_formats import TOOL_FORMATS, ToolFormat
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.telemetry.request_record import RequestRecord
 from w2s_core.types import GenerationRequest, Guidance, ProviderUsage
@@ -122,7 +122,7 @@ class Engine:
     def tool_format(self, model: str) -> ToolFormat | None:
         """How the large model behind a served name writes calls of tools. Raises UnknownModelError."""
         name = self._planner.large_model(model).tool_format
-        return None if name is None else FORMATS[name]
+        return None if name is None else TOOL_FORMATS[name]
 
     async def generate(self, request: GenerationRequest, record: RequestRecord | None = None) -> AsyncGenerator[Event]:
         """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.

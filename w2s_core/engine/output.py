@@ -56,7 +56,7 @@ class TokenWriter(ChoiceWriter):
     def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
         text = self._agreed(beam)
         agreed = _common_tokens([y.tokens for y in beam], self._read)
-        self._waiting += self._placer.place(beam[0].tokens[self._read : agreed])
+        self._waiting += self._placer.feed(beam[0].tokens[self._read : agreed])
         self._read = max(self._read, agreed)
         ready = _whole(self._waiting, len(text))
         if not ready:
@@ -68,8 +68,8 @@ class TokenWriter(ChoiceWriter):
         committed = self.commit([answer])
         length = len(answer.text)
         if answer.ended and answer.ending is not None:
-            self._waiting += self._placer.place([answer.ending])
-        rest = [place for place in [*self._waiting, *self._placer.rest(length)] if place.number < answer.length]
+            self._waiting += self._placer.feed([answer.ending])
+        rest = [place for place in [*self._waiting, *self._placer.flush(length)] if place.number < answer.length]
         tokens = tuple(self._told(rest, answer))
         text = self._send(answer.text, tokens)
         return [*committed, *text, ChoiceFinished(self.index, answer, guided, () if text else tokens)]
@@ -89,7 +89,7 @@ class TokenWriter(ChoiceWriter):
 def placed_prompt(decoder: TokenDecoder, prompt: Tokens, found: PromptLogprobs | None) -> list[TokenInfo]:
     """The prompt's tokens in the text that they decode to, with what is known of their log-probabilities."""
     placer = OffsetTracker(decoder)
-    places = [*placer.place(prompt), *placer.rest(len(decoder.decode(prompt)))]
+    places = [*placer.feed(prompt), *placer.flush(len(decoder.decode(prompt)))]
     if found is None:
         return [told(decoder, place, None, ()) for place in places]
     first, *others = places
@@ -106,9 +106,9 @@ def placed_prompt(decoder: TokenDecoder, prompt: Tokens, found: PromptLogprobs |
 
 def told(decoder: TokenDecoder, place: TokenSpan, logprob: float | None, alternatives: Alternatives) -> TokenInfo:
     """A token as events carry it. Among the alternatives it has the text that it has in its own place."""
-    pieces = [place.piece if token == place.token else decoder.token_text(token) for token, _ in alternatives]
+    pieces = [place.token_text if token == place.token else decoder.token_text(token) for token, _ in alternatives]
     named = tuple((token, piece, nats) for (token, nats), piece in zip(alternatives, pieces, strict=True))
-    return TokenInfo(place.token, place.piece, place.start, logprob, alternatives=named)
+    return TokenInfo(place.token, place.token_text, place.start, logprob, alternatives=named)
 
 
 def _whole(places: Sequence[TokenSpan], length: int) -> list[TokenSpan]:

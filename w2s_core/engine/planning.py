@@ -109,7 +109,7 @@ class Planner:
         large, default = self.large_model(request.model), self.served[request.model][1]
         guidance = self._guidance(request, default)
         grammar = request.sampling.grammar
-        if grammar and guidance and guidance.method == "cbs" and not large.continues_grammars:
+        if grammar and guidance and guidance.method == "cbs" and not large.supports_chunked_grammar:
             raise RequestError(
                 "This model's provider follows it in whole answers only: use guidance of method best_of_n, or none.",
                 grammar.field,
@@ -155,14 +155,14 @@ class Planner:
 
     def _plan(self, request: GenerationRequest, prompt: Prompt, large: LargeModel, guidance: Guidance | None) -> Plan:
         tokens = large.encode(prompt)
-        if request.token_ids and not large.token_ids:
+        if request.needs_token_ids and not large.exposes_token_ids:
             raise RequestError("Only its provider knows this model's token ids.", "return_token_ids")
         used = _truncated(request, tokens, large)
         if used < len(tokens):
             tokens = tokens[-used:]
             # A conversation is the pair's own to render: what the large model does not see of it, the pair may.
             prompt = prompt if isinstance(prompt, ChatPrompt) else TokenPrompt(tokens)
-        pair_prompt, scored = _given(request, large.text_of(prompt), guidance)
+        pair_prompt, scored = _given(request, large.decode_prompt(prompt), guidance)
         budget = self._budget(request, prompt, tokens, large)
         scorer: Scorer | None = None
         if guidance is not None:
@@ -200,11 +200,13 @@ class Planner:
         return plan
 
     def _budget(self, request: GenerationRequest, prompt: Prompt, tokens: Tokens, large: LargeModel) -> int:
-        room = large.context_length - large.count(tokens)
+        room = large.context_length - large.count_tokens(tokens)
         wanted = request.sampling.max_tokens
         if room < (1 if wanted is None else wanted):
             field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
-            raise ContextLengthError(large.context_length, large.count(tokens), 1 if wanted is None else wanted, field)
+            raise ContextLengthError(
+                large.context_length, large.count_tokens(tokens), 1 if wanted is None else wanted, field
+            )
         return room if wanted is None else wanted
 
     def _affordable(self, request: GenerationRequest, guidance: Guidance | None, budget: int) -> int:
@@ -256,7 +258,7 @@ def _context_length(large: LargeModel) -> int | None:
 def _given(request: GenerationRequest, prompt: Prompt, guidance: Guidance | None) -> tuple[Prompt, str | None]:
     """What the pairs see as x, and the text that they score as y where none is to be sampled."""
     only_scored = request.sampling.max_tokens == 0 and guidance is not None and bool(guidance.pairs)
-    behind = request.scored_behind
+    behind = request.score_prefix
     if not only_scored or not isinstance(prompt, TextPrompt):
         if behind is not None:
             raise RequestError("Only for texts that pairs score: with echo, and max_tokens 0.", "guidance.prompt")
@@ -272,7 +274,7 @@ def _truncated(request: GenerationRequest, tokens: Tokens, large: LargeModel) ->
     most = request.truncate_prompt_tokens
     if most is None:
         return len(tokens)
-    if large.count(tokens) != len(tokens):
+    if large.count_tokens(tokens) != len(tokens):
         raise RequestError("Only its provider can count this model's tokens.", "truncate_prompt_tokens")
     if most > large.context_length:
         raise RequestError(

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from w2s_core.aio import merge
 from w2s_core.engine.admission import Ticket
-from w2s_core.engine.early_scoring import EarlyScoringProposer, FamilyProposals
+from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProposer
 from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted
 from w2s_core.engine.observer import RequestObserver
 from w2s_core.engine.output import ChoiceWriter, TokenWriter, placed_prompt
@@ -30,7 +30,7 @@ class PromptRun:
     def __init__(self, plan: Plan, first_choice: int, seen: RequestObserver) -> None:
         self.plan = plan
         self.lengths = [0] * plan.n  # tokens of each choice so far
-        self.prompt_tokens = plan.large.count(plan.prompt)
+        self.prompt_tokens = plan.large.count_tokens(plan.prompt)
         self.sampled_tokens = 0
         self.scored_tokens = 0
         self.provider_usage = ProviderUsage()
@@ -96,7 +96,9 @@ class PromptRun:
             scoring = self._seen.scores(opened)
             rounds = search(
                 self._seen.proposes(
-                    EarlyScoringProposer(proposals, scoring) if isinstance(proposals, FamilyProposals) else proposals
+                    EarlyScoringProposer(proposals, scoring)
+                    if isinstance(proposals, AsCompletedProposals)
+                    else proposals
                 ),
                 scoring,
                 beam,
@@ -148,7 +150,7 @@ class PromptRun:
         shown = self.plan.pair_prompt
         text = shown.text + (self.plan.scored or "") if isinstance(shown, TextPrompt) else ""
         choices = range(self._first_choice, self._first_choice + self.plan.n)
-        return PromptRead(choices, text, placed_prompt(large.decoder, prompt, found) if large.token_ids else ())
+        return PromptRead(choices, text, placed_prompt(large.decoder, prompt, found) if large.exposes_token_ids else ())
 
 
 def _padded(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:

@@ -82,7 +82,7 @@ class Interview:
 
 def behind_bos(tokenizer: HFTokenizer) -> Callable[[str], Prompt]:
     """Openers as the small model knows the beginning of a text: behind BOS, which its tokenizer does not add."""
-    return lambda opener: TokenPrompt(tokenizer.start + tokenizer.encode(opener, special_tokens=False))
+    return lambda opener: TokenPrompt(tokenizer.empty_prompt + tokenizer.encode(opener, special_tokens=False))
 
 
 async def bounded(function: Callable[[T], Awaitable[R]], items: Sequence[T], limit: int) -> list[R]:

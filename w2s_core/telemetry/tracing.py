@@ -171,10 +171,10 @@ class _TracedScoring:
     def provider_usage(self) -> ProviderUsage:
         return self._inner.provider_usage
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         span = self._tracer.start_span("expect", attributes={"w2s.candidates": len(candidates)})
         with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-            await self._inner.expect(candidates)
+            await self._inner.prefetch(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         span = self._tracer.start_span("score", attributes={"w2s.candidates": len(candidates)})

@@ -35,7 +35,7 @@ async def tokenize(
         count=len(tokens),
         max_model_len=model.context_length,
         tokens=list(tokens),
-        token_strs=tokenizer.names(tokens) if body.return_token_strs else None,
+        token_strs=tokenizer.convert_ids_to_tokens(tokens) if body.return_token_strs else None,
     )
 
 

@@ -78,7 +78,7 @@ class ChatBody(Conversation, GenerationBody):
             guidance=effective_guidance(self.guidance, default, self.choices_per_prompt),
             n=self.choices_per_prompt,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
-            scored_behind=self.guidance.prompt if self.guidance else None,
+            score_prefix=self.guidance.prompt if self.guidance else None,
             **self.details.asked,
         )
 

@@ -79,7 +79,7 @@ class CompletionBody(GenerationBody):
             n=self.choices_per_prompt,
             best_of=self.best_of,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
-            scored_behind=self.guidance.prompt if self.guidance else None,
+            score_prefix=self.guidance.prompt if self.guidance else None,
             **self.details.asked,
         )
 
