@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeLargeModel, FakeProposals, FakeScorer
 from w2s_core.engine import early_scoring as eager_module
-from w2s_core.engine.early_scoring import EarlyScoringProposer, FamilyProposals
+from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProposer
 from w2s_core.search.cbs import search
 from w2s_core.search.randomness import copy_key, root_key
 from w2s_core.types import Hypothesis, SamplingParams, TextPrompt
@@ -25,7 +25,7 @@ class InOrder(FakeProposals):
 
     order: Sequence[int] = ()
 
-    async def families(
+    async def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
         for index in sorted(range(len(beam)), key=lambda i: self.order[i % len(self.order)] if self.order else i):
@@ -126,5 +126,5 @@ async def test_whoever_fails_ends_the_other() -> None:
 
 
 def test_local_proposals_end_together_and_stay_as_they_are() -> None:
-    assert not isinstance(FakeProposals(FakeLargeModel(), PROMPT, SamplingParams()), FamilyProposals)
-    assert isinstance(InOrder(FakeLargeModel(), PROMPT, SamplingParams()), FamilyProposals)
+    assert not isinstance(FakeProposals(FakeLargeModel(), PROMPT, SamplingParams()), AsCompletedProposals)
+    assert isinstance(InOrder(FakeLargeModel(), PROMPT, SamplingParams()), AsCompletedProposals)

@@ -19,10 +19,10 @@ _COMPANY_S = 0.02
 
 
 @runtime_checkable
-class FamilyProposals(Proposals, Protocol):
+class AsCompletedProposals(Proposals, Protocol):
     """Proposals whose beams end at different times."""
 
-    def families(
+    def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
         """As `propose`, but a parent's successors come with its index in `beam`, whoever is first."""
@@ -32,7 +32,7 @@ class FamilyProposals(Proposals, Protocol):
 class EarlyScoringProposer:
     """What `search` takes for `proposals` to that effect: when it asks for all scores, most of them are known."""
 
-    def __init__(self, proposals: FamilyProposals, scoring: Scoring) -> None:
+    def __init__(self, proposals: AsCompletedProposals, scoring: Scoring) -> None:
         self._proposals = proposals
         self._scoring = scoring
 
@@ -42,7 +42,7 @@ class EarlyScoringProposer:
         news, complete = asyncio.Event(), asyncio.Event()
 
         async def draw() -> None:
-            async with aclosing(self._proposals.families(beam, k=k, length=length)) as families:
+            async with aclosing(self._proposals.propose_as_completed(beam, k=k, length=length)) as families:
                 async for index, family in families:
                     arrived[index] = family
                     news.set()

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from w2s_core.aio import merge
 from w2s_core.engine.admission import Ticket
-from w2s_core.engine.early_scoring import EarlyScoringProposer, FamilyProposals
+from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProposer
 from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted
 from w2s_core.engine.observer import RequestObserver
 from w2s_core.engine.output import ChoiceWriter, TokenWriter, placed_prompt
@@ -94,10 +94,11 @@ class PromptRun:
         beam: Sequence[Hypothesis] = [replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.copies)]
         async with scorer.open(plan.pair_prompt) as opened:
             scoring = self._seen.scores(opened)
+            proposer = (
+                EarlyScoringProposer(proposals, scoring) if isinstance(proposals, AsCompletedProposals) else proposals
+            )
             rounds = search(
-                self._seen.proposes(
-                    EarlyScoringProposer(proposals, scoring) if isinstance(proposals, FamilyProposals) else proposals
-                ),
+                self._seen.proposes(proposer),
                 scoring,
                 beam,
                 w=plan.keep,

@@ -118,13 +118,13 @@ class RemoteProposals:
         self._successors = successors
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
-        families = {index: family async for index, family in self.families(beam, k=k, length=length)}
+        families = {index: family async for index, family in self.propose_as_completed(beam, k=k, length=length)}
         return [y for index in range(len(beam)) for y in families[index]]
 
-    async def families(
+    async def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
-        """As `w2s_core.engine.early_scoring.FamilyProposals.families`."""
+        """As `w2s_core.engine.early_scoring.AsCompletedProposals.propose_as_completed`."""
         self._successors.forget_all_but(beam)
 
         async def family(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
