@@ -67,7 +67,7 @@ class Engine:
         self._timeout_s = limits.request_timeout_s
         self.admission = Admission(limits.max_rows, limits.max_queued_rows)
         self._tracing = tracing
-        self.metrics.watch(self.admission)
+        self.metrics.watch_admission(self.admission)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as starting:  # what has started is stopped where something else cannot start

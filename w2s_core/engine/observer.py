@@ -62,7 +62,7 @@ class RequestObserver:
         self._tally = _Tally()
 
     def __enter__(self) -> Self:
-        self._metrics.arrived()
+        self._metrics.request_arrived()
         return self
 
     def __exit__(
@@ -73,11 +73,11 @@ class RequestObserver:
         record.outcome = self._outcome(error)
         record.sampled_tokens = sum(proposals.sampled_tokens for proposals in self._drawn)
         record.scored_tokens = sum(scoring.scored_tokens for scoring in self._scored)
-        self._metrics.left(admitted=record.queue_s is not None)
+        self._metrics.request_left(admitted=record.queue_s is not None)
         if record.served_model is not None:
-            self._metrics.answered(record.served_model, record.method, record.outcome, record.total_s)
+            self._metrics.request_ended(record.served_model, record.method, record.outcome, record.total_s)
         if record.outcome not in REFUSED:
-            self._metrics.tokens(
+            self._metrics.count_tokens(
                 prompt=record.prompt_tokens, returned=record.returned_tokens, searched=record.sampled_tokens
             )
         if self._trace:
@@ -95,7 +95,7 @@ class RequestObserver:
         first = self.record.queue_s is None
         if first:
             self.record.queue_s = waited
-        self._metrics.admitted(first=first, queue_s=waited)
+        self._metrics.prompt_admitted(first=first, queue_s=waited)
 
     def draws(self, proposals: Proposals) -> None:
         """Counted at the end, however that comes."""
@@ -132,9 +132,9 @@ class RequestObserver:
         now = self._elapsed()
         if self.record.first_token_s is None:
             self.record.first_token_s = now
-            self._metrics.first_text(now)
+            self._metrics.first_text_sent(now)
         if event.index in self._tally.latest:
-            self._metrics.more_text(now - self._tally.latest[event.index])
+            self._metrics.next_text_sent(now - self._tally.latest[event.index])
         self._tally.latest[event.index] = now
         self.record.prompt_tokens, self.record.returned_tokens = event.prompt_tokens, event.completion_tokens
 
@@ -147,7 +147,7 @@ class RequestObserver:
         async with aclosing(rounds):
             async for chunk in rounds:
                 drawn = k * sum(not y.finished for y in beam)
-                self._metrics.chunk(chunk, drawn=drawn, ranked=ranked)
+                self._metrics.count_chunk(chunk, drawn=drawn, ranked=ranked)
                 self.record.chunks += 1
                 beam = chunk.beam
                 yield chunk
@@ -191,4 +191,4 @@ class MeteredScorer:
             try:
                 yield scoring
             finally:
-                self._metrics.scored(self._name, scoring.scored_tokens)
+                self._metrics.count_scored_tokens(self._name, scoring.scored_tokens)

@@ -117,37 +117,37 @@ class Metrics:
 
     # Requests.
 
-    def watch(self, admission: RowCounts) -> None:
+    def watch_admission(self, admission: RowCounts) -> None:
         """Reads the row gauges from the admission queue at every scrape."""
         self._rows_running.set_function(lambda: admission.rows_running)
         self._rows_waiting.set_function(lambda: admission.rows_waiting)
 
-    def arrived(self) -> None:
+    def request_arrived(self) -> None:
         self._waiting.inc()
 
-    def admitted(self, *, first: bool, queue_s: float) -> None:
+    def prompt_admitted(self, *, first: bool, queue_s: float) -> None:
         """One of a request's prompts begins; `first` of them?"""
         self._queue_times.observe(queue_s)
         if first:
             self._waiting.dec()
             self._running.inc()
 
-    def left(self, *, admitted: bool) -> None:
+    def request_left(self, *, admitted: bool) -> None:
         """A request that has arrived is over."""
         (self._running if admitted else self._waiting).dec()
 
-    def answered(self, served_model: str, method: Method, outcome: RequestOutcome, seconds: float) -> None:
+    def request_ended(self, served_model: str, method: Method, outcome: RequestOutcome, seconds: float) -> None:
         self._requests.labels(served_model, method, outcome).inc()
         if outcome not in REFUSED:
             self._durations.observe(seconds)
 
-    def first_text(self, seconds: float) -> None:
+    def first_text_sent(self, seconds: float) -> None:
         self._first_tokens.observe(seconds)
 
-    def more_text(self, seconds: float) -> None:
+    def next_text_sent(self, seconds: float) -> None:
         self._chunk_gaps.observe(seconds)
 
-    def tokens(self, *, prompt: int, returned: int, searched: int) -> None:
+    def count_tokens(self, *, prompt: int, returned: int, searched: int) -> None:
         """What a request was in tokens of the large model."""
         self._prompt_tokens.inc(prompt)
         self._generated.labels("returned").inc(returned)
@@ -155,7 +155,7 @@ class Metrics:
 
     # The search.
 
-    def chunk(self, chunk: Round, *, drawn: int, ranked: bool) -> None:
+    def count_chunk(self, chunk: Round, *, drawn: int, ranked: bool) -> None:
         """`drawn` candidates were proposed; `ranked` when a pair scored them."""
         beam = {id(y) for y in chunk.beam}
         kept = sum(id(y) in beam for y in chunk.candidates)
@@ -169,12 +169,12 @@ class Metrics:
             if math.isfinite(margin):
                 self._margins.observe(margin)
 
-    def scored(self, pair: str, tokens: int) -> None:
+    def count_scored_tokens(self, pair: str, tokens: int) -> None:
         self._scored.labels(pair).inc(tokens)
 
     # Where models run.
 
-    def worker_placed(self, worker: str) -> None:
+    def worker_added(self, worker: str) -> None:
         """A worker that there is from now on: its figures begin at 0."""
         self._kv_usage.labels(worker).set(0)
         self._restarts.labels(worker)
