@@ -139,9 +139,9 @@ def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
     assert [t.logprob for t in tokens] == list(answer.logprobs)
     for token in tokens:
         [(other, piece, nats)] = token.alternatives
-        assert (other, piece, nats) == (token.token, token.piece, token.logprob)
-        if token.piece.text is not None and token.piece.bytes is not None:
-            assert text[token.offset :].startswith(token.piece.text[: len(text) - token.offset])
+        assert (other, piece, nats) == (token.token, token.token_text, token.logprob)
+        if token.token_text.text is not None and token.token_text.bytes is not None:
+            assert text[token.offset :].startswith(token.token_text.text[: len(text) - token.offset])
     together = writings(tokenizer, [[t for chunk in cut[1] for t in chunk]], sampling, ended=ended)
     at_once = [t for event in together for t in event.tokens]  # type: ignore[attr-defined]
     assert at_once == tokens, "how it was cut into chunks must not show"
@@ -195,7 +195,7 @@ def test_sentencepiece_tokens_are_placed_though_the_first_space_is_dropped(tmp_p
     assert tokenizer.decode(tokens) == "ab a€b"
     found = placed_prompt(tokenizer, tokens, None)
     assert [token.offset for token in found] == [0, 1, 2, 4, 4, 4, 5, 6]
-    assert [token.piece.text for token in found] == ["a", "b", " a", None, None, None, "b", "</s>"]
+    assert [token.token_text.text for token in found] == ["a", "b", " a", None, None, None, "b", "</s>"]
     assert tokenizer.token_text(2) == TokenText(" a", b" a")
     assert tokenizer.token_text(euro[0]) == TokenText(None, b"\xe2")
 

@@ -18,7 +18,7 @@ class TokenInfo:
     """
 
     token: int
-    piece: TokenText
+    token_text: TokenText
     offset: int
     logprob: float | None
     rank: int | None = None

@@ -86,7 +86,7 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 def completion_logprobs(tokens: Sequence[TokenInfo], count: int, shift: int = 0) -> CompletionLogprobs:
     """`shift` characters stand before the text in which these tokens are placed."""
     return CompletionLogprobs(
-        tokens=[_name(token.piece) for token in tokens],
+        tokens=[_name(token.token_text) for token in tokens],
         token_logprobs=[None if token.logprob is None else _finite(token.logprob) for token in tokens],
         top_logprobs=[_named_alternatives(token, count) for token in tokens],
         text_offset=[shift + token.offset for token in tokens],
@@ -97,7 +97,7 @@ def chat_logprobs(tokens: Sequence[TokenInfo], count: int) -> ChatLogprobs:
     content = []
     for token in tokens:
         top = [_top(piece, nats) for _, piece, nats in token.alternatives[:count]]
-        own = _top(token.piece, LEAST if token.logprob is None else token.logprob)
+        own = _top(token.token_text, LEAST if token.logprob is None else token.logprob)
         content.append(TokenLogprob(token=own.token, logprob=own.logprob, bytes=own.bytes, top_logprobs=top))
     return ChatLogprobs(content=content, refusal=None)
 
@@ -108,7 +108,7 @@ def prompt_logprobs(tokens: Sequence[TokenInfo], count: int) -> PromptLogprobs:
 
 
 def _ranked(token: TokenInfo, nats: float, count: int) -> dict[str, PromptLogprob]:
-    own = {token.token: (nats, token.rank or 1, token.piece)}
+    own = {token.token: (nats, token.rank or 1, token.token_text)}
     others = {other: (value, rank, piece) for rank, (other, piece, value) in enumerate(token.alternatives[:count], 1)}
     return {
         str(key): PromptLogprob(logprob=_finite(value), rank=rank, decoded_token=_escaped(piece))
@@ -123,7 +123,7 @@ def _named_alternatives(token: TokenInfo, count: int) -> dict[str, float] | None
     named: dict[str, float] = {}
     for _, piece, nats in token.alternatives[:count]:
         named.setdefault(_name(piece), _finite(nats))
-    named.setdefault(_name(token.piece), _finite(token.logprob))
+    named.setdefault(_name(token.token_text), _finite(token.logprob))
     return named
 
 
