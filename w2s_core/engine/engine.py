@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from w2s_core.aio import merge
 from w2s_core.config import Limits
-from w2s_core.engine.admission import Admission
+from w2s_core.engine.admission import AdmissionQueue
 from w2s_core.engine.events import Event, GuidanceReport, RequestFinished, TextCommitted
 from w2s_core.engine.observer import MeteredScorer, RequestObserver
 from w2s_core.engine.planning import Planner, ServedModel
@@ -65,7 +65,7 @@ class Engine:
         self._providers = providers
         self._running = AsyncExitStack()
         self._timeout_s = limits.request_timeout_s
-        self.admission = Admission(limits.max_rows, limits.max_queued_rows)
+        self.admission = AdmissionQueue(limits.max_rows, limits.max_queued_rows)
         self._tracing = tracing
         self.metrics.watch_admission(self.admission)
 
