@@ -5,7 +5,7 @@
     ├── RequestError             the caller's mistake (400); `param` names the field
     │   ├── ContextLengthError   prompt and answer do not fit the model (400, context_length_exceeded)
     │   │   └── UpstreamContextLengthError   so says a provider
-    │   ├── OutgrownError        an answer has become longer than a pair can read (400)
+    │   ├── PairContextLengthError        an answer has become longer than a pair can read (400)
     │   └── UnknownModelError    no such served model (404)
     ├── OverloadedError          the queue is full (429); `retry_after_s`
     ├── UnavailableError         loading, or no worker alive (503); `retry_after_s`
@@ -50,7 +50,7 @@ class ContextLengthError(RequestError):
         )
 
 
-class OutgrownError(RequestError):
+class PairContextLengthError(RequestError):
     """Prompt and answer, in tokens of the pair's model `name`, exceed the `limit` of what it can read."""
 
     def __init__(self, name: str, limit: int, prompt_tokens: int, answer_tokens: int) -> None:

@@ -48,8 +48,8 @@ def build_engine(config: EngineConfig) -> Engine:
         scorers,
         config.served,
         limits=config.limits,
-        devices=local.pool,
-        providers=[*remote.probes, *local.checkers],
+        worker_pool=local.pool,
+        components=[*remote.probes, *local.checkers],
         metrics=metrics,
         tracing=tracing,
     )

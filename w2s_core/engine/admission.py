@@ -40,7 +40,7 @@ class AdmissionQueue:
     def reserve(self, rows: int, request: object = None, on_admitted: Callable[[], None] = lambda: None) -> Ticket:
         """Returns a ticket for `rows` rows, admitted or queued. The caller must enter or cancel it.
 
-        `request` identifies the tickets of one request (see `close`); `on_admitted` is called when the rows are granted.
+        `request` identifies the tickets of one request (see `close`). `on_admitted` is called when they are granted.
         Raises OverloadedError if the queue is full and ShuttingDownError if it is closed.
         """
         if self._closed:

@@ -1,7 +1,7 @@
 """Events of a generation request: what `Engine.generate` yields, in order. All are frozen.
 
-    PromptRead?  TextCommitted*  ChoiceFinished      for each prompt and choice; those of several choices interleave
-    RequestFinished                                  once, at the end
+PromptRead?  TextCommitted*  ChoiceFinished      for each prompt and choice; those of several choices interleave
+RequestFinished                                  once, at the end
 """
 
 from __future__ import annotations

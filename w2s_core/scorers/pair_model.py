@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from w2s_core.errors import ConfigurationError, ContextLengthError, OutgrownError, RequestError
+from w2s_core.errors import ConfigurationError, ContextLengthError, PairContextLengthError, RequestError
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt, TokenPrompt, Tokens
 
@@ -68,10 +68,10 @@ class PairModel:
         ]
 
     def check_length(self, prompt: Tokens, answers: Sequence[Tokens], limit: int) -> None:
-        """Raises OutgrownError where an answer has become longer than this model can read."""
+        """Raises PairContextLengthError where an answer has become longer than this model can read."""
         longest = max(map(len, answers), default=0)
         if len(prompt) + longest > limit:
-            raise OutgrownError(self.name, limit, len(prompt), longest)
+            raise PairContextLengthError(self.name, limit, len(prompt), longest)
 
 
 def pair_prompt_text(prompt: Prompt, template: str | None) -> str:

@@ -155,15 +155,15 @@ class Metrics:
 
     # The search.
 
-    def count_chunk(self, chunk: Round, *, drawn: int, ranked: bool) -> None:
-        """`drawn` candidates were proposed; `ranked` when a pair scored them."""
+    def count_chunk(self, chunk: Round, *, proposed: int, pair_scored: bool) -> None:
+        """`proposed` candidates were sampled, copies included; `pair_scored` when their scores are a pair's."""
         beam = {id(y) for y in chunk.beam}
         kept = sum(id(y) in beam for y in chunk.candidates)
         self._chunks.inc()
         self._candidates.labels("kept").inc(kept)
         self._candidates.labels("pruned").inc(len(chunk.candidates) - kept)
-        self._candidates.labels("merged").inc(drawn - len(chunk.candidates))
-        if ranked:
+        self._candidates.labels("merged").inc(proposed - len(chunk.candidates))
+        if pair_scored:
             scores = [y.score for y in chunk.candidates]
             margin = max(scores) - min(scores)
             if math.isfinite(margin):

@@ -112,11 +112,11 @@ class RequestTrace:
             self._span.set_status(StatusCode.ERROR, record.outcome)
         self._span.end()
 
-    def proposes(self, proposer: Proposer) -> Proposer:
+    def trace_proposals(self, proposer: Proposer) -> Proposer:
         """The same, in spans."""
         return _TracedProposer(proposer, self._tracer)
 
-    async def grows(self, growing: AsyncGenerator[Hypothesis]) -> AsyncGenerator[Hypothesis]:
+    async def trace_sampling(self, growing: AsyncGenerator[Hypothesis]) -> AsyncGenerator[Hypothesis]:
         """The same, in one span: a plain answer is proposed in one piece."""
         span = self._tracer.start_span("propose", context=self._context, attributes={"w2s.rows": 1})
         try:
@@ -126,11 +126,11 @@ class RequestTrace:
         finally:
             span.end()
 
-    def scores(self, scoring: Scoring) -> Scoring:
+    def trace_scoring(self, scoring: Scoring) -> Scoring:
         """The same, in spans."""
         return _TracedScoring(scoring, self._tracer)
 
-    async def chunks(self, rounds: AsyncGenerator[Round]) -> AsyncGenerator[Round]:
+    async def trace_rounds(self, rounds: AsyncGenerator[Round]) -> AsyncGenerator[Round]:
         """The same rounds, each drawn and scored in a span of its own."""
         async with aclosing(rounds):
             while True:
