@@ -112,7 +112,7 @@ class RemoteModelConfig(ProviderConfig):
     def problems(self) -> Iterator[str]:
         yield from ProviderConfig.problems(self)
         if self.flavor == "vllm" and self.tokenizer is None:
-            yield "tokenizer: required by flavor vllm, which exchanges token ids"
+            yield "tokenizer: flavor vllm exchanges token ids and needs one"
         if self.context_length is not None and self.context_length < 1:
             yield "context_length: must be at least 1"
 
