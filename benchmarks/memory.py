@@ -49,7 +49,7 @@ async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) 
     pair = [PairModel(name, HFTokenizer(name), shares_tokens=False) for name in (tuned, untuned)]
     large = LocalLargeModel(models.large, tokenizer, pool)
     scorer = LocalScorer(pool, pair[0], pair[1], template)
-    async with Engine({LARGE: large}, {DEMO: scorer}, {LARGE: (LARGE, None)}, devices=pool) as engine:
+    async with Engine({LARGE: large}, {DEMO: scorer}, {LARGE: (LARGE, None)}, worker_pool=pool) as engine:
         return [Held(load, await _most_held(engine, pool, models.large, _request(tokenizer, load))) for load in loads]
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import FakeLargeModel, FakeProposals, FakeScorer
-from w2s_core.engine import early_scoring as eager_module
+from w2s_core.engine import early_scoring as early_scoring_module
 from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProposer
 from w2s_core.search.cbs import search
 from w2s_core.search.randomness import copy_key, root_key
@@ -44,7 +44,7 @@ def start(seed: int, copies: int) -> list[Hypothesis]:
 @pytest.fixture(autouse=True)
 def _no_company(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for company, but where a test says so."""
-    monkeypatch.setattr(eager_module, "_COMPANY_S", 0.0)
+    monkeypatch.setattr(early_scoring_module, "_BATCH_WINDOW_S", 0.0)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,7 +88,7 @@ async def test_beams_that_end_together_are_scored_together(
     monkeypatch: pytest.MonkeyPatch, company_s: float, early: bool
 ) -> None:
     """However long the first may wait for company: when the last one is there, nobody waits on."""
-    monkeypatch.setattr(eager_module, "_COMPANY_S", company_s)
+    monkeypatch.setattr(early_scoring_module, "_BATCH_WINDOW_S", company_s)
 
     class Together(InOrder):
         async def between(self) -> None:

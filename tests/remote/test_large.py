@@ -48,7 +48,7 @@ async def serving(provider: FakeProvider, **config: Any) -> AsyncIterator[Engine
     part = remote_model(provider, **config)
     scorers = {"likes-a": FakeScorer()}
     served = {"plain": ("far", None), "guided": ("far", CBS)}
-    async with Engine({"far": part.model}, scorers, served, providers=[part]) as engine:  # type: ignore[attr-defined]
+    async with Engine({"far": part.model}, scorers, served, components=[part]) as engine:  # type: ignore[attr-defined]
         provider.calls.clear()
         yield engine
 
@@ -115,7 +115,7 @@ async def test_characters_stay_whole(tokenizer: HFTokenizer, flavor: str, seed: 
     provider = FakeProvider(tokenizer, words(tokenizer, ("☃", "é", "a", "𝄞"), eos=0.02), flavor=flavor)
     scorer = FakeScorer()
     part = remote_model(provider, with_tokenizer=with_tokenizer)
-    engine = Engine({"far": part.model}, {"likes-a": scorer}, {"guided": ("far", CBS)}, providers=[part])  # type: ignore[attr-defined]
+    engine = Engine({"far": part.model}, {"likes-a": scorer}, {"guided": ("far", CBS)}, components=[part])  # type: ignore[attr-defined]
     for length in (1, 2, 5):
         guidance = replace(CBS, chunk_length=length)
         async with engine:
@@ -361,7 +361,7 @@ async def test_a_provider_that_is_down_is_waited_for(tokenizer: HFTokenizer) -> 
 
     part = remote_model(provider)
     part._sleep = sleep
-    engine = Engine({"far": part.model}, {}, {"plain": ("far", None)}, providers=[part])  # type: ignore[attr-defined]
+    engine = Engine({"far": part.model}, {}, {"plain": ("far", None)}, components=[part])  # type: ignore[attr-defined]
     async with engine:
         assert not engine.ready
         assert engine.served_models["plain"].context_length is None

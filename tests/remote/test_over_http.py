@@ -66,7 +66,7 @@ async def client_of(urls: list[str], tokenizer: str, flavor: Any) -> AsyncIterat
     )
     served = {"plain": ("far", None), "guided": ("far", GUIDANCE)}
     large_models = {"far": parts.large_model("far", config)}
-    engine = Engine(large_models, {"likes-a": FakeScorer()}, served, providers=parts.probes)
+    engine = Engine(large_models, {"likes-a": FakeScorer()}, served, components=parts.probes)
     async with loaded(engine) as app:  # type: ignore[arg-type]
         transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
         async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.fakes import EOS, ByteCodec
 from tests.tiny import byte_tokenizer
 from w2s_core.engine.events import ChoiceFinished, TextCommitted, TokenInfo
-from w2s_core.engine.output import TokenWriter, placed_prompt
+from w2s_core.engine.output import TokenStreamer, prompt_token_infos
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.search.randomness import root_key
 from w2s_core.text.offsets import OffsetTracker, TokenSpan
@@ -93,7 +93,7 @@ def test_a_part_of_a_character_stands_where_the_character_stands(cut: tuple[list
 def writings(tokenizer: PieceCodec, chunks: list[list[int]], sampling: SamplingParams, *, ended: bool) -> list[object]:
     """The events of an answer that grows by these chunks."""
     successors = SuccessorBuilder(tokenizer, sampling)  # type: ignore[arg-type]
-    writer = TokenWriter(0, sampling, tokenizer)  # type: ignore[arg-type]
+    writer = TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
     answer, events = Hypothesis(key=root_key(1)), list[object]()
     for chunk in chunks:
         nats = tuple(-float(t) for t in chunk)
@@ -151,7 +151,7 @@ def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
 
 def test_beams_that_agree_on_a_text_but_not_on_its_tokens_send_nothing_yet() -> None:
     tokenizer = PieceCodec([b"a", b"b", b"ab", b"c"])
-    writer = TokenWriter(0, SamplingParams(), tokenizer)  # type: ignore[arg-type]
+    writer = TokenStreamer(0, SamplingParams(), tokenizer)  # type: ignore[arg-type]
     successors, start = SuccessorBuilder(tokenizer, SamplingParams()), Hypothesis()  # type: ignore[arg-type]
     split = successors.build(start, 0, (0, 1, 3), (-1.0, -2.0, -3.0), ended=False)
     joined = successors.build(start, 0, (2, 3), (-4.0, -5.0), ended=False)
@@ -195,7 +195,7 @@ def test_sentencepiece_tokens_are_placed_though_the_first_space_is_dropped(tmp_p
     euro = [6 + byte for byte in "€".encode()]
     tokens = (2, 5, 2, *euro, 5, 1)
     assert tokenizer.decode(tokens) == "ab a€b"
-    found = placed_prompt(tokenizer, tokens, None)
+    found = prompt_token_infos(tokenizer, tokens, None)
     assert [token.offset for token in found] == [0, 1, 2, 4, 4, 4, 5, 6]
     assert [token.token_text.text for token in found] == ["a", "b", " a", None, None, None, "b", "</s>"]
     assert tokenizer.token_text(2) == TokenText(" a", b" a")
@@ -205,7 +205,7 @@ def test_sentencepiece_tokens_are_placed_though_the_first_space_is_dropped(tmp_p
 def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
     tokens = tuple("é!".encode())
     found = PromptLogprobs((-1.0, -2.0), (3, 1), (((7, -0.5),), ((33, -2.0),)))
-    placed = placed_prompt(ByteCodec(), tokens, found)  # type: ignore[arg-type]
+    placed = prompt_token_infos(ByteCodec(), tokens, found)  # type: ignore[arg-type]
     assert [(t.offset, t.logprob, t.rank) for t in placed] == [(0, None, None), (0, -1.0, 3), (1, -2.0, 1)]
     assert placed[1].alternatives == ((7, TokenText("\x07", b"\x07"), -0.5),)
 
@@ -213,7 +213,7 @@ def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
 @pytest.mark.parametrize("skip", [True, False])
 def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> None:
     tokenizer, sampling = ByteCodec(), SamplingParams(skip_special_tokens=skip)
-    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenWriter(0, sampling, tokenizer)  # type: ignore[arg-type]
+    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
     answer = successors.build(Hypothesis(), 0, (97, EOS, 98), (-1.0,) * 3, ended=False)
     events = writer.finish(answer, guided=False)
     assert [token.offset for event in events for token in event.tokens] == ([0, 1, 1] if skip else [0, 1, 6])
@@ -223,7 +223,7 @@ def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> Non
 def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:
     """A stop string may begin right behind it, and then the answer ends before it."""
     tokenizer, sampling = ByteCodec(), SamplingParams(stop=("b",))
-    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenWriter(0, sampling, tokenizer)  # type: ignore[arg-type]
+    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
     longer = successors.build(Hypothesis(), 0, (97, EOS), (-1.0,) * 2, ended=False)
     events = [*writer.commit([longer])]
     answer = successors.build(longer, 0, (98,), (-1.0,), ended=False)

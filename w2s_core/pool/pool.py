@@ -64,7 +64,7 @@ class WorkerPool:
         """Loads every model on every worker. Raises ConfigurationError when one cannot be loaded."""
         self._workers = [self._spawn(place) for place in range(len(self._specs))]
         for place in range(len(self._specs)):
-            self._metrics.worker_placed(str(place))
+            self._metrics.worker_added(str(place))
         try:
             for worker, backoff in zip(self._workers, self._backoffs, strict=True):
                 await worker.started()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from w2s_core.errors import ConfigurationError, ContextLengthError, OutgrownError, RequestError
+from w2s_core.errors import ConfigurationError, ContextLengthError, PairContextLengthError, RequestError
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt, TokenPrompt, Tokens
 
@@ -76,7 +76,7 @@ class PairModel:
         """Raises OutgrownError where prompt and answer exceed the model's context of `limit` tokens."""
         longest = max(map(len, answers), default=0)
         if len(prompt) + longest > limit:
-            raise OutgrownError(self.name, limit, len(prompt), longest)
+            raise PairContextLengthError(self.name, limit, len(prompt), longest)
 
 
 def pair_prompt_text(prompt: Prompt, template: str | None) -> str:
