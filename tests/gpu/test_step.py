@@ -48,9 +48,9 @@ def test_cached_equals_uncached(cuda: torch.device, family: str) -> None:
             [(*y, *(chance.randrange(3) for _ in range(chance.randrange(1, 6)))) for y in beam for _ in range(4)]
             for beam in beams
         ]
-        leaves = [[tree.descend(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
+        leaves = [[tree.insert(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
         for tree, nodes in zip(trees, leaves, strict=True):
-            tree.keep(nodes)
+            tree.retain(nodes)
         found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], limit=13)
         for prompt, ys, nodes in zip(prompts, answers, leaves, strict=True):
             for y, node in zip(ys, nodes, strict=True):
@@ -96,7 +96,7 @@ def test_a_forward_waits_for_nothing(cuda: torch.device, family: str) -> None:
     for answers in ([(4, 5), (4, 6)], [(4, 5, 6), (4, 6, 7, 8)]):  # what a first forward sets up may wait
         batch = Batch(100)
         for answer in answers:
-            batch.request(tree, tree.descend(answer))
+            batch.request_logits(tree, tree.insert(answer))
         with waits_are("error" if answers[0] == (4, 5, 6) else "default"):
             runner.forward(batch)
 
@@ -105,11 +105,11 @@ def test_a_decoding_step_waits_once(cuda: torch.device) -> None:
     subject = WorkerModels({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
     kinds = [Sampling(), Sampling(temperature=0.0), Sampling(top_p=0.9), Sampling(temperature=0.5, top_k=9)]
     for number, kind in enumerate(kinds, start=1):
-        subject.take(sample_job(number, [Row((), number, 20)] * 2, sampling=kind))
-    subject.turn()
-    subject.turn()
+        subject.handle(sample_job(number, [Row((), number, 20)] * 2, sampling=kind))
+    subject.step()
+    subject.step()
     with waits_are("warn"), pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
-        subject.turn()
+        subject.step()
     assert len(waits) == 1, [str(wait.message) for wait in waits]
 
 
@@ -133,13 +133,13 @@ def no_memory_left(device: torch.device) -> Iterator[None]:
 
 def test_no_memory_on_the_device_fails_its_batch_only(cuda: torch.device) -> None:
     subject = WorkerModels({"m": make_runner(tiny_model().to(cuda), cuda, 1 << 22)})
-    subject.take(sample_job(1, [Row((), 1, 5)]))
+    subject.handle(sample_job(1, [Row((), 1, 5)]))
     expected = drawn(drain(subject), 1, 1)
-    subject.take(sample_job(2, [Row((), 2, 50)] * 8, tuple(range(250))))
+    subject.handle(sample_job(2, [Row((), 2, 50)] * 8, tuple(range(250))))
     with no_memory_left(cuda):
         [failed] = drain(subject)
     assert isinstance(failed, JobFailed)
     assert "out of memory" in failed.message
     assert state(subject).slots_used == {"m": 3 + 64}, "the first session lives"
-    subject.take(sample_job(3, [Row((), 1, 5)]))
+    subject.handle(sample_job(3, [Row((), 1, 5)]))
     assert drawn(drain(subject), 3, 1) == expected

@@ -123,7 +123,7 @@ async def test_the_log_says_which_worker_died_and_of_what(lives: list[str], capl
         os.kill(victim := pool.workers[1].pid, signal.SIGKILL)
         await until(lambda: not lives and pool.ready)
         said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-        assert said == [f"worker 1: process {victim} on cpu was lost (status -9); another is to be started"]
+        assert said == [f"worker 1: process {victim} on cpu was lost (status -9); starting another"]
     finally:
         await pool.stop()
 

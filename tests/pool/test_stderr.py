@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.worker.test_restarts import SPEC, Clock, until
+from tests.pool.test_restarts import SPEC, Clock, until
 from w2s_core.errors import ConfigurationError
 from w2s_core.pool import stderr
 from w2s_core.pool.backoff import Backoff
 from w2s_core.pool.pool import WorkerPool
-from w2s_core.pool.stderr import Line, Lines, StderrRelay
+from w2s_core.pool.stderr import Line, LineSplitter, StderrRelay
 
 # `python -X faulthandler -m w2s_core.worker.main FD`, but with what a test has for it in place of models.
 WORKER = """#!/bin/sh
@@ -45,7 +45,7 @@ def serve():
 
 
 def lines(*pieces: bytes) -> list[Line]:
-    reading = Lines()
+    reading = LineSplitter()
     return [line for piece in pieces for line in reading.feed(piece)] + list(reading.end())
 
 
@@ -59,8 +59,8 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     caplog.set_level(logging.INFO, "w2s.worker")
     path = tmp_path / "python"
     monkeypatch.setattr(sys, "executable", str(path))
-    monkeypatch.setattr(stderr, "_PATIENCE_S", 60.0)
-    monkeypatch.setattr("w2s_core.pool.process.shown_as_it_is", lambda: False)
+    monkeypatch.setattr(stderr, "_JOIN_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("w2s_core.pool.process.stderr_is_terminal", lambda: False)
     return path
 
 
@@ -89,11 +89,11 @@ def test_what_would_upset_a_log_is_taken_out() -> None:
 
 
 def test_an_endless_line_is_cut() -> None:
-    reading = Lines()
+    reading = LineSplitter()
     for _ in range(1000):
         assert list(reading.feed(b"x" * 2**16)) == []
     [line] = reading.end()
-    assert len(line.text) == stderr._LONGEST
+    assert len(line.text) == stderr._MAX_LINE_BYTES
 
 
 @given(st.text("ab\r\n", max_size=40), st.lists(st.integers(0, 40), max_size=6))
@@ -111,25 +111,25 @@ def test_a_flood_is_logged_in_part_and_its_end_whole(caplog: pytest.LogCaptureFi
             writing.write(b"line %d of many, and none of them tells anything new\n" % i)
     relay._thread.join()
     said = [message for _, message in logged(caplog)]
-    assert len(said) == stderr._MOST + 1 + stderr._LAST
+    assert len(said) == stderr._MAX_LINES + 1 + stderr._LAST_LINES
     assert said[0].startswith("worker 7: line 0 of")
-    assert said[stderr._MOST] == f"worker 7: … {count - stderr._MOST - stderr._LAST} more lines …"
+    assert said[stderr._MAX_LINES] == f"worker 7: … {count - stderr._MAX_LINES - stderr._LAST_LINES} more lines …"
     assert said[-1].startswith(f"worker 7: line {count - 1} of")
-    assert [f"worker 7: {line}" for line in relay.last] == said[-stderr._LAST :]
+    assert [f"worker 7: {line}" for line in relay.last_lines] == said[-stderr._LAST_LINES :]
 
 
 def test_after_a_flood_lines_are_logged_again(caplog: pytest.LogCaptureFixture) -> None:
     ours, theirs = os.pipe()
     clock, ends = Clock(), os.fdopen(theirs, "wb", 0)
     relay = StderrRelay("7", os.fdopen(ours, "rb", 0), clock)
-    ends.write(b"x\n" * (stderr._MOST + 5))
-    while len(relay._late) < 5:
+    ends.write(b"x\n" * (stderr._MAX_LINES + 5))
+    while len(relay._delayed) < 5:
         pass
     clock.now += stderr._WINDOW_S
     ends.write(b"later\n")
     ends.close()
     relay._thread.join()
-    assert [message for _, message in logged(caplog)] == ["worker 7: x"] * (stderr._MOST + 5) + ["worker 7: later"]
+    assert [message for _, message in logged(caplog)] == ["worker 7: x"] * (stderr._MAX_LINES + 5) + ["worker 7: later"]
 
 
 async def test_a_worker_that_dies_while_loading_says_why(workers: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -151,7 +151,7 @@ async def test_a_flood_of_output_does_not_hold_a_worker_up(workers: Path, caplog
     assert pool.ready
     await pool.stop()
     await until(lambda: relays() <= others)
-    assert len(logged(caplog)) <= 10 * (stderr._MOST + stderr._LAST + 1), "16 MB take no hundred seconds"
+    assert len(logged(caplog)) <= 10 * (stderr._MAX_LINES + stderr._LAST_LINES + 1), "16 MB take no hundred seconds"
 
 
 async def test_workers_that_come_and_go_leave_no_thread_and_no_file(workers: Path) -> None:
@@ -173,7 +173,7 @@ def relays() -> set[threading.Thread]:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_on_a_terminal_workers_write_themselves(terminal: bool) -> None:
     ours, theirs = pty.openpty() if terminal else os.pipe()
-    code = "from w2s_core.pool.stderr import shown_as_it_is; raise SystemExit(shown_as_it_is())"
+    code = "from w2s_core.pool.stderr import stderr_is_terminal; raise SystemExit(stderr_is_terminal())"
     try:
         done = subprocess.run([PYTHON, "-c", code], stderr=theirs, check=False)
     finally:

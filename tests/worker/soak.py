@@ -94,7 +94,7 @@ class Soak:
             self._round.answered.append((request, await self._ask(request)))
         pool = pool_of(self._engine)
         while self._deaths and len(self._round.answered) >= self._deaths[0]:
-            victim = await pool.acquire(())
+            victim = await pool.pick_worker(())
             if victim.alive:  # else it has only just died
                 self._deaths.pop(0)
                 self._round.killed += 1
@@ -114,7 +114,7 @@ class Soak:
             try:
                 return await answer(self, request)  # type: ignore[arg-type]
             except UnavailableError:  # nobody alive at the moment: as a client does, try again
-                await pool_of(self._engine).acquire(())
+                await pool_of(self._engine).pick_worker(())
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
         """The engine's, every event of which brings somebody's leaving nearer."""
@@ -172,5 +172,5 @@ async def replace_worker(engine: Engine) -> None:
     pool = pool_of(engine)
     before = pool.workers[0]
     os.kill(before.pid, signal.SIGKILL)
-    async with pool._changed:
-        await pool._changed.wait_for(lambda: pool.workers[0] is not before)
+    async with pool._workers_changed:
+        await pool._workers_changed.wait_for(lambda: pool.workers[0] is not before)

@@ -14,7 +14,7 @@ from tests.worker.test_scheduler import drain, drawn, sample_job
 from w2s_core.pool.messages import JobFailed, JobOutcome, Row, SampleJob, SampleUpdate, Sampling
 from w2s_core.structured.grammar_compiling import compile_grammar, new_tokenizer
 from w2s_core.types import Grammar, GrammarKind, Tokens
-from w2s_core.worker import grammar_masks as followed
+from w2s_core.worker import grammar_masks
 from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.grammar_states import EndTokens
 from w2s_core.worker.loading import make_runner
@@ -42,7 +42,7 @@ def job(number: int, rows: Sequence[Row], grammar: Grammar | None, **sampling: A
 
 def run(subject: WorkerModels, *jobs: SampleJob) -> list[JobOutcome]:
     for one in jobs:
-        subject.take(one)
+        subject.handle(one)
     return drain(subject)
 
 
@@ -98,18 +98,20 @@ def test_going_on_costs_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> Non
     leaf = root
     for letter in b"aaaa":
         leaf = leaf.child(letter)
-    start = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).beginning(compile_grammar("regex", "a*"))
+    start = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).initial_matcher(
+        compile_grammar("regex", "a*")
+    )
     matcher: Any = Counting(start.result(timeout=60))
     ends = EndTokens([EOS])
-    [first] = followed.resume_states([leaf], "a*", matcher, ends)
+    [first] = grammar_masks.resume_states([leaf], "a*", matcher, ends)
     assert consumed == [4]
     leaf.grammar_state = first
     far = leaf.child(97).child(97)
-    rows = followed.resume_states([far, far, leaf], "a*", matcher, ends)
+    rows = grammar_masks.resume_states([far, far, leaf], "a*", matcher, ends)
     assert consumed == [4, 2, 2, 0]
     assert leaf.grammar_state is None, "its successors have taken over"
     assert len({id(row.matcher) for row in rows}) == 3
-    followed.resume_states([far], "another", matcher, ends)
+    grammar_masks.resume_states([far], "another", matcher, ends)
     assert consumed[-1] == 6
 
 

@@ -37,7 +37,7 @@ def from_scratch(tokens: Tokens, model: torch.nn.Module = MODEL) -> torch.Tensor
 
 def found(outcomes: list[JobOutcome], job: int) -> PromptLogprobs:
     [result] = [o for o in outcomes if isinstance(o, PromptResult) and o.id == job]
-    return result.found
+    return result.logprobs
 
 
 def assert_right(result: PromptLogprobs, prompt: Tokens, top: int, model: torch.nn.Module = MODEL) -> None:
@@ -65,18 +65,18 @@ def numbers(count: int, seed: int = 0) -> Tokens:
 def test_a_prompts_logprobs_for_each_family(family: str) -> None:
     subject = WorkerModels({"m": make_runner(tiny_model(family), CPU, 1 << 22)})
     prompt = numbers(40)
-    subject.take(PromptJob(1, 1, "m", prompt, 3))
+    subject.handle(PromptJob(1, 1, "m", prompt, 3))
     assert_right(found(drain(subject), 1), prompt, 3, tiny_model(family))
 
 
 @pytest.mark.parametrize("length", [1, 2, 256, 257, 258, 500])
 def test_prompts_of_any_length_in_bounded_slices(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, rows = scheduler(), []
-    runner = subject._queues["m"].runner
+    runner = subject._schedulers["m"].runner
     forward = runner.forward
     monkeypatch.setattr(runner, "forward", lambda batch: rows.append(len(out := forward(batch))) or out)
     prompt = numbers(length)
-    subject.take(PromptJob(1, 1, "m", prompt, 2))
+    subject.handle(PromptJob(1, 1, "m", prompt, 2))
     assert_right(found(drain(subject), 1), prompt, 2)
     assert sum(rows) == length - 1
     assert max(rows, default=0) <= 256, "logits of the whole text at once"
@@ -85,31 +85,31 @@ def test_prompts_of_any_length_in_bounded_slices(length: int, monkeypatch: pytes
 def test_a_remembered_prompt_is_read_all_the_same_and_then_serves_the_next() -> None:
     subject, prompt = scheduler(), numbers(60)
     for number in (1, 2):
-        subject.take(sample_job(10 + number, [Row((), 1, 3)], prompt))
+        subject.handle(sample_job(10 + number, [Row((), 1, 3)], prompt))
         drain(subject)
-        subject.take(PromptJob(number, number, "m", prompt, 1))
+        subject.handle(PromptJob(number, number, "m", prompt, 1))
         assert_right(found(drain(subject), number), prompt, 1)
-        subject.take(CloseSession(10 + number))
-        subject.take(CloseSession(number))
-    subject.take(sample_job(3, [Row((), 1, 3)], prompt))
-    assert subject._queues["m"].trees[3].prompt_fed == 59
+        subject.handle(CloseSession(10 + number))
+        subject.handle(CloseSession(number))
+    subject.handle(sample_job(3, [Row((), 1, 3)], prompt))
+    assert subject._schedulers["m"].trees[3].prompt_computed == 59
     drain(subject)
     state(subject)
 
 
 def test_prompts_are_read_beside_other_work_and_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """KV is taken from the younger ones in the middle of their prompts; what they know they keep."""
-    monkeypatch.setattr("w2s_core.worker.scheduler._SLICE", 32)
+    monkeypatch.setattr("w2s_core.worker.scheduler._TOKEN_BUDGET", 32)
     subject, lost = scheduler(cache_bytes=256 * 400), []
     evict = TokenTree.evict
-    monkeypatch.setattr(TokenTree, "evict", lambda tree: lost.append(tree.prompt_fed) or evict(tree))
-    subject.take(sample_job(1, [Row((), i, 40) for i in range(8)]))
+    monkeypatch.setattr(TokenTree, "evict", lambda tree: lost.append(tree.prompt_computed) or evict(tree))
+    subject.handle(sample_job(1, [Row((), i, 40) for i in range(8)]))
     for number in (5, 6):
-        subject.take(PromptJob(number, number, "m", numbers(300, number), 2))
-    subject.take(ScoreJob(9, 9, "m", (8, 9), (tuple(range(60)),)))
+        subject.handle(PromptJob(number, number, "m", numbers(300, number), 2))
+    subject.handle(ScoreJob(9, 9, "m", (8, 9), (tuple(range(60)),)))
     outcomes: list[JobOutcome] = []
     while not subject.idle:
-        outcomes += subject.turn()
+        outcomes += subject.step()
         state(subject)
     assert max(lost) > 32, "nobody lost KV in the middle of a prompt"
     for number in (5, 6):
@@ -123,9 +123,11 @@ def rows_of(outcomes: list[JobOutcome], job: int) -> list[RowUpdate]:
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"temperature": 0.5, "top_k": 3}])
 def test_alternatives_stand_beside_what_was_drawn(changes: dict[str, Any]) -> None:
     subject, prompt = scheduler(), (1, 2, 3)
-    subject.take(sample_job(1, [Row((), 7, 20), Row((), 8, 20)], prompt, sampling=Sampling(**changes, alternatives=4)))
-    subject.take(sample_job(2, [Row((), 7, 20)], prompt, sampling=Sampling(**changes, alternatives=1)))
-    subject.take(sample_job(3, [Row((), 7, 20)], prompt, sampling=Sampling(**changes)))
+    subject.handle(
+        sample_job(1, [Row((), 7, 20), Row((), 8, 20)], prompt, sampling=Sampling(**changes, alternatives=4))
+    )
+    subject.handle(sample_job(2, [Row((), 7, 20)], prompt, sampling=Sampling(**changes, alternatives=1)))
+    subject.handle(sample_job(3, [Row((), 7, 20)], prompt, sampling=Sampling(**changes)))
     outcomes = drain(subject)
     asked, less, nothing = rows_of(outcomes, 1)[0], rows_of(outcomes, 2)[0], rows_of(outcomes, 3)[0]
     assert asked.tokens == less.tokens == nothing.tokens
@@ -144,7 +146,7 @@ def test_alternatives_stand_beside_what_was_drawn(changes: dict[str, Any]) -> No
 
 def test_a_drawn_tokens_logprob_is_the_same_among_the_alternatives_to_the_last_bit() -> None:
     subject = scheduler()
-    subject.take(sample_job(1, [Row((), key, 20) for key in range(8)], sampling=Sampling(alternatives=300)))
+    subject.handle(sample_job(1, [Row((), key, 20) for key in range(8)], sampling=Sampling(alternatives=300)))
     for row in rows_of(drain(subject), 1):
         for token, nats, alternatives in zip(row.tokens, row.logprobs, row.alternatives, strict=False):
             assert dict(alternatives)[token] == nats
@@ -153,12 +155,12 @@ def test_a_drawn_tokens_logprob_is_the_same_among_the_alternatives_to_the_last_b
 def test_nobody_pays_who_does_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, sizes = scheduler(), []
     monkeypatch.setattr(
-        "w2s_core.worker.scheduler.top_logprobs", lambda rows, n: sizes.append(len(rows)) or top_logprobs(rows, n)
+        "w2s_core.worker.step_outputs.top_logprobs", lambda rows, n: sizes.append(len(rows)) or top_logprobs(rows, n)
     )
-    subject.take(sample_job(1, [Row((), 7, 5)] * 3))
+    subject.handle(sample_job(1, [Row((), 7, 5)] * 3))
     drain(subject)
     assert not sizes
-    subject.take(sample_job(2, [Row((), 7, 5)] * 3))
-    subject.take(sample_job(3, [Row((), 7, 5)], sampling=Sampling(alternatives=2)))
+    subject.handle(sample_job(2, [Row((), 7, 5)] * 3))
+    subject.handle(sample_job(3, [Row((), 7, 5)], sampling=Sampling(alternatives=2)))
     drain(subject)
     assert set(sizes) == {1}

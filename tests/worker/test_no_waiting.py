@@ -28,7 +28,7 @@ def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
         batch = Batch(100)
         for tree in trees:
             for answer in answers:
-                batch.request(tree, tree.descend(answer))
+                batch.request_logits(tree, tree.insert(answer))
         logits = runner.forward(batch)
         assert logits.shape == (4, 300)
         assert logits.device.type == "meta"
@@ -49,8 +49,8 @@ def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
 )
 def test_a_draw_reads_nothing_but_its_result(kinds: list[Sampling]) -> None:
     def draw(kind: Sampling) -> Draw:
-        adjustment = LogitsProcessor(LogitsRules(kind, (1, 2), (257,)), (3, 4, 5)) if kind.adjusts else None
-        return Draw(kind, 0.5, adjustment)
+        processor = LogitsProcessor(LogitsRules(kind, (1, 2), (257,)), (3, 4, 5)) if kind.adjusts else None
+        return Draw(kind, 0.5, processor)
 
     logits = torch.empty(len(kinds), 3000, device=UNREADABLE)
     tokens, logprobs = sampling._draw(logits, [draw(kind) for kind in kinds])

@@ -26,9 +26,9 @@ def logits_of(runner: ModelRunner, wanted: list[tuple[TokenTree, Node]], limit: 
         batch = Batch(limit)
         for tree, node in wanted:
             if node not in found:
-                batch.request(tree, node)
+                batch.request_logits(tree, node)
         logits = runner.forward(batch)
-        found.update({node: logits[row] for node, row in batch.wanted.items()})
+        found.update({node: logits[row] for node, row in batch.logits_rows.items()})
     return found
 
 
@@ -52,9 +52,9 @@ def test_cached_equals_uncached_through_a_search(family: str) -> None:
             [(*y, *(chance.randrange(3) for _ in range(chance.randrange(1, 6)))) for y in beam for _ in range(4)]
             for beam in beams
         ]
-        leaves = [[tree.descend(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
+        leaves = [[tree.insert(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
         for tree, nodes in zip(trees, leaves, strict=True):
-            tree.keep(nodes)
+            tree.retain(nodes)
         found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], limit=13)
         for prompt, ys, nodes in zip(prompts, answers, leaves, strict=True):
             for y, node in zip(ys, nodes, strict=True):
@@ -68,7 +68,7 @@ def test_cached_equals_uncached_through_a_search(family: str) -> None:
 def test_a_fed_node_asked_again_answers_the_same() -> None:
     runner, _ = make_runner(tiny_model(), CPU, 1 << 20)
     tree = TokenTree(runner.cache, (1, 2, 3))
-    node = tree.descend((4, 5))
+    node = tree.insert((4, 5))
     first, again = (logits_of(runner, [(tree, node)], 100)[node] for _ in range(2))
     torch.testing.assert_close(first, again)
     tree.check_integrity()
@@ -83,8 +83,8 @@ def test_regions_move_and_keep_what_they_hold() -> None:
     for length in range(1, 60, 7):
         for i, tree in trees.items():
             answer = tuple((j * i) % 7 for j in range(length))
-            node = tree.descend(answer)
-            tree.keep([node])
+            node = tree.insert(answer)
+            tree.retain([node])
             got = logits_of(runner, [(tree, node)], 100)[node]
             torch.testing.assert_close(got, uncached(reference, (i, i + 1, *answer)), atol=1e-4, rtol=1e-4)
         runner.cache.check_integrity()
@@ -121,14 +121,14 @@ def test_slots_are_never_lost_nor_shared(data: st.DataObject) -> None:
                 node = leaf
                 for token in data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=4)):
                     node = node.child(token)
-                placed = tree.missing(node)[: None if data.draw(st.booleans()) else -1]
-                tree.hold(len(placed))
+                placed = tree.uncomputed_path(node)[: None if data.draw(st.booleans()) else -1]
+                tree.reserve(len(placed))
                 for missing in placed:
-                    tree.place(missing)
-                    assert missing.slot == tree.path(missing)[-1] if missing.parent else True
+                    tree.assign_slot(missing)
+                    assert missing.slot == tree.path_slots(missing)[-1] if missing.parent else True
                 grown.append(node)
         leaves = data.draw(st.lists(st.sampled_from(grown), min_size=1, max_size=4))
-        tree.keep(leaves)
+        tree.retain(leaves)
         tree.check_integrity()
         if data.draw(st.integers(0, 5)) == 0:
             tree.evict()
@@ -139,8 +139,8 @@ def test_slots_are_never_lost_nor_shared(data: st.DataObject) -> None:
             while node.parent is not None:
                 walked.append(node.slot)
                 node = node.parent
-            if leaf.fed:
-                assert tree.path(leaf).tolist() == walked[::-1]
+            if leaf.computed:
+                assert tree.path_slots(leaf).tolist() == walked[::-1]
     tree.close()
     assert cache.slots_used == 0
 
@@ -162,27 +162,27 @@ def test_a_tree_holds_the_kept_answers_and_nothing_else(data: st.DataObject) -> 
                 answers.append((*parent, *tail))
             else:  # as a job names an answer
                 answers.append((*parent[: data.draw(st.integers(0, len(parent)))], *tail))
-                node = tree.descend(answers[-1])
+                node = tree.insert(answers[-1])
             leaves.append(node)
         kept = list(zip(answers, leaves, strict=True))[: data.draw(st.integers(1, len(answers)))]
         for leaf in leaves:
-            missing = tree.missing(leaf)
-            tree.hold(len(missing))
+            missing = tree.uncomputed_path(leaf)
+            tree.reserve(len(missing))
             for node in missing:
-                tree.place(node)
-        tree.keep([leaf for _, leaf in kept])
+                tree.assign_slot(node)
+        tree.retain([leaf for _, leaf in kept])
         tree.check_integrity()
         beginnings = {answer[:size] for answer, _ in kept for size in range(len(answer) + 1)}
         assert set(answers_in(tree)) == beginnings
-        assert tree.top == len(tree.prompt) + len(beginnings) - 1 + len(tree._free)
+        assert tree.slot_end == len(tree.prompt) + len(beginnings) - 1 + len(tree._free_slots)
 
 
 def test_a_row_may_grow_beside_an_answer_that_it_is_the_beginning_of() -> None:
     tree = TokenTree(KVCache(100), (1, 2))
-    shorter, longer = tree.descend((5,)), tree.descend((5, 6))
-    tree.keep([shorter, longer])
+    shorter, longer = tree.insert((5,)), tree.insert((5, 6))
+    tree.retain([shorter, longer])
     shorter.child(7)
-    tree.keep([longer])
+    tree.retain([longer])
     assert set(answers_in(tree)) == {(), (5,), (5, 6)}
 
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import answer
+from tests.pool.test_restarts import SPEC, lives, until
 from tests.telemetry.test_metrics import values
 from tests.worker.test_engine_on_workers import ASK, pool_of
-from tests.worker.test_restarts import SPEC, lives, until
 from w2s_core.engine.engine import Engine
 from w2s_core.pool.backoff import Backoff
 from w2s_core.pool.pool import WorkerPool
@@ -28,9 +28,9 @@ async def told(engine: Engine) -> dict[str, float]:
     """The metrics, after a Pong that was asked for now."""
     [worker] = pool_of(engine).workers
     for _ in range(2):  # the first may answer a question that was asked before
-        await until(lambda: not worker._asked)
-        worker.check(60)
-    await until(lambda: not worker._asked)
+        await until(lambda: not worker._heartbeat.awaiting_pong)
+        worker.check_heartbeat()
+    await until(lambda: not worker._heartbeat.awaiting_pong)
     return values(engine.metrics)
 
 

@@ -140,7 +140,7 @@ class LocalProposals:
         tokens: list[Tokens] = [()] * len(rows)
         logprobs: list[tuple[float, ...]] = [()] * len(rows)
         alternatives: list[tuple[Alternatives, ...]] = [()] * len(rows)
-        async with aclosing(stream.news()) as updates:
+        async with aclosing(stream.updates()) as updates:
             async for update in updates:
                 row = update.row
                 self.sampled_tokens += len(update.tokens) + update.ended

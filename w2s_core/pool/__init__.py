@@ -1,1 +1,1 @@
-"""The parent's side of the worker processes: start, watch, restart, and sessions that fail over. Imports no torch."""
+"""The parent's side of worker processes: starts, watches and restarts them; sessions fail over. Imports no torch."""

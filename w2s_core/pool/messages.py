@@ -1,7 +1,7 @@
-"""What crosses the border to a worker process: small frozen dataclasses with token ids, never tensors.
+"""Messages between the parent and a worker process: small frozen dataclasses with token ids, never tensors.
 
-A job carries everything that it needs (prompt, answers so far, keys), so that any worker can do it. A *session* is one
-prompt's view of one model: its jobs share KV, and every job names the answers that still matter.
+A job carries everything that it needs (prompt, answers so far, randomness keys), so that any worker can run it. The
+jobs of a *session* have one prompt, run on one worker and share KV there. Each job names the answers still needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from w2s_core.types import Alternatives, Grammar, PromptLogprobs, StepKind, Toke
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to load: what transformers takes (folder or hub id)."""
+    """A model to load. `source` is what transformers takes: a folder or a hub id."""
 
     source: str
     trust_remote_code: bool
@@ -23,7 +23,8 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """One worker process: device, models by name, CPU threads (0 = all cores), KV bytes per model (0 = auto)."""
+    """What one worker process runs: device, models by name, CPU threads (0 = torch's default), KV bytes per model (0 =
+    auto)."""
 
     device: str
     dtype: str
@@ -34,8 +35,8 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a worker learned by loading: tokens of context, logits of a token, ids that end a text, KV slots (tokens) at
-    its disposal."""
+    """A loaded model's properties. `vocabulary` is the number of logits per token, `eos` the ids that end a text,
+    `kv_slots` the tokens that its KV cache holds."""
 
     context_length: int
     vocabulary: int
@@ -46,13 +47,13 @@ class ModelInfo:
 
     @property
     def longest(self) -> int:
-        """Tokens of a prompt and one answer together that the model can read and the cache can hold."""
+        """Tokens that a prompt and one answer may have together: what fits both the context and the KV cache."""
         return min(self.context_length, self.kv_slots)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An answer to continue by up to `length` tokens: its tokens so far and the key of its noise."""
+    """An answer to continue by up to `length` tokens. `key` seeds its draws (`w2s_core.search.randomness`)."""
 
     tokens: Tokens
     key: int
@@ -61,8 +62,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: `SamplingParams`, where each is explained, in the model's own token ids. At each step
-    the `alternatives` likeliest tokens are told."""
+    """How tokens are drawn: `SamplingParams` (see there) with strings turned into token ids of the model.
+
+    At each step the `alternatives` most likely tokens are reported.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -82,12 +85,12 @@ class Sampling:
 
     @property
     def forbids(self) -> bool:
-        """Whether there are tokens that may not be drawn, whatever the answer."""
+        """Whether some tokens may be banned, by `bad_words`, `allowed_token_ids` or `min_tokens`."""
         return bool(self.bad_words) or self.allowed_token_ids is not None or self.min_tokens > 0
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits change before a token is drawn from them."""
+        """Whether a logits processor is needed: something changes the logits before the draw."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
         masks = self.forbids or self.min_p > 0 or self.grammar is not None
         return masks or bool(self.logit_bias) or penalties != (0, 0, 1)
@@ -95,7 +98,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class SampleJob:
-    """Draw more tokens for each row. News of a row is sent every `report_every` tokens and when it is done."""
+    """Sample more tokens for each row. An update of a row is sent every `report_every` tokens and when it is done."""
 
     id: int
     session: int
@@ -108,7 +111,7 @@ class SampleJob:
 
 @dataclass(frozen=True, slots=True)
 class ScoreJob:
-    """Sum the log-probabilities of each whole answer behind the prompt, reusing what the session knows."""
+    """Compute log p(answer | prompt) of each whole answer, reusing the session's KV and log-probabilities."""
 
     id: int
     session: int
@@ -119,7 +122,10 @@ class ScoreJob:
 
 @dataclass(frozen=True, slots=True)
 class PromptJob:
-    """The prompt's own log-probabilities, with the `top` likeliest tokens at each place. Its session's only job."""
+    """Compute the log-probabilities of the prompt's own tokens and the `top` most likely tokens at each position.
+
+    It must be its session's only job.
+    """
 
     id: int
     session: int
@@ -130,7 +136,7 @@ class PromptJob:
 
 @dataclass(frozen=True, slots=True)
 class StopRows:
-    """These rows of a SampleJob need no more tokens."""
+    """Stop sampling these rows of a SampleJob."""
 
     id: int
     rows: tuple[int, ...]
@@ -138,7 +144,7 @@ class StopRows:
 
 @dataclass(frozen=True, slots=True)
 class CancelJob:
-    """Nobody waits for this job any more."""
+    """Drop this job: its outcomes are not needed any more."""
 
     id: int
 
@@ -152,20 +158,20 @@ class CloseSession:
 
 @dataclass(frozen=True, slots=True)
 class InspectJob:
-    """Ask for a WorkerState; checks the integrity of every KV cache on the way."""
+    """Check the integrity of every KV cache and report a WorkerState."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Answered with a Pong between two turns: the worker is alive, however long its job is."""
+    """Answered with a Pong between two steps: shows that the worker is alive, however long its jobs are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """A sign of life, and how the worker is: which part of its KV sessions hold (in the fullest model), and the kinds
-    and seconds of its steps since the last Pong."""
+    """Answers a Ping and carries metrics: the fraction of KV slots that sessions hold (of the fullest model), and the
+    kind and seconds of each step since the last Pong."""
 
     kv_usage: float = 0.0
     steps: tuple[tuple[StepKind, float], ...] = ()
@@ -177,23 +183,25 @@ WorkerCommand: TypeAlias = Job | StopRows | CancelJob | CloseSession | Ping
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker has loaded its models."""
+    """The worker has loaded its models and takes jobs."""
 
     models: Mapping[str, ModelInfo]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The worker cannot load its models and ends."""
+    """The worker could not load its models and ends."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class RowUpdate:
-    """New tokens of one row since the last news. `ending` is the token that ended the answer, None while none did;
-    `logprobs` (nats, before temperature) are the tokens' and, behind them, the ending one's;
-    `alternatives` stand beside them if the job asked for any."""
+    """A row's new tokens since its last update.
+
+    `ending` is the token that ended the answer, None if none has. `logprobs` (nats, before temperature) and
+    `alternatives`, if the job asked for them, have one entry per token and, after those, one for the ending token.
+    """
 
     row: int
     tokens: Tokens
@@ -204,12 +212,13 @@ class RowUpdate:
 
     @property
     def ended(self) -> bool:
+        """Whether the model ended the answer."""
         return self.ending is not None
 
 
 @dataclass(frozen=True, slots=True)
 class SampleUpdate:
-    """`finished`: this was the job's last news."""
+    """Updates of a SampleJob's rows. `finished` marks the job's last one."""
 
     id: int
     rows: tuple[RowUpdate, ...]
@@ -218,7 +227,7 @@ class SampleUpdate:
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """log p(answer | prompt) of each answer in nats, and how many tokens had to be run for it."""
+    """log p(answer | prompt) of each answer in nats, and the number of tokens run for it."""
 
     id: int
     logprobs: tuple[float, ...]
@@ -227,15 +236,15 @@ class ScoreResult:
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """What a PromptJob asked for."""
+    """The result of a PromptJob."""
 
     id: int
-    found: PromptLogprobs
+    logprobs: PromptLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """`slots_used` and `sessions` per model, and live jobs."""
+    """What a worker holds: KV slots of open sessions and open sessions per model, and running jobs."""
 
     id: int
     slots_used: Mapping[str, int]
@@ -245,7 +254,7 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class JobFailed:
-    """The job is over. `field` of the request is named where that cannot be honoured."""
+    """The job has failed. `field` names the request's field that is the reason; None if the request is not to blame."""
 
     id: int
     message: str

@@ -1,4 +1,4 @@
-"""The worker processes: where sessions go, and what happens when one dies. Imports no torch."""
+"""Worker pool: starts, watches and restarts the worker processes, and picks a worker for each session."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from functools import partial
 
 from w2s_core.errors import ConfigurationError, UnavailableError, WorkerError
 from w2s_core.pool.backoff import Backoff
+from w2s_core.pool.heartbeat import Heartbeat, check_interval_s
 from w2s_core.pool.messages import InspectJob, JobFailed, ModelInfo, Pong, WorkerSpec, WorkerState
 from w2s_core.pool.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.pool.session import Session
 from w2s_core.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-_WAIT_FOR_WORKER_S = 60.0  # how long a search whose worker died waits for another one
+_WAIT_FOR_WORKER_S = 60.0  # how long a session whose worker died waits for another one
 _RETRY_AFTER_S = 5
-_LOOKS = 4  # at a worker's heartbeat, at least, within the time that it may be silent
-_LOOK_S = 1.0  # and at least so often, for the metrics that a Pong brings
 
 
 class WorkerPool:
-    """One process per spec. Sessions go to the worker with the fewest rows; a dead worker is started again.
+    """One worker process per spec. A session goes to the worker with the fewest rows.
 
-    A worker that gives no sign of life for `silence_s` seconds is killed, and its sessions go on elsewhere. Every place
-    has a `backoff` of its own, so that one that keeps dying does not keep the machine busy with loading.
+    A worker that dies is restarted after its back-off, and its sessions fail over to another worker. A worker that
+    misses its heartbeat for `heartbeat_timeout_s` seconds is killed, hence restarted too.
     """
 
     def __init__(
         self,
         specs: Sequence[WorkerSpec],
-        silence_s: float = 60.0,
+        heartbeat_timeout_s: float = 60.0,
         backoff: Callable[[], Backoff] = Backoff,
         metrics: Metrics | None = None,
     ) -> None:
         self._specs = specs
-        self._silence_s = silence_s
+        self._heartbeat_timeout_s = heartbeat_timeout_s
         self._metrics = metrics or Metrics()
         self._backoffs = [backoff() for _ in specs]
-        self._watch: asyncio.Task[None] | None = None
-        self._workers: list[WorkerProcess] = []
-        self._sessions = itertools.count(1)
+        self._heartbeat_task: asyncio.Task[None] | None = None
+        self._workers: list[WorkerProcess] = []  # by index into the specs
+        self._session_ids = itertools.count(1)
         self._restarts: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Condition()
+        self._workers_changed = asyncio.Condition()
 
     @property
     def workers(self) -> Sequence[WorkerProcess]:
@@ -53,21 +52,22 @@ class WorkerPool:
 
     @property
     def ready(self) -> bool:
+        """Whether for every spec some living worker has its models."""
         return bool(self._workers) and all(self._alive_with(spec.models) for spec in self._specs)
 
     def info(self, model: str) -> ModelInfo:
-        """What loading this model told, on the worker with the least room for it. Only after `start`."""
-        known = [worker.models[model] for worker in self._workers if model in worker.models]
-        return min(known, key=lambda info: info.kv_slots)
+        """The model's properties, on the worker with the fewest KV slots for it. Only after `start`."""
+        infos = [worker.models[model] for worker in self._workers if model in worker.models]
+        return min(infos, key=lambda info: info.kv_slots)
 
     async def start(self) -> None:
         """Loads every model on every worker. Raises ConfigurationError when one cannot be loaded."""
-        self._workers = [self._spawn(place) for place in range(len(self._specs))]
-        for place in range(len(self._specs)):
-            self._metrics.worker_added(str(place))
+        self._workers = [self._spawn(index) for index in range(len(self._specs))]
+        for index in range(len(self._specs)):
+            self._metrics.worker_added(str(index))
         try:
             for worker, backoff in zip(self._workers, self._backoffs, strict=True):
-                await worker.started()
+                await worker.wait_ready()
                 backoff.started()
         except WorkerLostError as error:
             await self.stop()
@@ -75,41 +75,45 @@ class WorkerPool:
         except asyncio.CancelledError:
             await self.stop()
             raise
-        self._watch = asyncio.create_task(self._keep_watch())
+        self._heartbeat_task = asyncio.create_task(self._check_heartbeats())
+        self._warn_of_small_caches()
+
+    def _warn_of_small_caches(self) -> None:
         for worker in self._workers:
             for name, info in worker.models.items():
                 if info.kv_slots < info.context_length:
-                    room = f"{info.kv_slots} tokens of its context of {info.context_length}"
-                    _log.warning("%s: the KV cache on %s holds only %s", name, worker.spec.device, room)
+                    tokens = f"{info.kv_slots} tokens of its context of {info.context_length}"
+                    _log.warning("%s: the KV cache on %s holds only %s", name, worker.spec.device, tokens)
 
     async def stop(self) -> None:
-        tasks = [*self._restarts, *([self._watch] if self._watch else [])]
+        """Stops all workers. Sessions that wait for a worker get UnavailableError."""
+        tasks = [*self._restarts, *([self._heartbeat_task] if self._heartbeat_task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         stopping, self._workers = self._workers, []
-        async with self._changed:
-            self._changed.notify_all()  # nobody needs to wait any longer
+        async with self._workers_changed:
+            self._workers_changed.notify_all()
         for worker in stopping:
             await worker.stop()
 
     @asynccontextmanager
     async def session(self, rows: int, models: Collection[str]) -> AsyncIterator[Session]:
-        """A place for one prompt's jobs on a worker that has these models; `rows` weigh in its choice."""
-        session = Session(next(self._sessions), rows, partial(self.acquire, models))
+        """Opens a session on a worker that has these models. `rows` is its weight in load balancing."""
+        session = Session(next(self._session_ids), rows, partial(self.pick_worker, models))
         try:
             yield session
         finally:
             session.close()
 
-    async def acquire(self, models: Collection[str]) -> WorkerProcess:
-        """The least loaded living worker that has these models; waits for one to come back.
+    async def pick_worker(self, models: Collection[str]) -> WorkerProcess:
+        """The living worker with these models that has the fewest rows. Waits for a restart if there is none.
 
-        Raises UnavailableError when none does.
+        Raises UnavailableError when none comes back in time.
         """
         try:
-            async with asyncio.timeout(_WAIT_FOR_WORKER_S), self._changed:
-                await self._changed.wait_for(lambda: self._alive_with(models) or not self._workers)
+            async with asyncio.timeout(_WAIT_FOR_WORKER_S), self._workers_changed:
+                await self._workers_changed.wait_for(lambda: self._alive_with(models) or not self._workers)
         except TimeoutError:
             raise UnavailableError("No worker is alive.", _RETRY_AFTER_S) from None
         if not self._workers:
@@ -119,46 +123,54 @@ class WorkerPool:
     def _alive_with(self, models: Collection[str]) -> list[WorkerProcess]:
         return [worker for worker in self._workers if worker.alive and worker.models.keys() >= set(models)]
 
-    async def _keep_watch(self) -> None:
+    async def _check_heartbeats(self) -> None:
+        interval_s = check_interval_s(self._heartbeat_timeout_s)
         while True:
             for worker in self._workers:
-                worker.check(self._silence_s)
-            await asyncio.sleep(min(_LOOK_S, self._silence_s / _LOOKS))
+                worker.check_heartbeat()
+            await asyncio.sleep(interval_s)
 
     async def inspect(self) -> list[WorkerState]:
-        """Each worker's state, after its caches' integrity was checked. Raises WorkerError where it does not hold."""
+        """Each worker's state, after it has checked the integrity of its caches.
+
+        Raises WorkerError when a worker is lost or a check fails.
+        """
         states = []
         for worker in self._workers:
             job = InspectJob(next_job_id())
             outcome = await worker.submit(job).get()
-            worker.forget(job.id)
+            worker.close_mailbox(job.id)
             if isinstance(outcome, WorkerLostError | JobFailed):
                 raise WorkerError(str(outcome))
             assert isinstance(outcome, WorkerState)
             states.append(outcome)
         return states
 
-    def _spawn(self, place: int) -> WorkerProcess:
-        def note(pong: Pong) -> None:
-            self._metrics.worker_reported(str(place), pong.kv_usage, pong.steps)
+    def _spawn(self, index: int) -> WorkerProcess:
+        def record_pong(pong: Pong) -> None:
+            self._metrics.worker_reported(str(index), pong.kv_usage, pong.steps)
 
-        return WorkerProcess(self._specs[place], partial(self._lost, place), note, str(place))
+        heartbeat = Heartbeat(self._heartbeat_timeout_s)
+        return WorkerProcess(
+            self._specs[index], heartbeat, partial(self._on_worker_lost, index), record_pong, str(index)
+        )
 
-    def _lost(self, place: int, worker: WorkerProcess) -> None:
-        died = f"{worker.pid} on {worker.spec.device} was lost (status {worker.status})"
-        _log.error("worker %d: process %s; another is to be started", place, died)
-        task = asyncio.get_running_loop().create_task(self._restart(place))
+    def _on_worker_lost(self, index: int, worker: WorkerProcess) -> None:
+        lost = f"{worker.pid} on {worker.spec.device} was lost (status {worker.exit_status})"
+        _log.error("worker %d: process %s; starting another", index, lost)
+        task = asyncio.get_running_loop().create_task(self._restart(index))
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
 
-    async def _restart(self, place: int) -> None:
-        backoff = self._backoffs[place]
+    async def _restart(self, index: int) -> None:
+        """Starts workers, with back-off, until one is ready."""
+        backoff = self._backoffs[index]
         while True:
             await backoff.wait()
-            self._metrics.worker_restarted(str(place))
-            worker = self._spawn(place)
+            self._metrics.worker_restarted(str(index))
+            worker = self._spawn(index)
             try:
-                await worker.started()
+                await worker.wait_ready()
             except WorkerLostError as error:
                 _log.error("a worker could not be restarted: %s", error)
                 continue
@@ -166,7 +178,7 @@ class WorkerPool:
                 await worker.stop()
                 raise
             backoff.started()
-            self._workers[place] = worker
-            async with self._changed:
-                self._changed.notify_all()
+            self._workers[index] = worker
+            async with self._workers_changed:
+                self._workers_changed.notify_all()
             return

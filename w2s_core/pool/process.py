@@ -1,4 +1,8 @@
-"""The parent's end of one worker process: orders go out and reports come in without ever blocking the event loop."""
+"""One worker process as the parent sees it: commands go out and reports come in without blocking the event loop.
+
+Two threads do the blocking I/O: one sends the commands of an outbox, the other receives reports and hands them to the
+event loop, which puts a job's outcomes into the job's mailbox.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
 from w2s_core.errors import W2SError
+from w2s_core.pool.heartbeat import Heartbeat
 from w2s_core.pool.messages import (
     Job,
     JobOutcome,
@@ -28,60 +33,64 @@ from w2s_core.pool.messages import (
     WorkerReport,
     WorkerSpec,
 )
-from w2s_core.pool.stderr import StderrRelay, shown_as_it_is
+from w2s_core.pool.stderr import StderrRelay, stderr_is_terminal
 
 _log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 5.0
-# How long an OpenMP thread spins before it sleeps. For ever (the default), and threads starve each other as soon as
-# anything else runs on the machine: a decode step of 16 rows then took 990 ms instead of 70. Not at all costs 1.4 times
-# on an idle one. This many rounds cost nothing idle, and 330 ms crowded. An operator's own setting wins.
+# How many rounds an OpenMP thread spins before it sleeps. By default it spins for ever, and threads starve each other
+# as soon as anything else runs on the machine: a decode step of 16 rows then took 990 ms instead of 70. Not spinning at
+# all takes 1.4 times as long on an idle machine. This many rounds cost nothing there, and 330 ms on a crowded one. An
+# operator's own setting wins.
 WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}
 _job_ids = itertools.count(1)
 
 
 class WorkerLostError(W2SError):
-    """The process ended; whoever waits for it may try elsewhere."""
+    """The worker process has ended. Its jobs may be run again on another worker."""
 
 
 def next_job_id() -> int:
-    """Unique in this process."""
+    """A job id that is unique in this process."""
     return next(_job_ids)
 
 
 class WorkerProcess:
-    """One process, called `name` in the log. `on_lost` is called once, in the event loop, when it ends without having
-    been asked to; `on_pong` at every Pong."""
+    """One worker process, called `name` in the log.
+
+    `on_lost` is called once, in the event loop, if the process ends without having been stopped; `on_pong` is called
+    for every Pong.
+    """
 
     def __init__(
         self,
         spec: WorkerSpec,
+        heartbeat: Heartbeat,
         on_lost: Callable[[WorkerProcess], None],
         on_pong: Callable[[Pong], None] = lambda _: None,
         name: str = "0",
     ) -> None:
         self.spec = spec
         self.models: Mapping[str, ModelInfo] = {}
-        self.rows = 0  # of the jobs it has, for placement
+        self.rows = 0  # of the sessions it has, for load balancing
+        self._heartbeat = heartbeat
         self._on_lost = on_lost
         self._on_pong = on_pong
-        self._asked = False  # for a Pong that has not come yet
-        self._mailboxes: dict[int, asyncio.Queue[JobOutcome | WorkerLostError]] = {}
+        self._mailboxes: dict[int, asyncio.Queue[JobOutcome | WorkerLostError]] = {}  # by job id
         self._outbox: SimpleQueue[WorkerCommand | WorkerSpec | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._started: asyncio.Future[Mapping[str, ModelInfo]] = self._loop.create_future()
+        self._ready: asyncio.Future[Mapping[str, ModelInfo]] = self._loop.create_future()
         self._loaded = False
         self._stopping = False
-        self._heard = self._loop.time()
         self._connection, self._process = _spawn()
-        self._relay = StderrRelay(name, self._process.stderr) if self._process.stderr else None
+        self._stderr = StderrRelay(name, self._process.stderr) if self._process.stderr else None
         self._outbox.put(spec)
-        self._sender = threading.Thread(target=self._send, daemon=True, name="w2s-send")
+        self._sender = threading.Thread(target=self._send_commands, daemon=True, name="w2s-send")
         self._sender.start()
-        threading.Thread(target=self._receive, daemon=True, name="w2s-receive").start()
+        threading.Thread(target=self._receive_reports, daemon=True, name="w2s-receive").start()
 
     @property
     def alive(self) -> bool:
-        """Its models are loaded and it runs. Asks the process itself: news of a death may still be on its way."""
+        """Whether its models are loaded and it runs. Polls the process, whose death may not have been reported yet."""
         return self._loaded and not self._stopping and self._process.poll() is None
 
     @property
@@ -89,48 +98,48 @@ class WorkerProcess:
         return self._process.pid
 
     @property
-    def status(self) -> int | None:
-        """How it ended: an exit code, or less than 0 the number of a signal; None while it runs."""
+    def exit_status(self) -> int | None:
+        """The exit code, or minus the number of the signal that killed it; None while it runs."""
         return self._process.poll()
 
-    async def started(self) -> None:
+    async def wait_ready(self) -> None:
         """Returns when the models are loaded. Raises WorkerLostError with the worker's reason when they cannot be."""
-        self.models = await asyncio.shield(self._started)
-        self._heard = self._loop.time()
+        self.models = await asyncio.shield(self._ready)
+        self._heartbeat.report_received()
         self._loaded = True
 
     def submit(self, job: Job) -> asyncio.Queue[JobOutcome | WorkerLostError]:
-        """Sends the job; its outcomes arrive in the queue that is returned, until `forget`."""
+        """Sends the job. Its outcomes arrive in the returned mailbox until `close_mailbox`."""
         mailbox = self._mailboxes[job.id] = asyncio.Queue()
         self.send(job)
         if not self.alive:
             mailbox.put_nowait(WorkerLostError("The worker process has ended."))
         return mailbox
 
-    def forget(self, job_id: int) -> None:
-        """Outcomes of this job are of no interest any more."""
+    def close_mailbox(self, job_id: int) -> None:
+        """Drops outcomes of this job from now on."""
         self._mailboxes.pop(job_id, None)
 
-    def send(self, order: WorkerCommand) -> None:
-        self._outbox.put(order)
+    def send(self, command: WorkerCommand) -> None:
+        self._outbox.put(command)
 
-    def check(self, silence_s: float) -> None:
-        """Asks for a sign of life; kills a worker that has given none for `silence_s` seconds."""
-        if self.alive and self._loop.time() - self._heard > silence_s:
-            _log.error("worker %d has been silent for %.0f s and is killed", self.pid, silence_s)
+    def check_heartbeat(self) -> None:
+        """Kills the worker if its heartbeat has timed out. Sends a Ping unless one is unanswered."""
+        if self.alive and self._heartbeat.timed_out:
+            _log.error("worker %d has been silent for %.0f s and is killed", self.pid, self._heartbeat.timeout_s)
             self._process.kill()
-        if not self._asked:  # else a worker that is busy for long would get a heap of them
-            self._asked = True
+        if not self._heartbeat.awaiting_pong:
+            self._heartbeat.ping_sent()
             self.send(Ping())
 
     async def stop(self) -> None:
-        """Ends the process: politely, then not."""
+        """Ends the process: SIGTERM, then SIGKILL if it does not end in time."""
         self._stopping = True
         self._process.terminate()
-        await asyncio.to_thread(self._reap)
-        self._lose(WorkerLostError("The worker was stopped."))
+        await asyncio.to_thread(self._wait_or_kill)
+        self._fail_pending(WorkerLostError("The worker was stopped."))
 
-    def _reap(self) -> None:
+    def _wait_or_kill(self) -> None:
         try:
             self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -139,68 +148,72 @@ class WorkerProcess:
 
     # The two threads.
 
-    def _send(self) -> None:
+    def _send_commands(self) -> None:
         with contextlib.suppress(OSError):
-            while (order := self._outbox.get()) is not None:
-                self._connection.send(order)
+            while (command := self._outbox.get()) is not None:
+                self._connection.send(command)
 
-    def _receive(self) -> None:
+    def _receive_reports(self) -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                self._to_loop(self._deliver, self._connection.recv())
+                self._call_in_loop(self._deliver, self._connection.recv())
         self._outbox.put(None)
         self._sender.join()
-        self._connection.close()  # not before both threads are done with it: another socket may get its number
-        code = self._process.wait()
-        if self._relay is not None:
-            self._relay.finish()
-        self._to_loop(self._ended, code)
+        self._connection.close()  # only when both threads are done with it: another socket may get its number
+        exit_status = self._process.wait()
+        if self._stderr is not None:
+            self._stderr.finish()
+        self._call_in_loop(self._on_exit, exit_status)
 
-    def _to_loop(self, callback: Callable[..., None], argument: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+    def _call_in_loop(self, callback: Callable[..., None], argument: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits for the call
             self._loop.call_soon_threadsafe(callback, argument)
 
     # In the event loop.
 
     def _deliver(self, report: WorkerReport) -> None:
-        self._heard = self._loop.time()
+        self._heartbeat.report_received()
         match report:
             case Ready():
-                self._started.set_result(report.models)
+                self._ready.set_result(report.models)
             case LoadFailed():
-                self._started.set_exception(WorkerLostError(report.message))
+                self._ready.set_exception(WorkerLostError(report.message))
             case Pong():
-                self._asked = False
+                self._heartbeat.pong_received()
                 self._on_pong(report)
             case _:
                 mailbox = self._mailboxes.get(report.id)
                 if mailbox is not None:
                     mailbox.put_nowait(report)
 
-    def _ended(self, code: int) -> None:
-        was_ready = self._started.done() and self._started.exception() is None
-        # What it said is for the operator: not for clients, who may hear of the loss of a worker that was ready.
-        said = self._relay.last if self._relay and not was_ready else ()
-        self._lose(WorkerLostError("\n  ".join([f"The worker process ended with status {code}.", *said])))
-        if was_ready and not self._stopping:  # else whoever waits for its start knows already
+    def _on_exit(self, status: int) -> None:
+        was_ready = self._ready.done() and self._ready.exception() is None
+        # The worker's last lines are for the operator. Clients hear of the loss of a worker that was ready, and must
+        # not see them.
+        last_lines = self._stderr.last_lines if self._stderr and not was_ready else ()
+        reason = "\n  ".join([f"The worker process ended with status {status}.", *last_lines])
+        self._fail_pending(WorkerLostError(reason))
+        if was_ready and not self._stopping:  # else `wait_ready` has raised already
             self._on_lost(self)
 
-    def _lose(self, error: WorkerLostError) -> None:
-        if not self._started.done():
-            self._started.set_exception(error)
-            self._started.exception()  # seen: somebody may have stopped waiting for the start
+    def _fail_pending(self, error: WorkerLostError) -> None:
+        """Gives the error to everything that waits for this worker: its start and its jobs."""
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # marks it as retrieved: the start may have been given up
         for mailbox in self._mailboxes.values():
             mailbox.put_nowait(error)
         self._mailboxes.clear()
 
 
 def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
+    """Starts a worker process. Returns the parent's end of the socket to it."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", "-m", "w2s_core.worker.main", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            stderr=None if shown_as_it_is() else subprocess.PIPE,
+            stderr=None if stderr_is_terminal() else subprocess.PIPE,
             env=WORKER_ENVIRONMENT | os.environ,
             start_new_session=True,  # Ctrl-C is for the parent, which stops its workers in order
         )

@@ -1,4 +1,7 @@
-"""One prompt's jobs on one worker. When the worker dies, the session goes on elsewhere from its answers' tokens."""
+"""Session: one prompt's jobs on one worker. If the worker dies, the session fails over to another.
+
+Jobs are sent again with the tokens that have arrived so far, so that nothing is lost and the same tokens are drawn.
+"""
 
 from __future__ import annotations
 
@@ -28,31 +31,35 @@ from w2s_core.pool.messages import (
 from w2s_core.pool.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.types import PromptLogprobs, Tokens
 
-_MOST_MOVES = 5  # a job that kills every worker it meets must not go on for ever
+_MAX_FAIL_OVERS = 5  # a job that kills every worker it runs on must not go on for ever
 
 
 class Session:
-    """Made by `WorkerPool.session`, closed by it."""
+    """One prompt's jobs on one worker. `WorkerPool.session` opens and closes it.
 
-    def __init__(self, number: int, rows: int, acquire: Callable[[], Awaitable[WorkerProcess]]) -> None:
-        self.number = number
+    `pick_worker` is awaited for a worker before the first job and after each fail-over. `rows` counts towards that
+    worker's load.
+    """
+
+    def __init__(self, session_id: int, rows: int, pick_worker: Callable[[], Awaitable[WorkerProcess]]) -> None:
+        self.id = session_id
         self._rows = rows
-        self._acquire = acquire
+        self._pick_worker = pick_worker
         self._worker: WorkerProcess | None = None
-        self._moves = 0
-        self._placing = asyncio.Lock()
+        self._fail_overs = 0
+        self._binding = asyncio.Lock()
 
     def close(self) -> None:
         """Frees what the session holds in its worker."""
         if self._worker is not None:
             self._worker.rows -= self._rows
-            self._worker.send(CloseSession(self.number))
+            self._worker.send(CloseSession(self.id))
             self._worker = None
 
     async def score(self, model: str, prompt: Tokens, answers: Sequence[Tokens]) -> ScoreResult:
         """log p(answer | prompt) of each whole answer, in nats."""
         while True:
-            job = ScoreJob(next_job_id(), self.number, model, prompt, tuple(answers))
+            job = ScoreJob(next_job_id(), self.id, model, prompt, tuple(answers))
             with suppress(WorkerLostError):
                 async with aclosing(self.outcomes(job)) as outcomes:
                     outcome = await anext(outcomes)
@@ -60,32 +67,33 @@ class Session:
                 return outcome
 
     async def prompt_logprobs(self, model: str, prompt: Tokens, top: int) -> PromptLogprobs:
-        """The prompt's own log-probabilities. The session must have no other job, before or after."""
+        """The log-probabilities of the prompt's own tokens. It must be the session's only job."""
         while True:
-            job = PromptJob(next_job_id(), self.number, model, prompt, top)
+            job = PromptJob(next_job_id(), self.id, model, prompt, top)
             with suppress(WorkerLostError):
                 async with aclosing(self.outcomes(job)) as outcomes:
                     outcome = await anext(outcomes)
                 assert isinstance(outcome, PromptResult)
-                return outcome.found
+                return outcome.logprobs
 
     def sample(
         self, model: str, prompt: Tokens, rows: Sequence[Row], sampling: Sampling, *, report_every: int
     ) -> SampleStream:
-        """Draws these rows' tokens; iterate over the result for news of them."""
+        """Samples these rows. Iterate over the stream's `updates` for their tokens."""
 
         def make_job(rows: tuple[Row, ...]) -> SampleJob:
-            return SampleJob(next_job_id(), self.number, model, prompt, rows, sampling, report_every)
+            return SampleJob(next_job_id(), self.id, model, prompt, rows, sampling, report_every)
 
         return SampleStream(self, make_job, rows)
 
     async def outcomes(self, job: SampleJob | ScoreJob | PromptJob) -> AsyncGenerator[JobOutcome]:
-        """What comes of the job; leaving early cancels it. Raises WorkerError, and RequestError where a grammar
-        turns out to be too complex or the job's sequences have outgrown the KV cache.
+        """Runs the job on the session's worker and yields its outcomes. Closing the generator early cancels the job.
 
-        Raises WorkerLostError when its worker died; the session is without one then, and may be tried again.
+        Raises WorkerError if the job fails, and RequestError if the request is the reason: its grammar is too complex,
+        or its sequences have outgrown the KV cache. Raises WorkerLostError when the worker died; the caller may run
+        the job again, on another worker.
         """
-        worker = await self._placed()
+        worker = await self._bind_worker()
         mailbox = worker.submit(job)
         done = False
         try:
@@ -93,79 +101,84 @@ class Session:
                 outcome = await mailbox.get()
                 if isinstance(outcome, WorkerLostError):
                     done = True
-                    self._leave(worker, outcome)
+                    self._fail_over(worker, outcome)
                     raise outcome
                 done = not isinstance(outcome, SampleUpdate) or outcome.finished
                 if isinstance(outcome, JobFailed):
                     raise _error(outcome)
                 yield outcome
         finally:
-            worker.forget(job.id)
+            worker.close_mailbox(job.id)
             if not done:
                 worker.send(CancelJob(job.id))
 
-    def send(self, order: WorkerCommand) -> None:
-        """To the worker that has the session, if any."""
+    def send(self, command: WorkerCommand) -> None:
+        """Sends a command to the session's worker, if it has one."""
         if self._worker is not None:
-            self._worker.send(order)
+            self._worker.send(command)
 
-    def _leave(self, worker: WorkerProcess, error: WorkerLostError) -> None:
-        """Gives up this worker, which is dead. Raises WorkerError when that has happened too often."""
+    def _fail_over(self, worker: WorkerProcess, error: WorkerLostError) -> None:
+        """Detaches the session from its dead worker, so that its next job picks another.
+
+        Raises WorkerError when that has happened too often.
+        """
         if self._worker is not worker:
             return  # another job of the session has noticed before
         worker.rows -= self._rows
         self._worker = None
-        self._moves += 1
-        if self._moves > _MOST_MOVES:
-            raise WorkerError(f"This request lost {self._moves} workers: {error}")
+        self._fail_overs += 1
+        if self._fail_overs > _MAX_FAIL_OVERS:
+            raise WorkerError(f"This request lost {self._fail_overs} workers: {error}")
 
-    async def _placed(self) -> WorkerProcess:
-        async with self._placing:  # jobs of one session that start together must not part
+    async def _bind_worker(self) -> WorkerProcess:
+        """The session's worker, picked now if it has none."""
+        async with self._binding:  # jobs of one session that start together must go to the same worker
             if self._worker is None:
-                self._worker = await self._acquire()
+                self._worker = await self._pick_worker()
                 self._worker.rows += self._rows
             return self._worker
 
 
 class SampleStream:
-    """Rows while their tokens are drawn, wherever that happens. Rows are numbered as they were given."""
+    """The updates of rows while they are sampled, across fail-overs. Rows are numbered in the order given."""
 
     def __init__(self, session: Session, make_job: Callable[[tuple[Row, ...]], SampleJob], rows: Sequence[Row]) -> None:
         self._session = session
         self._make_job = make_job
-        self._living = dict(enumerate(rows))
-        self._job = 0
-        self._numbers: list[int] = []  # the job's rows, by our numbers
+        self._live_rows = dict(enumerate(rows))  # with the tokens that have arrived
+        self._job_id = 0
+        self._row_numbers: list[int] = []  # of the current job's rows
 
-    def stop(self, number: int) -> None:
-        """This row needs no more tokens."""
-        if self._living.pop(number, None) is not None:
-            self._session.send(StopRows(self._job, (self._numbers.index(number),)))
+    def stop(self, row: int) -> None:
+        """Ends this row: it needs no more tokens."""
+        if self._live_rows.pop(row, None) is not None:
+            self._session.send(StopRows(self._job_id, (self._row_numbers.index(row),)))
 
-    async def news(self) -> AsyncGenerator[RowUpdate]:
-        """News of the rows until none lives. Closing the iterator cancels the rest."""
-        while self._living:
-            self._numbers = list(self._living)
-            job = self._make_job(tuple(self._living.values()))
-            self._job = job.id
+    async def updates(self) -> AsyncGenerator[RowUpdate]:
+        """The rows' updates until all rows are done. Closing the generator cancels the rest."""
+        while self._live_rows:
+            self._row_numbers = list(self._live_rows)
+            job = self._make_job(tuple(self._live_rows.values()))
+            self._job_id = job.id
             with suppress(WorkerLostError):
                 async with aclosing(self._session.outcomes(job)) as outcomes:
                     async for outcome in outcomes:
                         assert isinstance(outcome, SampleUpdate)
-                        for news in self._accept(outcome):
-                            yield news
+                        for update in self._apply(outcome):
+                            yield update
 
-    def _accept(self, outcome: SampleUpdate) -> Iterator[RowUpdate]:
-        for news in outcome.rows:
-            number = self._numbers[news.row]
-            row = self._living.get(number)
+    def _apply(self, outcome: SampleUpdate) -> Iterator[RowUpdate]:
+        """Adds new tokens to the live rows. Yields the updates under the stream's row numbers."""
+        for update in outcome.rows:
+            number = self._row_numbers[update.row]
+            row = self._live_rows.get(number)
             if row is None:
                 continue  # stopped meanwhile
-            drawn = len(news.tokens) + news.ended
-            self._living[number] = replace(row, tokens=row.tokens + news.tokens, length=row.length - drawn)
-            if news.done:
-                del self._living[number]
-            yield replace(news, row=number)
+            drawn = len(update.tokens) + update.ended
+            self._live_rows[number] = replace(row, tokens=row.tokens + update.tokens, length=row.length - drawn)
+            if update.done:
+                del self._live_rows[number]
+            yield replace(update, row=number)
 
 
 def _error(failure: JobFailed) -> Exception:

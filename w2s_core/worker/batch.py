@@ -1,4 +1,4 @@
-"""Collects one forward's tokens from many sessions' trees, within a bound on their number."""
+"""Batch: the tokens of one forward pass, collected from many sessions' trees within a token budget."""
 
 from __future__ import annotations
 
@@ -10,146 +10,159 @@ import torch
 from w2s_core.worker.attention import AttentionSegment, AttentionStep
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.token_tree import Node, TokenTree
-from w2s_core.worker.transfer import send
+from w2s_core.worker.transfer import long_tensor
 
 
 @dataclass(slots=True)
-class _Share:
-    """One tree's tokens in the batch: a slice of its prompt, then nodes, ancestors first. Of the slice's last
-    `wanted` tokens the logits are asked for."""
+class _SessionTokens:
+    """One session's tokens in the batch: the next `prompt_slice` tokens of its prompt, then nodes, ancestors first.
+
+    Logits are returned for the slice's last `prompt_logits` tokens. `new_slots` of the nodes have no slot yet.
+    """
 
     prompt_slice: int = 0
-    wanted: int = 0
+    prompt_logits: int = 0
     nodes: dict[Node, None] = field(default_factory=dict)
-    unplaced: int = 0
+    new_slots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """`tokens` and `positions` (1, N); `wanted` (M,) are the places in N whose logits are asked for."""
+    """The forward's tensors: `tokens` and `positions` (1, N), and `logits_indices` (M,), the tokens whose logits are
+    returned."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
-    wanted: torch.Tensor
+    logits_indices: torch.Tensor
     step: AttentionStep
 
 
 class Batch:
-    """Grows by `request` to about `limit` tokens; `inputs` places them in the cache and is called once.
+    """Built by `request_logits` and `request_prompt_logits` up to about `budget` tokens; `prepare_inputs` is called
+    once.
 
-    After the forward, `wanted[node]` is the row of that node's logits; those of prompts follow, `prompt_rows`.
+    After the forward `logits_rows[node]` is the row of a node's logits. The rows of prompts' logits follow, see
+    `prompt_logits_rows`.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._room = limit
+    def __init__(self, budget: int) -> None:
+        self._budget = budget  # tokens that still fit
         self.size = 0  # tokens so far
-        self._shares: dict[TokenTree, _Share] = {}
-        self.wanted: dict[Node, int] = {}
+        self._sessions: dict[TokenTree, _SessionTokens] = {}
+        self.logits_rows: dict[Node, int] = {}
 
     @property
     def trees(self) -> list[TokenTree]:
-        return list(self._shares)
+        return list(self._sessions)
 
     @property
-    def has_prompts(self) -> bool:
-        return any(share.prompt_slice for share in self._shares.values())
+    def has_prefill(self) -> bool:
+        """Whether prompt tokens are in the batch."""
+        return any(session.prompt_slice for session in self._sessions.values())
 
-    def request(self, tree: TokenTree, node: Node, *, urgent: bool = False) -> bool:
-        """Asks for the logits behind `node`. What does not fit is cut; False when the node has to wait for its turn.
+    def request_logits(self, tree: TokenTree, node: Node, *, decoding: bool = False) -> bool:
+        """Adds the tokens that the logits after `node` need, as many as the budget allows.
 
-        A node that is `urgent` does not count against the limit, only what must be run before it does.
-        Raises CacheFullError, having changed nothing.
+        Returns False when the node itself has to wait for a later batch. With `decoding` the node itself does not
+        count against the budget, only the tokens that must run before it. Raises CacheFullError, having changed
+        nothing.
         """
-        if node in self.wanted:
+        if node in self.logits_rows:
             return True
-        share = self._shares.get(tree)
-        room = max(0, self._room)
-        prompt_slice = share.prompt_slice if share else min(room, len(tree.prompt) - 1 - tree.prompt_fed)
+        session = self._sessions.get(tree)
+        budget = max(0, self._budget)
+        prompt_slice = session.prompt_slice if session else min(budget, len(tree.prompt) - 1 - tree.prompt_computed)
         nodes: list[Node] = []
-        if tree.prompt_fed + prompt_slice == len(tree.prompt) - 1:
-            missing = [n for n in tree.missing(node) if share is None or n not in share.nodes]
-            nodes = missing[: room - (0 if share else prompt_slice) + urgent]
-        if not nodes and (share or not prompt_slice):
+        if tree.prompt_computed + prompt_slice == len(tree.prompt) - 1:
+            path = [n for n in tree.uncomputed_path(node) if session is None or n not in session.nodes]
+            nodes = path[: budget - (0 if session else prompt_slice) + decoding]
+        if not nodes and (session or not prompt_slice):
             return False
-        unplaced = sum(not n.fed and n is not tree.root for n in nodes)
-        tree.hold((share.unplaced if share else 0) + unplaced)
-        if share is None:
-            share = self._shares[tree] = _Share(prompt_slice)
-            self._take(prompt_slice)
-        share.nodes.update(dict.fromkeys(nodes))
-        share.unplaced += unplaced
-        self._take(len(nodes), free=urgent and node in share.nodes)
-        if node in share.nodes:
-            self.wanted[node] = len(self.wanted)
-        return node in share.nodes
+        new_slots = sum(not n.computed and n is not tree.root for n in nodes)
+        tree.reserve((session.new_slots if session else 0) + new_slots)
+        if session is None:
+            session = self._sessions[tree] = _SessionTokens(prompt_slice)
+            self._spend(prompt_slice)
+        session.nodes.update(dict.fromkeys(nodes))
+        session.new_slots += new_slots
+        self._spend(len(nodes), free=decoding and node in session.nodes)
+        if node in session.nodes:
+            self.logits_rows[node] = len(self.logits_rows)
+        return node in session.nodes
 
-    def request_prompt(self, tree: TokenTree, known: int) -> None:
-        """Asks for the logits behind the prompt's next tokens, those after the first `known`, as far as they fit.
+    def request_prompt_logits(self, tree: TokenTree, processed: int) -> None:
+        """Adds the prompt's next tokens, as many as the budget allows, and returns the logits after those beyond the
+        first `processed` tokens.
 
-        Nothing else may be asked of this tree. Raises CacheFullError, having changed nothing.
+        Nothing else may be requested of this tree. Raises CacheFullError, having changed nothing.
         """
-        size = min(max(0, self._room), len(tree.prompt) - 1 - tree.prompt_fed)
+        size = min(max(0, self._budget), len(tree.prompt) - 1 - tree.prompt_computed)
         if size:
-            tree.hold(0)
-            self._shares[tree] = _Share(size, wanted=max(0, min(size, tree.prompt_fed + size - known)))
-            self._take(size)
+            tree.reserve(0)
+            logits = max(0, min(size, tree.prompt_computed + size - processed))
+            self._sessions[tree] = _SessionTokens(size, prompt_logits=logits)
+            self._spend(size)
 
-    def prompt_rows(self, tree: TokenTree) -> slice:
-        """The rows of the logits behind this tree's prompt, one token's after the other's."""
-        first = len(self.wanted)
-        for other, share in self._shares.items():
+    def prompt_logits_rows(self, tree: TokenTree) -> slice:
+        """The rows of the logits after this tree's prompt tokens, in the prompt's order."""
+        first = len(self.logits_rows)
+        for other, session in self._sessions.items():
             if other is tree:
-                return slice(first, first + share.wanted)
-            first += share.wanted
+                return slice(first, first + session.prompt_logits)
+            first += session.prompt_logits
         return slice(first, first)
 
-    def _take(self, tokens: int, *, free: bool = False) -> None:
+    def _spend(self, tokens: int, *, free: bool = False) -> None:
+        """Adds to the size. One of the tokens does not count against the budget if `free`."""
         self.size += tokens
-        self._room -= tokens - free
+        self._budget -= tokens - free
 
-    def inputs(self, cache: KVCache, device: torch.device) -> Inputs:
-        """Gives every token its slot, for which there is room."""
+    def prepare_inputs(self, cache: KVCache, device: torch.device) -> Inputs:
+        """Gives every token its slot, for which there is room, and builds the forward's tensors."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        parts: list[AttentionSegment] = []
-        row_of: dict[Node, int] = {}
-        prompt_rows: list[int] = []
-        for tree, share in self._shares.items():
-            first, start, fed = len(tokens), tree.start, tree.prompt_fed
-            tokens += tree.prompt[fed : fed + share.prompt_slice]
-            positions += range(fed, fed + share.prompt_slice)
-            slots += range(start + fed, start + fed + share.prompt_slice)
-            prompt_rows += range(len(tokens) - share.wanted, len(tokens))
-            for node in share.nodes:
-                row_of[node] = len(tokens)
+        segments: list[AttentionSegment] = []
+        index_of: dict[Node, int] = {}
+        prompt_indices: list[int] = []
+        for tree, session in self._sessions.items():
+            first, start, computed = len(tokens), tree.start, tree.prompt_computed
+            tokens += tree.prompt[computed : computed + session.prompt_slice]
+            positions += range(computed, computed + session.prompt_slice)
+            slots += range(start + computed, start + computed + session.prompt_slice)
+            prompt_indices += range(len(tokens) - session.prompt_logits, len(tokens))
+            for node in session.nodes:
+                index_of[node] = len(tokens)
                 tokens.append(node.token)
-                positions.append(node.depth)
-                slots.append(start + tree.place(node))
+                positions.append(node.position)
+                slots.append(start + tree.assign_slot(node))
             if len(tokens) > first:
-                parts.append(_part(tree, share, first, np.array(positions[first:]), device))
-            tree.prompt_fed += share.prompt_slice
+                segments.append(_segment(tree, session, first, np.array(positions[first:]), device))
+            tree.prompt_computed += session.prompt_slice
         return Inputs(
-            tokens=send(tokens, device)[None],
-            positions=send(positions, device)[None],
-            wanted=send([row_of[node] for node in self.wanted] + prompt_rows, device),
-            step=AttentionStep(cache, send(slots, device), parts),
+            tokens=long_tensor(tokens, device)[None],
+            positions=long_tensor(positions, device)[None],
+            logits_indices=long_tensor([index_of[node] for node in self.logits_rows] + prompt_indices, device),
+            step=AttentionStep(cache, long_tensor(slots, device), segments),
         )
 
 
-def _part(tree: TokenTree, share: _Share, first: int, positions: np.ndarray, device: torch.device) -> AttentionSegment:
-    keys = tree.top if share.nodes else tree.prompt_fed + share.prompt_slice
+def _segment(
+    tree: TokenTree, session: _SessionTokens, first: int, positions: np.ndarray, device: torch.device
+) -> AttentionSegment:
+    """One session's tree mask: a prompt token sees the prompt up to itself, a node the prompt and its own path."""
+    keys = tree.slot_end if session.nodes else tree.prompt_computed + session.prompt_slice
     visible = np.zeros((len(positions), keys), bool)
-    for i in range(share.prompt_slice):
-        visible[i, : tree.prompt_fed + i + 1] = True
-    visible[share.prompt_slice :, : len(tree.prompt)] = True
+    for i in range(session.prompt_slice):
+        visible[i, : tree.prompt_computed + i + 1] = True
+    visible[session.prompt_slice :, : len(tree.prompt)] = True
     rows: dict[Node | None, int] = {}
-    for i, node in enumerate(share.nodes, start=share.prompt_slice):
+    for i, node in enumerate(session.nodes, start=session.prompt_slice):
         if node.parent in rows:  # it sees what its parent sees, and itself
             visible[i] = visible[rows[node.parent]]
             visible[i, node.slot] = True
         else:
-            visible[i, tree.path(node)] = True
+            visible[i, tree.path_slots(node)] = True
         rows[node] = i
     return AttentionSegment(
         first=first,
@@ -158,6 +171,6 @@ def _part(tree: TokenTree, share: _Share, first: int, positions: np.ndarray, dev
         keys=keys,
         visible=visible,
         positions=positions,
-        depths=tree.depths()[:keys],
+        key_positions=tree.slot_positions()[:keys],
         device=device,
     )

@@ -1,4 +1,4 @@
-"""What jobs with a grammar need of each turn: a beginning, their masks, and an end where the grammar is too much."""
+"""The scheduler's grammar work in each step: start tasks whose grammar is compiled, start masks, report failures."""
 
 from __future__ import annotations
 
@@ -11,41 +11,43 @@ from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.tasks import RowState, SampleTask
 
 _log = logging.getLogger(__name__)
-_PAUSE_S = 0.01  # between two looks for orders, where all there is to do is to wait
+_MAX_WAIT_S = 0.01  # before the worker looks for commands again, when compiling is all that happens
 
 
 def start_ready_grammars(tasks: Sequence[SampleTask], *, nothing_else: bool) -> list[JobFailed]:
-    """Jobs whose grammar has come can begin; what is returned cannot. Waits a little if there is `nothing_else` to
-    do."""
-    waiting = {task: task.beginning for task in tasks if task.beginning is not None}
+    """Starts the tasks whose grammar has been compiled. Returns the failure of those whose grammar cannot be.
+
+    If there is `nothing_else` to do and every task waits, waits a little for the first grammar.
+    """
+    waiting = {task: task.compiling for task in tasks if task.compiling is not None}
     if nothing_else and waiting and len(waiting) == len(tasks):
-        wait(waiting.values(), _PAUSE_S, FIRST_COMPLETED)
+        wait(waiting.values(), _MAX_WAIT_S, FIRST_COMPLETED)
     failed: list[JobFailed] = []
     for task in waiting:
         try:
-            task.enter_grammar()
-        except Exception as error:  # its tokenizer cannot be read, or a bug: no reason to take others with it
-            _log.exception("a grammar could not be had")
+            task.start_grammar()
+        except Exception as error:  # an unreadable tokenizer, or a bug: it must not take other tasks with it
+            _log.exception("a grammar could not be compiled")
             failed.append(JobFailed(task.job.id, str(error)))
     return failed
 
 
-def start_masks(grammars: GrammarEngine | None, sampling: Sequence[tuple[SampleTask, RowState]]) -> Future[None] | None:
-    """Begins to compute what their grammars allow these rows; None where none has one."""
-    places = [row.adjustment.grammar for _, row in sampling if row.adjustment and row.adjustment.grammar]
-    if not places:
+def start_masks(grammars: GrammarEngine | None, rows: Sequence[tuple[SampleTask, RowState]]) -> Future[None] | None:
+    """Starts to compute the masks of the rows that have a grammar; None if no row has one."""
+    states = [row.processor.grammar for _, row in rows if row.processor and row.processor.grammar]
+    if not states:
         return None
     assert grammars is not None
-    return grammars.masks(places)
+    return grammars.compute_masks(states)
 
 
-def refused(sampling: Sequence[tuple[SampleTask, RowState]]) -> list[JobFailed]:
-    """Jobs whose grammar has become more than the library can do, or left nothing that could come next."""
-    found: dict[int, JobFailed] = {}
-    for task, row in sampling:
+def failed_grammars(rows: Sequence[tuple[SampleTask, RowState]]) -> list[JobFailed]:
+    """The failures of jobs whose grammar became too complex for llguidance or allows no token. One per job."""
+    failed: dict[int, JobFailed] = {}
+    for task, row in rows:
         grammar = task.job.sampling.grammar
-        place = row.adjustment.grammar if row.adjustment else None
-        if grammar is not None and place is not None and place.problem is not None:
-            message = f"Cannot be followed any further: {place.problem}"
-            found[task.job.id] = JobFailed(task.job.id, message, field=grammar.field)
-    return list(found.values())
+        state = row.processor.grammar if row.processor else None
+        if grammar is not None and state is not None and state.error is not None:
+            message = f"The grammar cannot be continued: {state.error}"
+            failed[task.job.id] = JobFailed(task.job.id, message, field=grammar.field)
+    return list(failed.values())

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import pad
 
 from w2s_core.search.randomness import derived_uniform
-from w2s_core.worker.transfer import moved
+from w2s_core.worker.transfer import to_device
 
 _CHILDREN = 16
 
@@ -60,7 +60,7 @@ def _depth(vocabulary: int) -> int:
 def _uniform(numbers: Sequence[float], level: int, like: torch.Tensor) -> torch.Tensor:
     """Each row's number for this level, (rows, 1)."""
     values = torch.tensor([derived_uniform(number, level) for number in numbers], dtype=like.dtype)
-    return moved(values, like.device)[:, None]
+    return to_device(values, like.device)[:, None]
 
 
 def _in_groups(values: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,11 @@
-"""Keys and values of one model for all its sessions, in one pool per layer.
+"""KV cache: one model's keys and values for all sessions, in one pool of slots per layer.
 
 A session owns a contiguous *region* of slots (one slot = one token's K and V in every layer):
 
-    region: | prompt tokens, in order | tokens of the answers' tree, in any order | room |
+    region: | prompt tokens, in order | tokens of the answers' tree, in any order | unused |
 
 so its attention is one product over a view of the pool, and a new token is one row written anywhere in the region.
-Which slots a token may see is a matter of the mask (`token_tree.py`), never of copying.
+The tree mask (built in `batch.py`) decides which slots a token sees; nothing is copied for it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import torch
 
-_COPIED_AT_ONCE = 1024  # slots: bounds the memory that moving takes
+_COPY_CHUNK = 1024  # slots copied at once: bounds the temporary memory of a move
 
 
 class CacheFullError(Exception):
-    """There is no room for these tokens."""
+    """The cache has too few free slots for these tokens."""
 
 
 class Region:
@@ -32,7 +32,7 @@ class Region:
 
 
 class KVCache:
-    """`slots` tokens of KV. Layers come into being when first written, in the shapes that the model gives them."""
+    """Slots for `slots` tokens, allocated in contiguous regions. A layer's pool is created when it is first written."""
 
     def __init__(self, slots: int) -> None:
         self.slots = slots
@@ -41,14 +41,16 @@ class KVCache:
 
     @property
     def slots_used(self) -> int:
+        """Slots in regions, whether or not they hold a token yet."""
         return sum(region.size for region in self._regions)
 
     def bytes_per_token(self) -> int:
-        """Bytes of K and V of one token over all layers that exist."""
+        """Bytes of one token's K and V over all layers created so far."""
         return sum(k[0].nbytes + v[0].nbytes for k, v in self._layers.values())
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's pools (slots, kv_heads, dim), shaped after these (tokens, kv_heads, dim) at the first call."""
+        """The layer's K and V pools (slots, kv_heads, dim); the first call takes shape and type from (tokens, kv_heads,
+        dim)."""
         if index not in self._layers:
             self._layers[index] = (
                 key.new_empty((self.slots, *key.shape[1:])),
@@ -56,13 +58,13 @@ class KVCache:
             )
         return self._layers[index]
 
-    @torch.inference_mode()  # as the forwards that write the pool
+    @torch.inference_mode()  # like the forwards that write the pool
     def allocate(self, size: int) -> Region:
-        """A region of `size` slots. Raises CacheFullError."""
-        start = self._find(size)
+        """A new region of `size` slots; compacts the pool if no gap is large enough. Raises CacheFullError."""
+        start = self._find_gap(size)
         if start is None:
             self._compact()
-            start = self._find(size)
+            start = self._find_gap(size)
         if start is None:
             raise CacheFullError(f"No room for {size} tokens: {self.slots_used} of {self.slots} are in use.")
         region = Region(start, size)
@@ -71,45 +73,49 @@ class KVCache:
 
     @torch.inference_mode()
     def grow(self, region: Region, size: int) -> None:
-        """Makes `region` at least `size` slots, in place or elsewhere; its content stays. Raises CacheFullError,
-        or torch.OutOfMemoryError where moving takes more than there is; then nothing has changed."""
+        """Makes `region` at least `size` slots, in place or by moving it with its content. Doubles it where possible.
+
+        Raises CacheFullError, or torch.OutOfMemoryError if the device lacks memory for the move; then nothing has
+        changed.
+        """
         index = self._regions.index(region)
         end = self._regions[index + 1].start if index + 1 < len(self._regions) else self.slots
-        room = self.slots - self.slots_used + region.size
-        if size > room:
+        available = self.slots - self.slots_used + region.size
+        if size > available:
             raise CacheFullError(f"No room for {size} tokens: {self.slots_used} of {self.slots} are in use.")
-        wanted = min(max(size, region.size * 2), room)
+        target = min(max(size, region.size * 2), available)
         if end - region.start >= size:
-            region.size = min(wanted, end - region.start)
+            region.size = min(target, end - region.start)
             return
-        if (start := self._find(wanted)) is not None:  # elsewhere, straight away
+        if (start := self._find_gap(target)) is not None:  # move once, without compacting
             self._copy(region.start, start, region.size)
             self._regions.remove(region)
-            region.start, region.size = start, wanted
+            region.start, region.size = start, target
             self._insert(region)
             return
         content = [pool[region.start : region.start + region.size].clone() for pool in self._pools()]
         self._regions.remove(region)
-        new = self.allocate(wanted)  # cannot fail: at worst everybody else moves together
-        for pool, kept in zip(self._pools(), content, strict=True):
-            pool[new.start : new.start + len(kept)] = kept
+        new = self.allocate(target)  # cannot fail: compacting makes one gap of all free slots
+        for pool, saved in zip(self._pools(), content, strict=True):
+            pool[new.start : new.start + len(saved)] = saved
         self._regions[self._regions.index(new)] = region
         region.start, region.size = new.start, new.size
 
     def shrink(self, region: Region, size: int) -> None:
-        """Gives back all but the first `size` slots."""
+        """Frees all but the region's first `size` slots."""
         region.size = min(region.size, size)
 
     @torch.inference_mode()
     def copy(self, source: Region, target: Region, size: int) -> None:
-        """The first `size` tokens of `source` also become those of `target`."""
+        """Copies the KV of the first `size` slots of `source` to those of `target`."""
         self._copy(source.start, target.start, size)
 
     def free(self, region: Region) -> None:
+        """Frees all slots of the region."""
         self._regions.remove(region)
 
     def check_integrity(self) -> None:
-        """Regions lie inside the pool and never overlap."""
+        """Asserts that regions lie inside the pool and do not overlap."""
         end = 0
         for region in self._regions:
             assert region.start >= end, "regions overlap"
@@ -121,7 +127,8 @@ class KVCache:
         self._regions.append(region)
         self._regions.sort(key=lambda r: r.start)
 
-    def _find(self, size: int) -> int | None:
+    def _find_gap(self, size: int) -> int | None:
+        """First slot of the first gap of at least `size` slots."""
         end = 0
         for region in self._regions:
             if region.start - end >= size:
@@ -130,7 +137,7 @@ class KVCache:
         return end if self.slots - end >= size else None
 
     def _compact(self) -> None:
-        """Moves every region as far down as it goes, so that the room is in one piece."""
+        """Moves every region down, so that all free slots are in one gap at the end."""
         end = 0
         for region in self._regions:
             if region.start > end:
@@ -139,10 +146,10 @@ class KVCache:
             end += region.size
 
     def _copy(self, source: int, target: int, size: int) -> None:
-        """In order, so that a move downwards may overlap."""
+        """Copies slots in ascending order, so that a region moved down may overlap its old slots."""
         for pool in self._pools():
-            for first in range(0, size, _COPIED_AT_ONCE):
-                last = min(first + _COPIED_AT_ONCE, size)
+            for first in range(0, size, _COPY_CHUNK):
+                last = min(first + _COPY_CHUNK, size)
                 pool[target + first : target + last] = pool[source + first : source + last].clone()
 
     def _pools(self) -> Iterator[torch.Tensor]:

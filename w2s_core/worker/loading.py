@@ -1,4 +1,4 @@
-"""From a folder or hub id to a ModelRunner on a device, and what was learned on the way."""
+"""Model loading: from a folder or hub id to a ModelRunner with its KV cache on a device."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.packing import can_pack, pack_linears
 from w2s_core.worker.token_tree import TokenTree
 
-_CPU_SHARE = 0.1  # of the machine's memory, per model, when the operator says "auto"
-_GPU_SHARE = 0.8  # of what is free after loading, over all models
+_CPU_SHARE = 0.1  # of the machine's memory, per model, with kv_cache_gb: auto
+_GPU_SHARE = 0.8  # of the GPU memory free after loading, for all models together
 
 
 def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
-    """Loads every model of the spec. Raises OSError or ValueError, as transformers does, when one cannot be had."""
+    """Loads every model of the spec. Raises transformers' errors, mostly OSError or ValueError, if one fails."""
     device = torch.device(spec.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # or what models bring along works on the first device
+        torch.cuda.set_device(device)  # else kernels that models bring along run on the first GPU
     dtype = pick_dtype(spec.dtype, device)
     models = {name: _load(model, dtype, device) for name, model in spec.models.items()}
-    share = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
-    return {name: make_runner(model, device, share) for name, model in models.items()}
+    cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
+    return {name: make_runner(model, device, cache_bytes) for name, model in models.items()}
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 on GPUs that have it and on CPUs with AMX; elsewhere float32 is as fast, and exact."""
+    """The dtype of that name. "auto" is bfloat16 on GPUs that support it and on CPUs with AMX, else float32.
+
+    Elsewhere float32 is as fast, and exact.
+    """
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
@@ -43,11 +46,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def make_runner(model: PreTrainedModel, device: torch.device, cache_bytes: int) -> tuple[ModelRunner, ModelInfo]:
-    """Gives the model a KV cache of at most `cache_bytes` and learns a token's size by running one."""
+    """Gives the model tree attention and a KV cache of at most `cache_bytes`.
+
+    The bytes of KV per token and the vocabulary size are measured by running one token.
+    """
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
-    model.config.pad_token_id = None  # else some (GPT-2) look for padding in every batch, and wait for the device
-    per_token, vocabulary = _measure(model, KVCache(128), device)
+    model.config.pad_token_id = (
+        None  # else some models (GPT-2) look for padding in every batch, which waits for the device
+    )
+    per_token, vocabulary = _run_one_token(model, KVCache(128), device)
     info = ModelInfo(
         context_length=_context_length(model.config),
         vocabulary=vocabulary,
@@ -57,7 +65,7 @@ def make_runner(model: PreTrainedModel, device: torch.device, cache_bytes: int) 
         dtype=str(model.dtype).removeprefix("torch."),
     )
     cache = KVCache(info.kv_slots)
-    _measure(model, cache, device)  # so that a cache too large for the device fails now and not in somebody's request
+    _run_one_token(model, cache, device)  # a cache too large for the device fails here, not in a request
     return ModelRunner(model, cache, device), info
 
 
@@ -74,34 +82,34 @@ def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrain
 
 
 def _transpose(model: PreTrainedModel) -> None:
-    """Stores weight matrices transposed: 16 to 56 rows are multiplied a quarter faster that way, others as fast."""
+    """Stores weight matrices transposed: products of 16 to 56 rows are a quarter faster, others as fast."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and id(module.weight) not in embeddings:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _measure(model: PreTrainedModel, cache: KVCache, device: torch.device) -> tuple[int, int]:
-    """Runs one token, which gives the cache its layers. Bytes of KV a token, and how many logits it has."""
+def _run_one_token(model: PreTrainedModel, cache: KVCache, device: torch.device) -> tuple[int, int]:
+    """Runs one token, which creates the cache's layers. Returns the bytes of KV per token and the vocabulary size."""
     batch = Batch(1)
     tree = TokenTree(cache, (0,))
-    batch.request(tree, tree.root)
+    batch.request_logits(tree, tree.root)
     logits = ModelRunner(model, cache, device).forward(batch)
     tree.close()
     return cache.bytes_per_token(), logits.shape[1]
 
 
 def _context_length(config: PretrainedConfig) -> int:
-    """Positions that the model was made for: `max_position_embeddings` (`n_positions` in GPT-2's words)."""
+    """The model's context length: `max_position_embeddings`, in GPT-2's configuration `n_positions`."""
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
         length = getattr(config, name, None)
         if isinstance(length, int):
             return length
-    raise ValueError(f"{config.name_or_path}: the model's configuration does not tell its context length")
+    raise ValueError(f"{config.name_or_path}: the model's configuration does not state its context length")
 
 
 def _eos(model: PreTrainedModel) -> frozenset[int]:
-    """Ids that end a text: what the generation config says, else the model's."""
+    """The EOS token ids of the generation config, else of the model config."""
     ids = model.generation_config.eos_token_id if model.generation_config else None
     ids = model.config.eos_token_id if ids is None else ids
     if ids is None:
@@ -110,6 +118,7 @@ def _eos(model: PreTrainedModel) -> frozenset[int]:
 
 
 def _auto_cache_bytes(device: torch.device, models: int) -> int:
+    """The KV cache's bytes per model with kv_cache_gb: auto."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * _GPU_SHARE) // models

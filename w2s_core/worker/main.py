@@ -1,6 +1,7 @@
-"""A worker process: loads its models, then receives, runs and reports until its parent goes away.
+"""Entry point of a worker process: loads its models, then handles commands and runs steps until the parent closes.
 
-Started as `python -m w2s_core.worker.main FD`, where FD is a socket to the parent; the first message is a WorkerSpec.
+Started as `python -m w2s_core.worker.main FD`, where FD is a socket to the parent. The first message on it is a
+WorkerSpec.
 """
 
 from __future__ import annotations
@@ -22,27 +23,31 @@ from w2s_core.worker.models import WorkerModels
 
 
 def main(fd: int) -> None:
-    """Returns when the parent closes its end."""
+    """Runs the worker. Returns when the parent closes its end of the socket or the models cannot be loaded."""
     parent = Connection(fd)
     try:
-        scheduler = _load(parent)
-        if scheduler is not None:
-            run(parent, scheduler)
+        models = _load(parent)
+        if models is not None:
+            run(parent, models)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # nobody is there to work for
+        return  # the parent is gone
 
 
-def run(parent: Connection, scheduler: WorkerModels) -> None:
-    """The loop: take what has come, run a turn, tell what came of it. Raises EOFError when the parent is gone."""
+def run(parent: Connection, models: WorkerModels) -> None:
+    """The worker's loop: handle the commands that have arrived, run a step, send its outcomes.
+
+    Raises EOFError when the parent is gone.
+    """
     while True:
-        for order in _arrived(parent, wait=scheduler.idle):
-            for answer in scheduler.take(order):
-                parent.send(answer)
-        for outcome in scheduler.turn():
+        for command in _receive_commands(parent, wait=models.idle):
+            for reply in models.handle(command):
+                parent.send(reply)
+        for outcome in models.step():
             parent.send(outcome)
 
 
-def _arrived(parent: Connection, *, wait: bool) -> Iterator[WorkerCommand]:
+def _receive_commands(parent: Connection, *, wait: bool) -> Iterator[WorkerCommand]:
+    """The commands that have arrived; with `wait`, waits for the first."""
     if wait:
         yield parent.recv()
     while parent.poll():
@@ -50,6 +55,7 @@ def _arrived(parent: Connection, *, wait: bool) -> Iterator[WorkerCommand]:
 
 
 def _load(parent: Connection) -> WorkerModels | None:
+    """Receives the WorkerSpec, loads its models and sends Ready. Sends LoadFailed and returns None if it cannot."""
     spec: WorkerSpec = parent.recv()
     if spec.threads:
         torch.set_num_threads(spec.threads)

@@ -1,4 +1,4 @@
-"""Runs one model over batches of many sessions' tokens. The only place where a forward happens."""
+"""Model runner: one model's forward pass over a batch. The only module that calls a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from w2s_core.worker.kv_cache import KVCache
 
 
 class ModelRunner:
-    """`model` is any transformers causal LM whose attention goes through `AttentionInterface`: here, tree attention."""
+    """A model with its KV cache. `model` is any transformers causal LM whose attention goes through
+    `AttentionInterface`, set to `attention.TREE_ATTENTION`."""
 
     def __init__(self, model: torch.nn.Module, cache: KVCache, device: torch.device) -> None:
         self.cache = cache
@@ -18,19 +19,22 @@ class ModelRunner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits (M, vocab) in float32, in the order of `batch.wanted`. Writes the cache. Raises CacheFullError."""
-        inputs = batch.inputs(self.cache, self._device)
+        """Runs the batch and writes its KV into the cache.
+
+        Returns logits (M, vocab) in float32: the rows of `batch.logits_rows`, then those of prompts.
+        """
+        inputs = batch.prepare_inputs(self.cache, self._device)
         output = self._model(
             input_ids=inputs.tokens,
             position_ids=inputs.positions,
             use_cache=False,
-            logits_to_keep=inputs.wanted,
+            logits_to_keep=inputs.logits_indices,
             tree_step=inputs.step,
         )
         logits: torch.Tensor = output.logits[0].float()
         return logits
 
-    def relieve(self) -> None:
-        """After a batch that was too large: gives what it had taken back to the device."""
+    def release_memory(self) -> None:
+        """Returns torch's cached blocks to a GPU, after a batch that failed for want of memory."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""All models of one worker and the orders that they work on."""
+"""Worker models: all models of one worker process. Routes the pool's commands to their schedulers."""
 
 from __future__ import annotations
 
@@ -25,55 +25,62 @@ from w2s_core.worker.scheduler import ModelScheduler
 
 
 class WorkerModels:
-    """All models of one worker; they take turns."""
+    """All models of one worker, which run one forward each per step."""
 
     def __init__(
         self, models: Mapping[str, tuple[ModelRunner, ModelInfo]], grammars: Mapping[str, GrammarEngine] | None = None
     ) -> None:
-        """Models that are not in `grammars` cannot follow any."""
+        """Models without an entry in `grammars` take no job with a grammar."""
         grammars = grammars or {}
-        self._queues = {
+        self._schedulers = {
             name: ModelScheduler(runner, info, grammars.get(name)) for name, (runner, info) in models.items()
         }
 
     @property
     def idle(self) -> bool:
-        return not any(queue.tasks for queue in self._queues.values())
+        """Whether no model has a job."""
+        return not any(scheduler.tasks for scheduler in self._schedulers.values())
 
-    def take(self, order: WorkerCommand) -> list[JobOutcome | Pong]:
-        """Acts on an order; what it answers at once."""
-        match order:
+    def handle(self, command: WorkerCommand) -> list[JobOutcome | Pong]:
+        """Carries out a command. Returns the replies that it has at once: a Pong or a WorkerState, else none."""
+        match command:
             case SampleJob() | ScoreJob() | PromptJob():
-                self._queues[order.model].add(order)
+                self._schedulers[command.model].add(command)
             case StopRows():
-                for task in (t for q in self._queues.values() for t in q.sampling if t.job.id == order.id):
-                    task.stop(order.rows)
+                self._stop_rows(command)
             case CancelJob():
-                for queue in self._queues.values():
-                    queue.cancel(order.id)
+                for scheduler in self._schedulers.values():
+                    scheduler.cancel(command.id)
             case CloseSession():
-                for queue in self._queues.values():
-                    queue.close_session(order.session)
+                for scheduler in self._schedulers.values():
+                    scheduler.close_session(command.session)
             case Ping():
                 return [self._pong()]
             case InspectJob():
-                return [self._inspect(order)]
+                return [self._inspect(command)]
         return []
 
-    def turn(self) -> list[JobOutcome]:
-        """One forward of each model that has something to do."""
-        return [outcome for queue in self._queues.values() if queue.tasks for outcome in queue.turn()]
+    def step(self) -> list[JobOutcome]:
+        """Runs one forward of each model that has jobs."""
+        return [outcome for scheduler in self._schedulers.values() if scheduler.tasks for outcome in scheduler.step()]
+
+    def _stop_rows(self, command: StopRows) -> None:
+        for scheduler in self._schedulers.values():
+            for task in scheduler.sample_tasks:
+                if task.job.id == command.id:
+                    task.stop(command.rows)
 
     def _pong(self) -> Pong:
-        usage = max((queue.slots_held / queue.runner.cache.slots for queue in self._queues.values()), default=0.0)
-        return Pong(usage, tuple(step for queue in self._queues.values() for step in queue.take_steps()))
+        schedulers = self._schedulers.values()
+        usage = max((s.slots_in_use / s.runner.cache.slots for s in schedulers), default=0.0)
+        return Pong(usage, tuple(step for s in schedulers for step in s.drain_step_times()))
 
     def _inspect(self, job: InspectJob) -> WorkerState:
-        for queue in self._queues.values():
-            queue.check_integrity()
+        for scheduler in self._schedulers.values():
+            scheduler.check_integrity()
         return WorkerState(
             job.id,
-            slots_used={name: queue.slots_held for name, queue in self._queues.items()},
-            sessions={name: len(queue.trees) for name, queue in self._queues.items()},
-            jobs=sum(len(queue.tasks) for queue in self._queues.values()),
+            slots_used={name: scheduler.slots_in_use for name, scheduler in self._schedulers.items()},
+            sessions={name: len(scheduler.trees) for name, scheduler in self._schedulers.items()},
+            jobs=sum(len(scheduler.tasks) for scheduler in self._schedulers.values()),
         )

@@ -1,7 +1,7 @@
-"""Prompts that are gone but may come again: their KV stays while there is room.
+"""Prefix cache: the KV of closed sessions' prompts, kept so that a prompt with the same prefix is not computed again.
 
-A new session copies the KV of the longest beginning that its prompt shares with a living or remembered one, so that a
-system prompt, or the same question asked again, is run once.
+A new session copies the KV of the longest prefix that its prompt shares with an open session's or a cached prompt.
+A system prompt, or the same question asked again, is computed once.
 """
 
 from __future__ import annotations
@@ -13,56 +13,59 @@ from w2s_core.types import Tokens
 from w2s_core.worker.kv_cache import KVCache, Region
 from w2s_core.worker.token_tree import TokenTree
 
-_SHORTEST = 16  # tokens; running fewer is cheaper than looking for them
-_SHARE = 0.25  # of the cache, at most
+_MIN_PREFIX = 16  # tokens; computing fewer is cheaper than copying them
+_MAX_SHARE = 0.25  # of the KV cache
 
 
 class PrefixCache:
-    """Least recently used first; its regions are the first to go when a session needs room."""
+    """Cached prompts of one model, evicted least recently used first, and before any session loses KV."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self._prompts: dict[Tokens, Region] = {}  # in the order of their last use
+        self._prompts: dict[Tokens, Region] = {}  # least recently used first
 
     @property
-    def slots(self) -> int:
+    def slots_used(self) -> int:
         return sum(region.size for region in self._prompts.values())
 
-    def serve(self, tree: TokenTree, living: Iterable[TokenTree]) -> None:
-        """Gives a new tree what is known of its prompt's beginning, if that is worth it. Raises CacheFullError."""
-        known = [(other.prompt[: other.prompt_fed], other.region) for other in living if other.region is not None]
-        known += self._prompts.items()
+    def match_prefix(self, new: TokenTree, trees: Iterable[TokenTree]) -> None:
+        """Copies the longest matching prefix into a `new` tree, from the cache or from one of the open `trees`.
+
+        Does nothing if the match is too short to be worth it. Raises CacheFullError.
+        """
+        sources = [(tree.prompt[: tree.prompt_computed], tree.region) for tree in trees if tree.region is not None]
+        sources += self._prompts.items()
         size, tokens, region = max(
-            ((_common(tree.prompt, tokens), tokens, region) for tokens, region in known),
-            key=lambda found: found[0],
+            ((_common_length(new.prompt, tokens), tokens, region) for tokens, region in sources),
+            key=lambda match: match[0],
             default=(0, (), None),
         )
-        if region is None or size < _SHORTEST:
+        if region is None or size < _MIN_PREFIX:
             return
         if tokens in self._prompts:
             self._prompts[tokens] = self._prompts.pop(tokens)
-        tree.inherit(region, size)
+        new.copy_prefix(region, size)
 
-    def remember(self, tree: TokenTree) -> None:
-        """Takes over the prompt's part of a tree's region; the tree is closed."""
-        region, fed = tree.region, tree.prompt[: tree.prompt_fed]
-        limit = int(self._cache.slots * _SHARE)
-        if region is None or not _SHORTEST <= len(fed) <= limit or fed in self._prompts:
+    def insert(self, tree: TokenTree) -> None:
+        """Takes over the KV of a closing tree's prompt and closes the tree."""
+        region, prompt = tree.region, tree.prompt[: tree.prompt_computed]
+        limit = int(self._cache.slots * _MAX_SHARE)
+        if region is None or not _MIN_PREFIX <= len(prompt) <= limit or prompt in self._prompts:
             tree.close()
             return
         tree.region = None
-        self._cache.shrink(region, len(fed))
-        self._prompts[fed] = region
-        while self.slots > limit:
-            self.forget_one()
+        self._cache.shrink(region, len(prompt))
+        self._prompts[prompt] = region
+        while self.slots_used > limit:
+            self.evict_one()
 
-    def forget_one(self) -> bool:
-        """Frees the prompt that was not used for the longest time; False when there is none."""
+    def evict_one(self) -> bool:
+        """Frees the least recently used prompt's KV. Returns False when the cache is empty."""
         if not self._prompts:
             return False
         self._cache.free(self._prompts.pop(next(iter(self._prompts))))
         return True
 
 
-def _common(a: Tokens, b: Tokens) -> int:
+def _common_length(a: Tokens, b: Tokens) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -1,4 +1,4 @@
-"""A PromptJob while it runs: the prompt's tokens in slices, and the logits behind each of them."""
+"""Prompt task: a running PromptJob, which computes the log-probabilities of a prompt's own tokens slice by slice."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from w2s_core.worker.top_logprobs import logprobs_and_ranks, top_logprobs
 
 
 class PromptTask:
-    """Its tree is its own and begins with nothing: KV from elsewhere would spare the runs whose logits it is about.
+    """Collects the prompt's log-probabilities from the logits after each of its tokens.
 
-    What is known stays known when the tree loses its KV; the tokens then run again without their logits.
+    Its session starts without KV from the prefix cache, because it needs the logits of every prompt token. When its
+    tree is preempted it keeps the results so far; those tokens run again without logits.
     """
 
     def __init__(self, job: PromptJob, tree: TokenTree) -> None:
         self.job = job
         self.tree = tree
-        self.leaves: list[Node] = []  # no answer stands behind this prompt
+        self.leaves: list[Node] = []  # the session has no answers
         self._logprobs: list[float] = []
         self._ranks: list[int] = []
         self._alternatives: list[Alternatives] = []
 
     @property
-    def known(self) -> int:
-        """Of the first so many of the prompt's tokens one knows what comes behind them."""
+    def processed(self) -> int:
+        """The number of leading prompt tokens whose logits have been used."""
         return len(self._logprobs)
 
     @property
     def done(self) -> bool:
-        return self.known == len(self.job.prompt) - 1
+        return self.processed == len(self.job.prompt) - 1
 
-    def read(self, logits: torch.Tensor) -> None:
-        """`logits` (n, vocab) in float32, behind the next n tokens."""
-        followers = self.job.prompt[self.known + 1 : self.known + 1 + len(logits)]
-        logprobs, ranks = logprobs_and_ranks(logits, followers)
+    def add_logits(self, logits: torch.Tensor) -> None:
+        """Uses the `logits` (n, vocab, float32) after the next n prompt tokens."""
+        following = self.job.prompt[self.processed + 1 : self.processed + 1 + len(logits)]
+        logprobs, ranks = logprobs_and_ranks(logits, following)
         self._logprobs += logprobs
         self._ranks += ranks
         self._alternatives += top_logprobs(logits, self.job.top)
 
     def result(self) -> PromptResult:
-        found = PromptLogprobs(tuple(self._logprobs), tuple(self._ranks), tuple(self._alternatives))
-        return PromptResult(self.job.id, found)
+        logprobs = PromptLogprobs(tuple(self._logprobs), tuple(self._ranks), tuple(self._alternatives))
+        return PromptResult(self.job.id, logprobs)

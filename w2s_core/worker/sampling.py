@@ -1,6 +1,7 @@
-"""Draws tokens by inverse transform: one uniform number per token, given from outside (`w2s_core.search.randomness`).
+"""Sampling: temperature, top_k and top_p, and the draw of one token per row by inverse transform.
 
-A row's token depends on its own logits, parameters and number, and on no other row of the batch.
+The uniform number of each draw is given by the caller (`w2s_core.search.randomness`), so that a row's token depends on
+its own logits, parameters and number, and on no other row of the batch.
 """
 
 from __future__ import annotations
@@ -13,107 +14,116 @@ import torch
 from w2s_core.pool.messages import Sampling
 from w2s_core.worker.inverse_transform import inverse_transform, inverse_transform_among
 from w2s_core.worker.logits_processors import LogitsProcessor, process_logits
-from w2s_core.worker.transfer import moved, send
+from w2s_core.worker.transfer import long_tensor, to_device
 
-_COLDEST = 1e-5  # below this a temperature divides logits into infinities; it is greedy, as in vLLM
-_FIRST_TRY = 1024  # top_p rarely needs more tokens than these; sorting the whole vocabulary is slow
+_MIN_TEMPERATURE = 1e-5  # smaller ones divide logits into infinities; they mean greedy decoding, as in vLLM
+_PRESORTED = 1024  # tokens sorted at first: top_p rarely needs more, and sorting the whole vocabulary is slow
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How one row is drawn; `number` is uniform in [0, 1). `adjustment` changes its logits first."""
+    """How one row's token is drawn. `number` is uniform in [0, 1); `processor` changes the row's logits first."""
 
     sampling: Sampling
     number: float
-    adjustment: LogitsProcessor | None = None
+    processor: LogitsProcessor | None = None
 
 
 def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
-    """`logits` (rows, vocab) in float32. Returns each row's token and its log-probability in nats, before temperature
-    and adjustment."""
+    """Draws one token per row of `logits` (rows, vocab, float32).
+
+    Returns the tokens and their log-probabilities in nats, before temperature and logits processors.
+    """
     tokens, logprobs = _draw(logits, draws)
-    drawn = torch.stack([tokens.double(), logprobs.double()])  # both in one read; either is exact in float64
+    drawn = torch.stack([tokens.double(), logprobs.double()])  # one read from the device; float64 holds both exactly
     ids, nats = drawn.tolist()
     return [int(token) for token in ids], nats
 
 
+_Sampler = Callable[[torch.Tensor, Sequence[Draw]], tuple[torch.Tensor, torch.Tensor]]
+
+
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`draw_tokens` on the device: groups the rows by sampler and runs each sampler once."""
     tokens = torch.empty(len(draws), dtype=torch.long, device=logits.device)
     logprobs = torch.empty(len(draws), device=logits.device)
-    kinds = [_kind(draw) for draw in draws]
-    for kind in dict.fromkeys(kinds):
-        rows = [i for i, k in enumerate(kinds) if k is kind]
+    samplers = [_sampler(draw) for draw in draws]
+    for sampler in dict.fromkeys(samplers):
+        rows = [i for i, s in enumerate(samplers) if s is sampler]
         if len(rows) == len(draws):
-            tokens, logprobs = kind(logits, draws)
+            tokens, logprobs = sampler(logits, draws)
         else:
-            index = send(rows, logits.device)
-            tokens[index], logprobs[index] = kind(logits[index], [draws[i] for i in rows])
+            index = long_tensor(rows, logits.device)
+            tokens[index], logprobs[index] = sampler(logits[index], [draws[i] for i in rows])
     return tokens, logprobs
 
 
-def _kind(draw: Draw) -> Callable[[torch.Tensor, Sequence[Draw]], tuple[torch.Tensor, torch.Tensor]]:
+def _sampler(draw: Draw) -> _Sampler:
+    """The cheapest sampler that does what the row asks for."""
     sampling = draw.sampling
-    if draw.adjustment is not None:
-        return _adjusted
-    if sampling.temperature < _COLDEST:
-        return _greedy
+    if draw.processor is not None:
+        return _sample_processed
+    if sampling.temperature < _MIN_TEMPERATURE:
+        return _sample_greedy
     if sampling.top_k > 0 or sampling.top_p < 1:
-        return _from_best
-    return _plain if sampling.temperature == 1 else _from_all
+        return _sample_top
+    return _sample_plain if sampling.temperature == 1 else _sample_with_temperature
 
 
-def _adjusted(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
-    changed = process_logits(logits, [draw.adjustment for draw in draws if draw.adjustment is not None])
+def _sample_processed(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Applies the rows' logits processors, then draws. Log-probabilities are those of the unchanged logits."""
+    changed = process_logits(logits, [draw.processor for draw in draws if draw.processor is not None])
     tokens, _ = _draw(changed, [Draw(draw.sampling, draw.number) for draw in draws])
     return tokens, _logprobs(logits, tokens)
 
 
-def _greedy(logits: torch.Tensor, _draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample_greedy(logits: torch.Tensor, _draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = logits.argmax(1)
     return tokens, _logprobs(logits, tokens)
 
 
-def _plain(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Temperature 1: one pass gives both the draw and its log-probability."""
+def _sample_plain(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Temperature 1: one softmax gives both the draw and its log-probability."""
     probabilities = logits.softmax(1)
     tokens = inverse_transform(probabilities, [draw.number for draw in draws])
     return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
 
 
-def _from_all(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample_with_temperature(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
     probabilities = (logits / _column([d.sampling.temperature for d in draws], logits)).softmax(1)
     tokens = inverse_transform(probabilities, [draw.number for draw in draws])
     return tokens, _logprobs(logits, tokens)
 
 
 def _logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(rows,), in nats, of one token per row."""
     return logits.gather(1, tokens[:, None])[:, 0] - _logsumexp(logits)[:, 0]
 
 
 def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
-    """(rows, 1). Where logits are masked by −inf, torch's own takes three times as long."""
+    """(rows, 1). torch's own takes three times as long where logits are masked by −inf."""
     return logits.amax(1, keepdim=True) - logits.softmax(1).amax(1, keepdim=True).log()
 
 
-def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
-    """top_k, then top_p of what is left, as OpenAI, vLLM and transformers order them."""
+def _sample_top(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Temperature, then top_k, then top_p of what is left: the order of vLLM and transformers."""
     scaled = logits / _column([d.sampling.temperature for d in draws], logits)
     vocabulary = logits.shape[1]
     limits = [min(d.sampling.top_k, vocabulary) or vocabulary for d in draws]
-    top_k = send(limits, logits.device)[:, None]
+    top_k = long_tensor(limits, logits.device)[:, None]
     top_p = _column([d.sampling.top_p for d in draws], logits)
-    # A GPU sorts everything sooner than it can be asked whether the best few were enough.
-    first_try = _FIRST_TRY if logits.device.type == "cpu" else vocabulary
-    size = min(vocabulary, max(first_try if limit == vocabulary else limit for limit in limits))
+    # On a GPU, sorting everything is faster than reading back whether the presorted tokens suffice.
+    presorted = _PRESORTED if logits.device.type == "cpu" else vocabulary
+    size = min(vocabulary, max(presorted if limit == vocabulary else limit for limit in limits))
     best, index = scaled.topk(size, dim=1)
     whole = _logsumexp(scaled)
-    if size < vocabulary and vocabulary in limits:  # a nucleus larger than the best few needs the rest
+    if size < vocabulary and vocabulary in limits:  # a nucleus larger than the presorted tokens needs the rest
         mass = (_logsumexp(best) - whole).exp()
         if bool(((mass < top_p) & (top_k == vocabulary)).any()):
             best, index = scaled.sort(dim=1, descending=True, stable=True)
     ranks = torch.arange(best.shape[1], device=logits.device)
     kept = best.masked_fill(ranks >= top_k, float("-inf"))
-    # Without top_k the nucleus is measured against the whole vocabulary, even where only the best were sorted.
+    # Without top_k, top_p is relative to the whole vocabulary, even if only some tokens were sorted.
     total = torch.where(top_k == vocabulary, whole, _logsumexp(kept))
     probabilities = (kept - total).exp()
     before = probabilities.cumsum(1) - probabilities
@@ -129,4 +139,5 @@ def _from_best(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tenso
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return moved(torch.tensor(values, dtype=like.dtype), like.device)[:, None]
+    """(rows, 1), of the type and on the device of `like`."""
+    return to_device(torch.tensor(values, dtype=like.dtype), like.device)[:, None]

@@ -1,11 +1,11 @@
-"""Decide, run, account: one forward of one model per turn, over every job that it has.
+"""Scheduler: continuous batching of one model's jobs. Each step schedules a batch, runs it and updates the tasks.
 
-Continuous batching: rows join at any turn and leave when they are done. A decoding row always gets its token; prompts
-and scoring come in slices beside it, so that no newcomer stalls the others.
+Rows join and leave the batch at any step. A decoding row gets its token in every step; prompts and scoring run beside
+it in slices (chunked prefill), so that a new request does not stall the others.
 
-Memory: sessions take KV as they grow. When there is no more, remembered prompts go first, then the KV of sessions that
-have nothing to do, then that of younger ones: those lose KV, never tokens, and run again what they need when there is
-room. So the oldest session always gets on, and only one that does not fit alone fails.
+Sessions take KV slots as they grow. When none are free, cached prefixes are evicted first, then sessions without a job,
+and then younger sessions are preempted: they lose KV, never tokens, and compute it again when slots are free. The
+oldest session therefore always makes progress, and a request fails only if it does not fit alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,253 +25,244 @@ from w2s_core.pool.messages import JobFailed, JobOutcome, ModelInfo, PromptJob, 
 from w2s_core.types import StepKind
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.grammar_masks import GrammarEngine
-from w2s_core.worker.grammar_steps import refused, start_masks, start_ready_grammars
+from w2s_core.worker.grammar_steps import failed_grammars, start_masks, start_ready_grammars
 from w2s_core.worker.kv_cache import CacheFullError
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.prefix_cache import PrefixCache
 from w2s_core.worker.prompt_task import PromptTask
-from w2s_core.worker.sampling import draw_tokens
+from w2s_core.worker.step_outputs import collect_prompt_logprobs, draw_next_tokens, score_answers
 from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.worker.token_tree import TokenTree
-from w2s_core.worker.top_logprobs import top_logprobs
-from w2s_core.worker.transfer import send
 
 _log = logging.getLogger(__name__)
-_STEPS = 4096  # that are remembered, the latest, until somebody asks for them: more than a second has
-_SLICE = 256  # tokens of prompts and scoring a turn: bounds its time and its logits' memory (tokens × vocabulary)
+_MAX_STEP_TIMES = 4096  # step times kept between two Pongs, the latest; more than one second has
+# Prompt and scoring tokens per step. Bounds a step's time and the memory of its logits (tokens × vocabulary).
+_TOKEN_BUDGET = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """One step as scheduled: its batch, the rows that draw a token, and the sessions that found no free KV slots."""
+
+    batch: Batch
+    rows: list[tuple[SampleTask, RowState]]
+    without_slots: list[TokenTree]
+
+    @property
+    def kind(self) -> StepKind:
+        """The label of the step's metrics. A step that does several things takes the first of prefill, decode,
+        score."""
+        if self.batch.has_prefill:
+            return "prefill"
+        return "decode" if self.rows else "score"
 
 
 class ModelScheduler:
     """One model's sessions and jobs."""
 
     def __init__(self, runner: ModelRunner, info: ModelInfo, grammars: GrammarEngine | None = None) -> None:
-        """Without `grammars` no job may ask for one."""
+        """Without `grammars`, no job may have a grammar."""
         self.runner = runner
         self.grammars = grammars
-        self.trees: dict[int, TokenTree] = {}
-        self.sampling: list[SampleTask] = []
-        self.scoring: list[ScoreTask] = []
-        self.reading: list[PromptTask] = []
-        self.prefixes = PrefixCache(runner.cache)
+        self.trees: dict[int, TokenTree] = {}  # by session, oldest first
+        self.sample_tasks: list[SampleTask] = []
+        self.score_tasks: list[ScoreTask] = []
+        self.prompt_tasks: list[PromptTask] = []
+        self.prefix_cache = PrefixCache(runner.cache)
         self._eos = info.eos
-        self._steps: deque[tuple[StepKind, float]] = deque(maxlen=_STEPS)
+        self._step_times: deque[tuple[StepKind, float]] = deque(maxlen=_MAX_STEP_TIMES)
 
     @property
     def tasks(self) -> list[SampleTask | ScoreTask | PromptTask]:
-        return [*self.sampling, *self.scoring, *self.reading]
+        return [*self.sample_tasks, *self.score_tasks, *self.prompt_tasks]
 
     def add(self, job: SampleJob | ScoreJob | PromptJob) -> None:
-        """Starts a job. What no job of its session needs any more is dropped."""
-        tree = self.trees.get(job.session) or self._new_tree(job)
+        """Starts a job. Its session keeps only the tokens that this or another running job of the session names."""
+        tree = self.trees.get(job.session) or self._open_session(job)
         match job:
             case SampleJob():
-                self.sampling.append(SampleTask(job, tree, self._eos, self._beginning(job)))
+                self.sample_tasks.append(SampleTask(job, tree, self._eos, self._compile_grammar(job)))
             case ScoreJob():
-                self.scoring.append(ScoreTask(job, tree))
+                self.score_tasks.append(ScoreTask(job, tree))
             case PromptJob():
-                self.reading.append(PromptTask(job, tree))
-        tree.keep(leaf for other in self.tasks if other.tree is tree for leaf in other.leaves)
+                self.prompt_tasks.append(PromptTask(job, tree))
+        tree.retain(leaf for task in self.tasks if task.tree is tree for leaf in task.leaves)
 
-    def _beginning(self, job: SampleJob) -> Future[LLMatcher] | None:
+    def _compile_grammar(self, job: SampleJob) -> Future[LLMatcher] | None:
         if job.sampling.grammar is None:
             return None
         assert self.grammars is not None
-        return self.grammars.beginning(job.sampling.grammar.source)
+        return self.grammars.initial_matcher(job.sampling.grammar.source)
 
-    def _new_tree(self, job: SampleJob | ScoreJob | PromptJob) -> TokenTree:
+    def _open_session(self, job: SampleJob | ScoreJob | PromptJob) -> TokenTree:
         tree = TokenTree(self.runner.cache, job.prompt)
         if not isinstance(job, PromptJob):
             try:
-                self.prefixes.serve(tree, self.trees.values())
+                self.prefix_cache.match_prefix(tree, self.trees.values())
             except (CacheFullError, torch.OutOfMemoryError):
-                tree.evict()  # it will run its prompt when there is room
+                tree.evict()  # its prompt is computed when slots are free
         self.trees[job.session] = tree
         return tree
 
-    def turn(self) -> list[JobOutcome]:
-        """One forward and what came of it."""
-        without_grammar = start_ready_grammars(self.sampling, nothing_else=len(self.sampling) == len(self.tasks))
-        return [*self._give_up(without_grammar), *self._step()]
+    def step(self) -> list[JobOutcome]:
+        """Runs one forward. Returns the updates and results that came of it."""
+        only_sampling = len(self.sample_tasks) == len(self.tasks)
+        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, nothing_else=only_sampling))
+        return [*failed, *self._run(self._schedule())]
 
-    def _step(self) -> list[JobOutcome]:
-        began = time.perf_counter()
-        batch, sampling, scoring, stuck = self._decide()
-        masks = start_masks(self.grammars, sampling)
-        if stuck and not batch.size:
-            # Everybody waits, and the oldest could not be given room: it does not fit even alone.
-            return self._fail(
-                stuck[:1],
-                f"All sequences of this request together have outgrown the KV cache of {self.runner.cache.slots} "
-                "tokens. Please lower max_tokens, or how many are sampled at once.",
-                field="max_tokens",
-            )
-        try:
-            logits = self.runner.forward(batch) if batch.size else torch.empty(0, 0)  # all was known already
-            gone: list[JobOutcome] = []
-            if masks is not None:
-                masks.result()
-                gone = self._give_up(refused(sampling))
-                sampling = [(task, row) for task, row in sampling if task in self.sampling]
-            gone += self._account(batch, logits, sampling, scoring)
-            if batch.size:
-                self._steps.append((_kind(batch, sampling), time.perf_counter() - began))
-            return gone
-        except torch.AcceleratorError:
-            raise  # the device answers nobody any more: a new process is needed
-        except Exception as error:  # out of memory, or a bug: it must not take the other requests with it
-            if not batch.size:
-                raise
-            _log.exception("a batch of %d tokens failed", batch.size)
-            failed = self._fail(batch.trees, str(error))
-        self.runner.relieve()
-        return failed
+    def drain_step_times(self) -> list[tuple[StepKind, float]]:
+        """The kind and seconds of each forward since the last call."""
+        step_times = list(self._step_times)
+        self._step_times.clear()
+        return step_times
 
-    def take_steps(self) -> list[tuple[StepKind, float]]:
-        """The kinds and seconds of the turns since the last call that ran something."""
-        steps = list(self._steps)
-        self._steps.clear()
-        return steps
-
-    def _decide(self) -> tuple[Batch, list[tuple[SampleTask, RowState]], list[ScoreTask], list[TokenTree]]:
-        batch = Batch(_SLICE)
-        stuck: list[TokenTree] = []
+    def _schedule(self) -> ScheduledStep:
+        """Fills a batch from all tasks, those of older sessions first. Evicts and preempts where slots are needed."""
+        batch = Batch(_TOKEN_BUDGET)
+        without_slots: list[TokenTree] = []
         ages = {tree: age for age, tree in enumerate(self.trees.values())}
         for task in sorted(self.tasks, key=lambda task: ages[task.tree]):
             before = batch.size
-            served = [self._request(batch, task.tree, ask) for ask in _requests(batch, task)]
-            if not all(served):
-                stuck.append(task.tree)
+            got_slots = [self._request(batch, task.tree, request) for request in _requests(batch, task)]
+            if not all(got_slots):
+                without_slots.append(task.tree)
             if isinstance(task, ScoreTask):
                 task.tokens_run += batch.size - before
-        rows = [(task, row) for task in self.sampling for row in task.live if row.leaf in batch.wanted]
-        return batch, rows, list(self.scoring), stuck
+        rows = [(task, row) for task in self.sample_tasks for row in task.live_rows if row.leaf in batch.logits_rows]
+        return ScheduledStep(batch, rows, without_slots)
 
-    def _request(self, batch: Batch, tree: TokenTree, ask: Callable[[], object]) -> bool:
-        """False when there is no memory for what is asked now."""
+    def _request(self, batch: Batch, tree: TokenTree, request: Callable[[], object]) -> bool:
+        """Makes a request of the batch, freeing slots until it succeeds. False when no slots can be freed."""
         while True:
             try:
-                ask()
+                request()
             except (CacheFullError, torch.OutOfMemoryError):
-                if not self._make_room(tree, batch):
+                if not self._free_slots(tree, batch):
                     return False
             else:
                 return True
 
-    def _make_room(self, tree: TokenTree, batch: Batch) -> bool:
-        """Takes KV from somebody who can better do without it; False when there is nobody."""
-        if self.prefixes.forget_one():
-            return True
-        others = [other for other in self.trees.values() if other.region is not None and other not in batch.trees]
+    def _free_slots(self, tree: TokenTree, batch: Batch) -> bool:
+        """Frees KV slots for `tree`: evicts a cached prefix, else an idle session, else preempts a younger session.
+
+        Sessions with tokens in `batch` keep their KV. Returns False when there is nothing to free.
+        """
+        return self.prefix_cache.evict_one() or self._evict_idle(tree, batch) or self._preempt(tree, batch)
+
+    def _evict_idle(self, tree: TokenTree, batch: Batch) -> bool:
+        """Evicts the youngest other session that has no task. False if there is none."""
         busy = {task.tree for task in self.tasks}
-        idle = [other for other in others if other not in busy and other is not tree]
-        order = list(self.trees.values())
-        younger = order[order.index(tree) + 1 :]
-        victims = idle or [other for other in younger if other in others]
+        idle = [other for other in self._evictable(batch) if other not in busy and other is not tree]
+        if idle:
+            idle[-1].evict()
+        return bool(idle)
+
+    def _preempt(self, tree: TokenTree, batch: Batch) -> bool:
+        """Evicts the youngest session that is younger than `tree`; its tasks go on later. False if there is none."""
+        sessions = list(self.trees.values())
+        younger = sessions[sessions.index(tree) + 1 :]
+        victims = [other for other in self._evictable(batch) if other in younger]
         if victims:
             victims[-1].evict()
         return bool(victims)
 
-    def _account(
-        self,
-        batch: Batch,
-        logits: torch.Tensor,
-        sampling: list[tuple[SampleTask, RowState]],
-        scoring: list[ScoreTask],
-    ) -> list[JobOutcome]:
-        if sampling:
-            places = [batch.wanted[row.leaf] for _, row in sampling]
-            in_order = places == list(range(len(logits)))  # then there is no need to copy what is large
-            rows = logits if in_order else logits[send(places, logits.device)]
-            self._find_alternatives(rows, sampling)
-            tokens, logprobs = draw_tokens(rows, [task.draw(row) for task, row in sampling])
-            for (task, row), token, logprob in zip(sampling, tokens, logprobs, strict=True):
-                task.append(row, token, logprob)
-        if scoring:
-            self._score(batch, logits, scoring)
-        for reader in self.reading:
-            behind_prompt = logits[batch.prompt_rows(reader.tree)]
-            if len(behind_prompt):
-                reader.read(behind_prompt)
-        news = [task.news() for task in self.sampling]
+    def _evictable(self, batch: Batch) -> list[TokenTree]:
+        """The sessions that hold KV and have no token in the batch, oldest first."""
+        return [tree for tree in self.trees.values() if tree.resident and tree not in batch.trees]
+
+    def _run(self, step: ScheduledStep) -> list[JobOutcome]:
+        """Runs the forward and updates the tasks. An error fails the sessions in the batch, not the others."""
+        started = time.perf_counter()
+        masks = start_masks(self.grammars, step.rows)
+        if step.without_slots and not step.batch.size:
+            # Every session waits for slots and none can be freed for the oldest: it does not fit even alone.
+            return self._fail_sessions(
+                step.without_slots[:1],
+                f"The sequences of this request have outgrown the KV cache of {self.runner.cache.slots} tokens. "
+                "Lower max_tokens, or sample fewer sequences at once.",
+                field="max_tokens",
+            )
+        try:
+            # An empty batch means that all logits needed are known already.
+            logits = self.runner.forward(step.batch) if step.batch.size else torch.empty(0, 0)
+            failed: list[JobOutcome] = []
+            if masks is not None:
+                masks.result()
+                failed = self._cancel_failed(failed_grammars(step.rows))
+                step = replace(step, rows=[(task, row) for task, row in step.rows if task in self.sample_tasks])
+            outcomes = [*failed, *self._update_tasks(step, logits)]
+            if step.batch.size:
+                self._step_times.append((step.kind, time.perf_counter() - started))
+            return outcomes
+        except torch.AcceleratorError:
+            raise  # no kernel runs in this process any more: the pool must start a new one
+        except Exception as error:  # out of memory, or a bug: it must not fail requests that are not in the batch
+            if not step.batch.size:
+                raise
+            _log.exception("a batch of %d tokens failed", step.batch.size)
+            failed = self._fail_sessions(step.batch.trees, str(error))
+        self.runner.release_memory()
+        return failed
+
+    def _update_tasks(self, step: ScheduledStep, logits: torch.Tensor) -> list[JobOutcome]:
+        """Gives the tasks their logits, removes finished tasks and returns updates and results."""
+        if step.rows:
+            draw_next_tokens(step.batch, logits, step.rows)
+        if self.score_tasks:
+            score_answers(step.batch, logits, self.score_tasks)
+        collect_prompt_logprobs(step.batch, logits, self.prompt_tasks)
+        updates = [task.flush_update() for task in self.sample_tasks]
         done = [task for task in self.tasks if not isinstance(task, SampleTask) and task.done]
-        self.sampling = [task for task in self.sampling if task.live]
-        self.scoring = [task for task in self.scoring if not task.done]
-        self.reading = [task for task in self.reading if not task.done]
-        return [*(n for n in news if n is not None), *(task.result() for task in done)]
+        self.sample_tasks = [task for task in self.sample_tasks if task.live_rows]
+        self.score_tasks = [task for task in self.score_tasks if not task.done]
+        self.prompt_tasks = [task for task in self.prompt_tasks if not task.done]
+        return [*(update for update in updates if update is not None), *(task.result() for task in done)]
 
-    @staticmethod
-    def _find_alternatives(rows: torch.Tensor, sampling: Sequence[tuple[SampleTask, RowState]]) -> None:
-        """For those that ask, before the draw: what the logits are worth without temperature and penalties."""
-        asking = [i for i, (task, _) in enumerate(sampling) if task.job.sampling.alternatives]
-        if asking:
-            most = max(sampling[i][0].job.sampling.alternatives for i in asking)
-            found = top_logprobs(rows if len(asking) == len(rows) else rows[send(asking, rows.device)], most)
-            for i, alternatives in zip(asking, found, strict=True):
-                task, row = sampling[i]
-                row.alternatives.append(alternatives[: task.job.sampling.alternatives])
-
-    @staticmethod
-    def _score(batch: Batch, logits: torch.Tensor, tasks: list[ScoreTask]) -> None:
-        pending = [pair for task in tasks for pair in task.pending(batch.wanted)]
-        if pending:
-            rows = send([row for _, row in pending], logits.device)
-            tokens = send([node.token for node, _ in pending], logits.device)
-            values = (logits[rows, tokens] - logits.logsumexp(1)[rows]).tolist()
-            for (node, _), nats in sorted(zip(pending, values, strict=True), key=lambda item: item[0][0].depth):
-                assert node.parent is not None
-                assert node.parent.logprob is not None
-                node.logprob = node.parent.logprob + nats
-        for task in tasks:
-            task.settle()
-
-    def _fail(self, broken: list[TokenTree], message: str, field: str | None = None) -> list[JobOutcome]:
-        """Fails these sessions' jobs and forgets their KV, which may be half written; the rest goes on."""
-        failed = [task for task in self.tasks if task.tree in broken]
-        for session in [session for session, tree in self.trees.items() if tree in broken]:
+    def _fail_sessions(self, trees: list[TokenTree], message: str, field: str | None = None) -> list[JobOutcome]:
+        """Closes these sessions without caching their KV, which may be half written, and fails their jobs."""
+        failed = [task for task in self.tasks if task.tree in trees]
+        for session in [session for session, tree in self.trees.items() if tree in trees]:
             self.trees[session].evict()
             self.close_session(session)
         return [JobFailed(task.job.id, message, field) for task in failed]
 
-    def _give_up(self, failed: list[JobFailed]) -> list[JobOutcome]:
+    def _cancel_failed(self, failed: list[JobFailed]) -> list[JobOutcome]:
         for failure in failed:
             self.cancel(failure.id)
         return [*failed]
 
     def cancel(self, job: int) -> None:
-        self.sampling = [task for task in self.sampling if task.job.id != job]
-        self.scoring = [task for task in self.scoring if task.job.id != job]
-        self.reading = [task for task in self.reading if task.job.id != job]
+        """Drops the job, if it still runs."""
+        self._keep_tasks(lambda task: task.job.id != job)
 
     def close_session(self, session: int) -> None:
+        """Drops the session's jobs and frees its KV, except for what the prefix cache keeps of the prompt."""
         tree = self.trees.pop(session, None)
         if tree is not None:
-            self.sampling = [task for task in self.sampling if task.tree is not tree]
-            self.scoring = [task for task in self.scoring if task.tree is not tree]
-            self.reading = [task for task in self.reading if task.tree is not tree]
-            self.prefixes.remember(tree)
+            self._keep_tasks(lambda task: task.tree is not tree)
+            self.prefix_cache.insert(tree)
+
+    def _keep_tasks(self, keep: Callable[[SampleTask | ScoreTask | PromptTask], bool]) -> None:
+        self.sample_tasks = [task for task in self.sample_tasks if keep(task)]
+        self.score_tasks = [task for task in self.score_tasks if keep(task)]
+        self.prompt_tasks = [task for task in self.prompt_tasks if keep(task)]
 
     @property
-    def slots_held(self) -> int:
-        """KV slots of living sessions."""
-        return self.runner.cache.slots_used - self.prefixes.slots
+    def slots_in_use(self) -> int:
+        """KV slots of open sessions, without the prefix cache's."""
+        return self.runner.cache.slots_used - self.prefix_cache.slots_used
 
     def check_integrity(self) -> None:
+        """Asserts that the KV cache and every session's tree are consistent and that no region is lost."""
         self.runner.cache.check_integrity()
         for tree in self.trees.values():
             tree.check_integrity()
-        assert self.slots_held == sum(t.region.size for t in self.trees.values() if t.region), "a lost region"
-
-
-def _kind(batch: Batch, sampling: Sequence[tuple[SampleTask, RowState]]) -> StepKind:
-    """A step that does several things goes by the first of: a prompt's tokens, rows that draw, answers to score."""
-    if batch.has_prompts:
-        return "prefill"
-    return "decode" if sampling else "score"
+        assert self.slots_in_use == sum(t.region.size for t in self.trees.values() if t.region), "a lost region"
 
 
 def _requests(batch: Batch, task: SampleTask | ScoreTask | PromptTask) -> list[Callable[[], object]]:
-    """What the task wants of the next forward."""
+    """The requests that give the task its logits in this step, to be made one by one."""
     if isinstance(task, PromptTask):
-        return [] if task.done else [partial(batch.request_prompt, task.tree, task.known)]
-    urgent = isinstance(task, SampleTask)
-    return [partial(batch.request, task.tree, node, urgent=urgent) for node in task.wanted()]
+        return [] if task.done else [partial(batch.request_prompt_logits, task.tree, task.processed)]
+    decoding = isinstance(task, SampleTask)
+    return [partial(batch.request_logits, task.tree, node, decoding=decoding) for node in task.needed_nodes()]

@@ -1,0 +1,60 @@
+"""What tasks do with one forward's logits: draw tokens, sum scores, collect prompt log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from w2s_core.worker.batch import Batch
+from w2s_core.worker.prompt_task import PromptTask
+from w2s_core.worker.sampling import draw_tokens
+from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
+from w2s_core.worker.top_logprobs import top_logprobs
+from w2s_core.worker.transfer import long_tensor
+
+
+def draw_next_tokens(batch: Batch, logits: torch.Tensor, rows: Sequence[tuple[SampleTask, RowState]]) -> None:
+    """Draws each row's next token from its leaf's logits and appends it to the row."""
+    indices = [batch.logits_rows[row.leaf] for _, row in rows]
+    in_order = indices == list(range(len(logits)))  # then the large tensor need not be copied
+    row_logits = logits if in_order else logits[long_tensor(indices, logits.device)]
+    _collect_top_logprobs(row_logits, rows)
+    tokens, logprobs = draw_tokens(row_logits, [task.draw(row) for task, row in rows])
+    for (task, row), token, logprob in zip(rows, tokens, logprobs, strict=True):
+        task.append(row, token, logprob)
+
+
+def _collect_top_logprobs(logits: torch.Tensor, rows: Sequence[tuple[SampleTask, RowState]]) -> None:
+    """Adds top logprobs to the rows whose job asked for them: of the raw logits, before temperature and penalties."""
+    asking = [i for i, (task, _) in enumerate(rows) if task.job.sampling.alternatives]
+    if not asking:
+        return
+    most = max(rows[i][0].job.sampling.alternatives for i in asking)
+    asked_logits = logits if len(asking) == len(logits) else logits[long_tensor(asking, logits.device)]
+    for i, alternatives in zip(asking, top_logprobs(asked_logits, most), strict=True):
+        task, row = rows[i]
+        row.alternatives.append(alternatives[: task.job.sampling.alternatives])
+
+
+def score_answers(batch: Batch, logits: torch.Tensor, tasks: Sequence[ScoreTask]) -> None:
+    """Sets the log-probability of every node whose parent's logits are in the batch: its parent's plus its token's."""
+    scorable = [pair for task in tasks for pair in task.scorable(batch.logits_rows)]
+    if scorable:
+        rows = long_tensor([row for _, row in scorable], logits.device)
+        tokens = long_tensor([node.token for node, _ in scorable], logits.device)
+        values = (logits[rows, tokens] - logits.logsumexp(1)[rows]).tolist()
+        for (node, _), nats in sorted(zip(scorable, values, strict=True), key=lambda item: item[0][0].position):
+            assert node.parent is not None
+            assert node.parent.logprob is not None
+            node.logprob = node.parent.logprob + nats
+    for task in tasks:
+        task.drop_scored()
+
+
+def collect_prompt_logprobs(batch: Batch, logits: torch.Tensor, tasks: Sequence[PromptTask]) -> None:
+    """Gives each prompt task the logits after its prompt's tokens in the batch."""
+    for task in tasks:
+        prompt_logits = logits[batch.prompt_logits_rows(task.tree)]
+        if len(prompt_logits):
+            task.add_logits(prompt_logits)
