@@ -1,4 +1,4 @@
-"""The key goes to the provider and nowhere else."""
+"""The API key goes to the provider and nowhere else."""
 
 from __future__ import annotations
 
