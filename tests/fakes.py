@@ -1,4 +1,4 @@
-"""A large model and pairs that need no torch: small alphabets, exact probabilities, the real seams."""
+"""A fake large model and fake scorers, without torch: small alphabets, exact probabilities, the real protocols."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ EOS = 256
 Distribution = Callable[[Tokens, Tokens], Mapping[int, float]]
 
 
-class ByteCodec:
+class ByteTokenizer:
     """Token i is byte i; EOS is `<eos>` where special tokens show. Looks like `HFTokenizer`."""
 
     def __init__(self, *, special_tokens_show: bool = False) -> None:
         self.special_tokens_show = special_tokens_show
 
     @property
-    def verbatim(self) -> ByteCodec:
-        return ByteCodec(special_tokens_show=True)
+    def verbatim(self) -> ByteTokenizer:
+        return ByteTokenizer(special_tokens_show=True)
 
     @property
     def size(self) -> int:
@@ -69,7 +69,7 @@ class ByteCodec:
         return TokenText(decode_utf8(bytes([token])), bytes([token])) if token < EOS else TokenText("<eos>", None)
 
 
-CODEC = ByteCodec()
+BYTE_TOKENIZER = ByteTokenizer()
 
 
 def letters(alphabet: str = "ab ", eos: float = 0.1) -> Distribution:
@@ -91,13 +91,13 @@ class FakeLargeModel:
         *,
         context_length: int = 1000,
         gate: Callable[[], Any] | None = None,
-        tokenizer: Any = CODEC,
+        tokenizer: Any = BYTE_TOKENIZER,
     ) -> None:
         self.tokenizer = tokenizer
         self.tool_format: str | None = None
         self.distribution = distribution or letters()
         self.context_length = context_length
-        self.decoder = ByteCodec()
+        self.decoder = ByteTokenizer()
         self.exposes_token_ids = True
         self.gate = gate
         self.open_sessions = 0

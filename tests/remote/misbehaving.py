@@ -1,4 +1,4 @@
-"""A real HTTP/1.1 server on 127.0.0.1 that does to each call what its script says; raw sockets, so that it can lie."""
+"""A real HTTP/1.1 server on 127.0.0.1 that misbehaves as scripted; it uses raw sockets, so that it can break HTTP."""
 
 from __future__ import annotations
 

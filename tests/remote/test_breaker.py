@@ -1,4 +1,4 @@
-"""The breaker alone, on a clock that only moves when told."""
+"""The circuit breaker alone, on a clock that moves only when the test moves it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a provider's configuration may say."""
+"""Validation of a provider's configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes a call."""
+"""Which base_url takes a call: health, affinity and fail-over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a provider says, and what we make of it."""
+"""Error responses and broken connections become the right faults, and never show the API key."""
 
 from __future__ import annotations
 

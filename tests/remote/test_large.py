@@ -1,4 +1,4 @@
-"""A remote large model over a provider whose distribution is known: what is asked, what becomes of the answers."""
+"""A remote large model on a provider with a known distribution: what is sent, and what is made of the responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grammars over a remote large model: passed on in whole answers under vLLM's names, or refused by field name."""
+"""Grammars with a remote large model: sent in one call under vLLM's names, or refused by the field's name."""
 
 from __future__ import annotations
 

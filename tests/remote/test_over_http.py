@@ -1,4 +1,4 @@
-"""A remote large model over real sockets: several base_urls, one of them killed, clients that leave."""
+"""A remote large model over real sockets: several base_urls, one of them killed; clients that disconnect."""
 
 from __future__ import annotations
 

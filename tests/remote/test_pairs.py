@@ -1,4 +1,4 @@
-"""A remote pair over providers whose distributions are known: every way of asking gives the score from scratch."""
+"""A remote pair on providers with known distributions: every log-probability method gives the exact score."""
 
 from __future__ import annotations
 

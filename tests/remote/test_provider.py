@@ -1,4 +1,4 @@
-"""One base_url that misbehaves: every call ends in a right answer or a clear error, and nothing is left of it."""
+"""One base_url that misbehaves: every call ends in a correct answer or a clear error, and leaks nothing."""
 
 from __future__ import annotations
 

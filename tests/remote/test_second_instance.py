@@ -1,4 +1,4 @@
-"""Against another instance of this server over HTTP: what is remote answers as what is local."""
+"""Another instance of this server as the provider: remote models answer as local ones do."""
 
 from __future__ import annotations
 

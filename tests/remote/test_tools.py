@@ -1,4 +1,4 @@
-"""Tools and structured output over HTTP with a remote large model: what the provider is asked, what becomes of it."""
+"""Tools and structured output with a remote large model, over HTTP: what is sent, and what is made of the responses."""
 
 from __future__ import annotations
 

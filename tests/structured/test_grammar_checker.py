@@ -1,4 +1,4 @@
-"""The process that tries grammars out: what it says of each, and that it may die of one without harm to others."""
+"""The grammar checker and its process: what it accepts, and that a grammar which kills it harms no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Required calls: the grammar admits what the parser reads, and nothing else."""
+"""The grammar of forced tool calls admits exactly what the parser reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of tools in text: each format, however the text is cut; what is no call stays text, every character of it."""
+"""Tool calls are parsed in each format however the text is cut; what is not a call stays text, unchanged."""
 
 from __future__ import annotations
 

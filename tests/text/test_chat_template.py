@@ -1,4 +1,4 @@
-"""Conversations become text: continued without losing a blank, with tools where a template has a place for them."""
+"""Chat templates: conversations are rendered and continued exactly; tools where the template supports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every token has its exact place in the text, whatever its bytes, and a stream tells what the whole tells."""
+"""Token offsets are exact whatever a token's bytes, and the same streamed and at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from tests.fakes import EOS, ByteCodec
+from tests.fakes import EOS, ByteTokenizer
 from tests.tiny import byte_tokenizer
 from w2s_core.engine.events import ChoiceFinished, TextCommitted, TokenInfo
 from w2s_core.engine.output import TokenStreamer, prompt_token_infos
@@ -22,14 +22,14 @@ from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Hypothesis, PromptLogprobs, SamplingParams, TokenText
 
 
-class PieceCodec:
+class BytesTokenizer:
     """Tokens are any byte strings: id i is the i-th piece; EOS is special."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces
 
     @property
-    def verbatim(self) -> PieceCodec:
+    def verbatim(self) -> BytesTokenizer:
         return self
 
     def decode(self, tokens: list[int]) -> str:
@@ -57,7 +57,7 @@ def cut_texts(draw: st.DrawFn, data: st.SearchStrategy[bytes]) -> tuple[list[byt
 ANY = cut_texts(st.one_of(TEXTS.map(str.encode), st.binary(max_size=12)))
 
 
-def places(tokenizer: PieceCodec, chunks: list[list[int]]) -> list[TokenSpan]:
+def places(tokenizer: BytesTokenizer, chunks: list[list[int]]) -> list[TokenSpan]:
     placer = OffsetTracker(tokenizer)  # type: ignore[arg-type]
     found = [place for chunk in chunks for place in placer.feed(chunk)]
     return found + placer.flush(len(tokenizer.decode([t for chunk in chunks for t in chunk])))
@@ -66,7 +66,7 @@ def places(tokenizer: PieceCodec, chunks: list[list[int]]) -> list[TokenSpan]:
 @settings(max_examples=400)
 @given(cut=ANY)
 def test_every_whole_token_stands_where_its_text_stands(cut: tuple[list[bytes], list[list[int]]]) -> None:
-    tokenizer, chunks = PieceCodec(cut[0]), cut[1]
+    tokenizer, chunks = BytesTokenizer(cut[0]), cut[1]
     text = tokenizer.decode(list(range(len(cut[0]))))
     found = places(tokenizer, chunks)
     assert [place.token for place in found] == list(range(len(cut[0])))
@@ -85,12 +85,14 @@ def test_every_whole_token_stands_where_its_text_stands(cut: tuple[list[bytes], 
 def test_a_part_of_a_character_stands_where_the_character_stands(cut: tuple[list[bytes], list[list[int]]]) -> None:
     text, at = b"".join(cut[0]).decode(), 0
     starts = [len(text[:i].encode()) for i in range(len(text))]
-    for place in places(PieceCodec(cut[0]), cut[1]):
+    for place in places(BytesTokenizer(cut[0]), cut[1]):
         assert place.start == max(i for i, start in enumerate(starts) if start <= at)
         at += len(cut[0][place.token])
 
 
-def writings(tokenizer: PieceCodec, chunks: list[list[int]], sampling: SamplingParams, *, ended: bool) -> list[object]:
+def writings(
+    tokenizer: BytesTokenizer, chunks: list[list[int]], sampling: SamplingParams, *, ended: bool
+) -> list[object]:
     """The events of an answer that grows by these chunks."""
     successors = SuccessorBuilder(tokenizer, sampling)  # type: ignore[arg-type]
     writer = TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
@@ -123,7 +125,7 @@ def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
     cut: tuple[list[bytes], list[list[int]]], stops: list[str], ended: bool
 ) -> None:
     sampling = SamplingParams(stop=tuple(stops), logprobs=1)
-    tokenizer = PieceCodec(cut[0])
+    tokenizer = BytesTokenizer(cut[0])
     *committed, last = writings(tokenizer, cut[1], sampling, ended=ended)
     assert isinstance(last, ChoiceFinished)
     answer, text, tokens = last.hypothesis, "", list[TokenInfo]()
@@ -150,7 +152,7 @@ def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
 
 
 def test_beams_that_agree_on_a_text_but_not_on_its_tokens_send_nothing_yet() -> None:
-    tokenizer = PieceCodec([b"a", b"b", b"ab", b"c"])
+    tokenizer = BytesTokenizer([b"a", b"b", b"ab", b"c"])
     writer = TokenStreamer(0, SamplingParams(), tokenizer)  # type: ignore[arg-type]
     successors, start = SuccessorBuilder(tokenizer, SamplingParams()), Hypothesis()  # type: ignore[arg-type]
     split = successors.build(start, 0, (0, 1, 3), (-1.0, -2.0, -3.0), ended=False)
@@ -205,14 +207,14 @@ def test_sentencepiece_tokens_are_placed_though_the_first_space_is_dropped(tmp_p
 def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
     tokens = tuple("é!".encode())
     found = PromptLogprobs((-1.0, -2.0), (3, 1), (((7, -0.5),), ((33, -2.0),)))
-    placed = prompt_token_infos(ByteCodec(), tokens, found)  # type: ignore[arg-type]
+    placed = placed_prompt(ByteTokenizer(), tokens, found)  # type: ignore[arg-type]
     assert [(t.offset, t.logprob, t.rank) for t in placed] == [(0, None, None), (0, -1.0, 3), (1, -2.0, 1)]
     assert placed[1].alternatives == ((7, TokenText("\x07", b"\x07"), -0.5),)
 
 
 @pytest.mark.parametrize("skip", [True, False])
 def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> None:
-    tokenizer, sampling = ByteCodec(), SamplingParams(skip_special_tokens=skip)
+    tokenizer, sampling = ByteTokenizer(), SamplingParams(skip_special_tokens=skip)
     successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
     answer = successors.build(Hypothesis(), 0, (97, EOS, 98), (-1.0,) * 3, ended=False)
     events = writer.finish(answer, guided=False)
@@ -222,7 +224,7 @@ def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> Non
 
 def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:
     """A stop string may begin right behind it, and then the answer ends before it."""
-    tokenizer, sampling = ByteCodec(), SamplingParams(stop=("b",))
+    tokenizer, sampling = ByteTokenizer(), SamplingParams(stop=("b",))
     successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
     longer = successors.build(Hypothesis(), 0, (97, EOS), (-1.0,) * 2, ended=False)
     events = [*writer.commit([longer])]

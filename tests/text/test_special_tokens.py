@@ -1,4 +1,4 @@
-"""Special tokens in what people write are text, wherever in a conversation it stands."""
+"""Special tokens in user input are encoded as text, wherever in a conversation they stand."""
 
 from __future__ import annotations
 

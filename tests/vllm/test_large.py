@@ -1,4 +1,4 @@
-"""SmolLM2 behind vLLM, as a large model of this server: what a user may expect of it."""
+"""SmolLM2 behind vLLM as a large model of this server."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ FOREIGN = Guidance("cbs", {"foreign": 1.0}, beam_width=3, successors=3, chunk_le
 
 
 def pool_of(engine: Engine) -> WorkerPool:
-    assert isinstance(engine._devices, WorkerPool)
-    return engine._devices
+    assert isinstance(engine._worker_pool, WorkerPool)
+    return engine._worker_pool
 
 
 async def assert_nothing_is_held(engine: Engine) -> None:

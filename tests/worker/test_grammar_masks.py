@@ -22,8 +22,8 @@ from w2s_core.worker.models import WorkerModels
 from w2s_core.worker.token_tree import Node
 
 CPU = torch.device("cpu")
-CODEC = byte_tokenizer()
-TEXT = CODEC.backend_tokenizer.to_str()
+BYTE_TOKENIZER = byte_tokenizer()
+TEXT = BYTE_TOKENIZER.backend_tokenizer.to_str()
 PROMPT = (1, 2, 3)
 
 
@@ -47,7 +47,7 @@ def run(subject: WorkerModels, *jobs: SampleJob) -> list[JobOutcome]:
 
 
 def texts(answers: Sequence[Tokens]) -> list[str]:
-    return [CODEC.decode([token for token in answer if token != EOS]) for answer in answers]
+    return [BYTE_TOKENIZER.decode([token for token in answer if token != EOS]) for answer in answers]
 
 
 def ask(grammar: Grammar, rows: int = 6, length: int = 40, **sampling: Any) -> list[Tokens]:
@@ -146,16 +146,16 @@ def test_reported_logprobs_are_the_models_own() -> None:
 
 
 def test_stop_tokens_end_what_is_complete_and_text_that_they_are() -> None:
-    z, b = (int(CODEC.convert_tokens_to_ids(letter)) for letter in "zb")
+    z, b = (int(BYTE_TOKENIZER.convert_tokens_to_ids(letter)) for letter in "zb")
     never_eos = ((EOS, -1000.0),)
     answers = ask(following("regex", "(abc){2}"), stop_token_ids=(z,), logit_bias=never_eos)
-    assert {CODEC.decode(answer) for answer in answers} == {"abcabc<eos>"}  # as `drawn` writes any ending
-    assert {CODEC.decode(a) for a in ask(following("regex", "(abc){2}"), stop_token_ids=(b,))} == {"a<eos>"}
+    assert {BYTE_TOKENIZER.decode(answer) for answer in answers} == {"abcabc<eos>"}  # as `drawn` writes any ending
+    assert {BYTE_TOKENIZER.decode(a) for a in ask(following("regex", "(abc){2}"), stop_token_ids=(b,))} == {"a<eos>"}
 
 
 def test_masks_that_leave_nothing_are_lifted() -> None:
-    b = int(CODEC.convert_tokens_to_ids("b"))
-    c = int(CODEC.convert_tokens_to_ids("c"))
+    b = int(BYTE_TOKENIZER.convert_tokens_to_ids("b"))
+    c = int(BYTE_TOKENIZER.convert_tokens_to_ids("c"))
     grammar = following("regex", "a(b|c)")
     assert set(texts(ask(grammar, rows=12, temperature=9.0))) == {"ab", "ac"}
     assert set(texts(ask(grammar, rows=12, bad_words=((b,),)))) == {"ac"}

@@ -16,7 +16,7 @@ _PROMPT = "The quick brown fox"
 
 @dataclass(frozen=True, slots=True)
 class LargeModelCapabilities:
-    """What a provider can do. `token_ids`: it takes and returns token ids, and they are those of our tokenizer."""
+    """What a provider can do. `token_ids`: it takes and returns token ids, and they are `tokenizer`'s."""
 
     context_length: int
     token_ids: bool
@@ -46,7 +46,7 @@ async def probe_large_model(
 
 
 async def _supports_token_ids(provider: Provider, tokenizer: HFTokenizer, key: str) -> bool:
-    """Raises ConfigurationError where the provider's tokenizer is not ours."""
+    """Raises ConfigurationError where the provider tokenizes differently from `tokenizer`."""
     tokens = tokenizer.encode(_PROMPT, special_tokens=True)
     body = {"model": provider.config.model, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
     try:

@@ -23,7 +23,7 @@ from w2s_core.types import Grammar, Hypothesis, Prompt, PromptLogprobs, Provider
 
 PATH = "/completions"
 _MAX_CALLS = 3  # calls to get all choices that were asked for
-_FIRST_PIECE, _LARGEST_PIECE = 4, 64  # tokens of one call while a plain answer streams
+_FIRST_CALL_TOKENS, _MAX_CALL_TOKENS = 4, 64  # tokens of one call while a plain answer streams
 
 
 class RemoteLargeModel:
@@ -144,12 +144,12 @@ class RemoteProposals:
 
     async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
         # A grammar is drawn in one call, because every call would begin it anew.
-        piece, last = _FIRST_PIECE if self._grammar is None else length, hypothesis
+        call_tokens, last = _FIRST_CALL_TOKENS if self._grammar is None else length, hypothesis
         end = len(hypothesis.tokens) + length
         while len(last.tokens) < end and not last.finished:
-            [choice] = await self._draw(last, 1, min(piece, end - len(last.tokens)))
+            [choice] = await self._draw(last, 1, min(call_tokens, end - len(last.tokens)))
             last = self._build(last, 0, choice)
-            piece = min(2 * piece, _LARGEST_PIECE)
+            call_tokens = min(2 * call_tokens, _MAX_CALL_TOKENS)
             yield last
             if not choice.advances:
                 return
