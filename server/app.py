@@ -16,7 +16,7 @@ from server.access.limits import LeaseMiddleware
 from server.access.policy import Policy
 from server.api.openapi import ANYWHERE, GENERATING, WITH_A_BODY, DescribedApp, errors_of
 from server.api.routes import chat, completions, health, metrics, models, tokenizing
-from server.api.routes.answering import require_engine
+from server.api.routes.generation import require_engine
 from server.engine_host import EngineHost
 from server.http.middleware import AdminPort, BodyLimit, HeadLimit, RequestContext
 from server.logs.request_log import RequestLog

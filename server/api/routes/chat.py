@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from server.access.auth import GuardedRoute
 from server.api.response_builders import ChatBuilder
-from server.api.routes.answering import answer, host_of
+from server.api.routes.generation import answer, host_of
 from server.api.schemas import examples
 from server.api.schemas.chat import ChatBody, ChatCompletion
 from server.api.tool_calls import ToolChatBuilder, calling_of

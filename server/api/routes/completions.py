@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from server.access.auth import GuardedRoute
 from server.api.response_builders import CompletionBuilder
-from server.api.routes.answering import answer
+from server.api.routes.generation import answer
 from server.api.schemas import examples
 from server.api.schemas.completions import Completion, CompletionBody
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, FastAPI, Request
 
 from server.api.openapi import errors_of
-from server.api.routes.answering import host_of
+from server.api.routes.generation import host_of
 from server.api.schemas import examples
 from w2s_core.errors import UnavailableError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 
-from server.api.routes.answering import host_of
+from server.api.routes.generation import host_of
 from w2s_core.telemetry.metrics import CONTENT_TYPE
 
 router = APIRouter()

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from server.access.auth import GuardedRoute
 from server.api.openapi import errors_of
-from server.api.routes.answering import host_of
+from server.api.routes.generation import host_of
 from server.api.schemas import examples
 from server.api.schemas.responses import Model, ModelList
 from w2s_core.errors import UnknownModelError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Body, Request
 
 from server.access.auth import GuardedRoute
-from server.api.routes.answering import host_of
+from server.api.routes.generation import host_of
 from server.api.schemas import examples
 from server.api.schemas.tokenizing import DetokenizeBody, Detokenized, TokenizeBody, TokenizeChat, Tokenized
 from w2s_core.errors import RequestError, UnknownModelError
