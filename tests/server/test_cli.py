@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from server.cli import SERVER_FLAGS, flags_of, main
-from server.serve import listen, ready_message, url_of
+from server.cli import SERVER_FLAGS, main, nest_flags
+from server.serve import listen, ready_message, socket_url
 from server.settings.config import ServerConfig
 from w2s_core.errors import ConfigurationError
 
@@ -73,13 +73,13 @@ def test_an_address_in_use(runner: CliRunner) -> None:
 
 def test_flags_are_nested_like_the_file() -> None:
     nothing = dict.fromkeys([*SERVER_FLAGS, "dtype", "threads"]) | {"devices": ()}
-    assert flags_of(nothing) == {}
-    assert flags_of({**nothing, "port": 0, "threads": "auto"}) == {
+    assert nest_flags(nothing) == {}
+    assert nest_flags({**nothing, "port": 0, "threads": "auto"}) == {
         "server": {"port": 0},
         "workers": {"threads": "auto"},
     }
-    assert flags_of({**nothing, "devices": ("cpu", "cuda:0")}) == {"workers": {"devices": ("cpu", "cuda:0")}}
-    assert flags_of({**nothing, "devices": ("auto",)}) == {"workers": {"devices": "auto"}}
+    assert nest_flags({**nothing, "devices": ("cpu", "cuda:0")}) == {"workers": {"devices": ("cpu", "cuda:0")}}
+    assert nest_flags({**nothing, "devices": ("auto",)}) == {"workers": {"devices": "auto"}}
 
 
 def test_models(runner: CliRunner) -> None:
@@ -97,7 +97,7 @@ def test_models(runner: CliRunner) -> None:
 @pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:")])
 def test_the_url_is_one_that_can_be_called(host: str, url: str) -> None:
     with listen(ServerConfig(host=host, port=0)) as listening:
-        assert url_of(listening) == f"{url}{listening.getsockname()[1]}"
+        assert socket_url(listening) == f"{url}{listening.getsockname()[1]}"
 
 
 def test_what_is_accepted_sends_at_once() -> None:

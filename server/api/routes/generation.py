@@ -1,4 +1,4 @@
-"""From a validated body to the response, streamed or not: the same way for completions and chat."""
+"""What the generating endpoints share: from a validated body to the response, complete or streamed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import aclosing
 from fastapi import Request
 from fastapi.responses import Response
 
-from server.api.answers import Chunks, Envelope, whole_answer
+from server.api.answers import ChunkStream, ResponseMetadata, full_response
 from server.api.response_builders import ResponseBuilder
 from server.api.schemas.base import StreamOptions
 from server.api.schemas.chat import ChatBody
 from server.api.schemas.completions import CompletionBody
-from server.api.schemas.responses import Answer
+from server.api.schemas.responses import ResponseBody
 from server.engine_host import EngineHost
 from server.errors import request_id_of
-from server.http.disconnect import unless_disconnected
+from server.http.disconnect import cancel_on_disconnect
 from server.http.sse import EventStream
 from w2s_core.engine.events import Event
 from w2s_core.errors import UnknownModelError
@@ -31,39 +31,44 @@ def host_of(request: Request) -> EngineHost:
 
 
 async def require_engine(request: Request) -> None:
-    """Refuses a request before its body is looked at while there is no engine. Raises UnavailableError."""
+    """A dependency that raises UnavailableError before the body is validated while no engine serves."""
     _ = host_of(request).engine
 
 
-async def answer(
+async def generate(
     request: Request,
     body: CompletionBody | ChatBody,
-    shape: ResponseBuilder,
-    adjusted: Callable[[GenerationRequest], GenerationRequest] = lambda asked: asked,
+    builder: ResponseBuilder,
+    adjust: Callable[[GenerationRequest], GenerationRequest] = lambda generation_request: generation_request,
 ) -> Response:
-    """Run the search and answer; `adjusted` is what the engine is asked for.
+    """Generates the response to `body`. `adjust` may change the engine's request before it runs.
 
-    Raises the engine's errors when it fails before the first event."""
+    Raises the engine's errors if it fails before its first event; a stream sends later ones as events.
+    """
     engine = host_of(request).engine
     served = engine.served_models.get(body.model)
     if served is None:
         raise UnknownModelError(body.model)
-    asked = adjusted(body.to_request(served.guidance))
-    envelope = Envelope.new(shape.id_prefix, body.model)
+    generation_request = adjust(body.to_request(served.guidance))
+    metadata = ResponseMetadata.new(builder.id_prefix, body.model)
     record: RequestRecord = request.state.record
+    events = engine.generate(generation_request, record)
     if body.stream:
-        chunks = Chunks(shape, envelope, body.stream_options or StreamOptions(), asked.n * len(asked.prompts))
-        return EventStream(_stream(engine.generate(asked, record), chunks), request_id_of(request))
-    whole = await unless_disconnected(request.receive, _collect(engine.generate(asked, record), shape, envelope))
-    return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json")
+        choices = generation_request.n * len(generation_request.prompts)
+        stream = ChunkStream(builder, metadata, body.stream_options or StreamOptions(), choices)
+        return EventStream(_stream(events, stream), request_id_of(request))
+    response = await cancel_on_disconnect(request.receive, _collect(events, builder, metadata))
+    return Response(response.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
-async def _collect(answering: AsyncGenerator[Event], shape: ResponseBuilder, envelope: Envelope) -> Answer:
-    async with aclosing(answering) as events:
-        return await whole_answer(events, shape, envelope)
+async def _collect(
+    generation: AsyncGenerator[Event], builder: ResponseBuilder, metadata: ResponseMetadata
+) -> ResponseBody:
+    async with aclosing(generation) as events:
+        return await full_response(events, builder, metadata)
 
 
-async def _stream(answering: AsyncGenerator[Event], chunks: Chunks) -> AsyncGenerator[Answer, None]:
-    async with aclosing(answering) as events:
-        async for chunk in chunks.of(events):
+async def _stream(generation: AsyncGenerator[Event], stream: ChunkStream) -> AsyncGenerator[ResponseBody, None]:
+    async with aclosing(generation) as events:
+        async for chunk in stream.chunks(events):
             yield chunk

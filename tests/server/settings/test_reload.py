@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from server.settings.config import ServerConfig, Settings
-from server.settings.reload import _LIVE, changes, need_a_restart
+from server.settings.reload import _RELOADABLE, changed_keys, keys_needing_restart
 from tests.replica import REPLICA, ROOT, SOON, Replica, replica
 from tests.server.http.test_limits import certified
 
@@ -236,20 +236,20 @@ def test_it_leaves_with_its_terminal() -> None:
 
 
 def test_what_is_live_is_a_key() -> None:
-    assert set(ServerConfig.model_fields) > _LIVE
+    assert set(ServerConfig.model_fields) > _RELOADABLE
 
 
-@pytest.mark.parametrize("name", sorted(set(ServerConfig.model_fields) - _LIVE))
+@pytest.mark.parametrize("name", sorted(set(ServerConfig.model_fields) - _RELOADABLE))
 def test_a_key_that_is_not_live_needs_a_restart(name: str) -> None:
     other = {"host": "h", "port": 9, "admin_port": 9, "cors_origins": ("*",), "log_format": "json", "traces": True}
     old, new = (Settings(**settings(**server)) for server in ({}, {name: other[name]}))
-    changed = changes(old, new)
+    changed = changed_keys(old, new)
     assert changed == [f"server.{name}"]
-    assert need_a_restart(changed, old.server, new.server) == changed
+    assert keys_needing_restart(changed, old.server, new.server) == changed
 
 
 def test_tls_cannot_begin_or_end() -> None:
     old, new = (Settings(**settings(**server)) for server in ({}, {"tls_certificate": "x"}))
-    assert need_a_restart(changes(old, new), old.server, new.server) == ["server.tls_certificate"]
+    assert keys_needing_restart(changed_keys(old, new), old.server, new.server) == ["server.tls_certificate"]
     later = Settings(**settings(tls_certificate="y"))
-    assert need_a_restart(changes(new, later), new.server, later.server) == []
+    assert keys_needing_restart(changed_keys(new, later), new.server, later.server) == []
