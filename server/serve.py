@@ -112,8 +112,8 @@ class _ServerRun:
             logger.exception("The configuration is not reloaded; the current one stays in effect")
         else:
             self._apply(settings, keys)
-            changes = ", ".join(changed) or "no settings (files that they name were read again)"
-            logger.info("The configuration is reloaded; changed: %s", changes)
+            changes = f"changed: {', '.join(changed)}" if changed else "no key changed; its files were read again"
+            logger.info("The configuration is reloaded; %s", changes)
 
     def _apply(self, settings: Settings, keys: KeyRing) -> None:
         self._settings = settings

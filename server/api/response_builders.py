@@ -33,21 +33,35 @@ class ResponseBuilder(Protocol):
     """Builds the responses, chunks and choices of one endpoint. A builder gets only choices that it built itself.
 
     `extras` and `fields` are fields that not every response has, such as `guidance`. `prompt` is given only when the
-    request asks for an output about it, and in a stream only with a choice's first delta. `final_deltas` end a choice;
-    the last of them has the finish reason and the `extras`.
+    request asks for an output about it, and in a stream only with a choice's first delta.
     """
 
     id_prefix: str
     output_options: OutputOptions
 
-    def full_response(self, choices: list[Any], prompt: PromptRead | None, **fields: Any) -> ResponseBody: ...
-    def chunk(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> ResponseBody: ...
-    def full_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> BaseChoice: ...
-    def first_delta(self, index: int, prompt: PromptRead | None) -> BaseChoice | None: ...
-    def text_deltas(self, index: int, parts: ChoiceParts) -> Sequence[BaseChoice]: ...
-    def final_deltas(
-        self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any
-    ) -> Sequence[BaseChoice]: ...
+    def full_response(self, choices: list[Any], prompt: PromptRead | None, **fields: Any) -> ResponseBody:
+        """The complete response."""
+        ...
+
+    def chunk(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> ResponseBody:
+        """A chunk of a streamed response."""
+        ...
+
+    def full_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> BaseChoice:
+        """A choice of a complete response."""
+        ...
+
+    def first_delta(self, index: int, prompt: PromptRead | None) -> BaseChoice | None:
+        """What a stream sends of a choice before its text, such as its role or the echoed prompt; None for nothing."""
+        ...
+
+    def text_deltas(self, index: int, parts: ChoiceParts) -> Sequence[BaseChoice]:
+        """The deltas for more text of a choice; none if a parser holds the text back."""
+        ...
+
+    def final_deltas(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> Sequence[BaseChoice]:
+        """The deltas that end a choice, at least one; the last has the finish reason and the `extras`."""
+        ...
 
 
 @dataclass(slots=True)

@@ -140,7 +140,7 @@ class LimitedH11Protocol(H11Protocol):
             limit = self._limits.max_header_bytes
             self._refuse(ErrorInfo.http(431, f"The request line and headers are larger than {limit} bytes."))
         else:
-            self._refuse(ErrorInfo.http(400, "This is not a valid HTTP/1.1 request."))
+            self._refuse(ErrorInfo.http(400, "This is not a valid HTTP request."))
 
     # Time-outs
 

@@ -141,19 +141,21 @@ def _logprobs_by_text(token: TokenInfo, count: int) -> dict[str, float] | None:
     return logprobs
 
 
-def _top_logprob(text: TokenText, nats: float) -> TopLogprob:
-    data = None if text.bytes is None else list(text.bytes)
-    return TopLogprob(token=_escaped(text), logprob=_finite(nats), bytes=data)
+def _top_logprob(token_text: TokenText, nats: float) -> TopLogprob:
+    data = None if token_text.bytes is None else list(token_text.bytes)
+    return TopLogprob(token=_escaped(token_text), logprob=_finite(nats), bytes=data)
 
 
 def _finite(nats: float) -> float:
     return max(nats, MIN_LOGPROB)
 
 
-def _completion_text(text: TokenText) -> str:
-    return _escaped(text) if text.text is not None else f"bytes:{_escaped(text)}"
+def _completion_text(token_text: TokenText) -> str:
+    return _escaped(token_text) if token_text.text is not None else f"bytes:{_escaped(token_text)}"
 
 
-def _escaped(text: TokenText) -> str:
+def _escaped(token_text: TokenText) -> str:
     """The token's text, or for a part of a character its bytes, as `\\xe2\\x82`."""
-    return text.text if text.text is not None else "".join(f"\\x{byte:02x}" for byte in text.bytes or b"")
+    if token_text.text is not None:
+        return token_text.text
+    return "".join(f"\\x{byte:02x}" for byte in token_text.bytes or b"")
