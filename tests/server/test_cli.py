@@ -1,4 +1,4 @@
-"""`w2s`: mistakes of configuration are one line and exit code 2; serving begins, says so, and ends."""
+"""The `w2s` command: configuration errors are one line and exit code 2; `serve` starts, announces itself and stops."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_url_is_one_that_can_be_called(host: str, url: str) -> None:
 
 
 def test_what_is_accepted_sends_at_once() -> None:
-    """Else the body of an answer waits 40 ms behind its headers, for a client that keeps its connection."""
+    """Otherwise, on a kept connection, a response's body waits 40 ms for the client to acknowledge its headers."""
     with listen(ServerConfig(port=0)) as listening, socket.create_connection(listening.getsockname()):
         accepted, _ = listening.accept()
         with accepted:
@@ -142,7 +142,7 @@ main()
 
 @contextmanager
 def started(body: str, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """`w2s serve` with another way to build the engine."""
+    """A `w2s serve` process whose engine is built by `body`."""
     command = [sys.executable, "-c", SERVE.format(body=body), "serve", "--port", "0", *args]
     env = {name: value for name, value in os.environ.items() if not name.startswith("W2S_")}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=-1, stderr=-1, text=True) as process:
@@ -153,7 +153,7 @@ def started(body: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def until(process: subprocess.Popen[str], words: str) -> str:
-    """What it wrote to stderr up to the line with these words."""
+    """Reads stderr up to the line with these words."""
     assert process.stderr is not None
     seen = ""
     for line in process.stderr:

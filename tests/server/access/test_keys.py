@@ -1,4 +1,4 @@
-"""API keys: where they come from, what is refused, what their holders may use, and what the log says of them."""
+"""API keys: their sources, rejected configurations, rate limits per key, and what the log contains."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ async def test_more_requests_at_once_than_a_key_may_have(connect: Connect) -> No
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_tokens_that_were_sampled_are_what_a_request_costs(connect: Connect, stream: bool) -> None:
-    """Five tokens of answer at W·K = 4: twenty. Pruned ones cost as much as those that are returned."""
+    """Five tokens of answer with W·K = 4 cost twenty: pruned tokens count like returned ones."""
     engine = fake_engine(FakeLargeModel(letters(eos=0.0)))
     keys = {"alice": {"key": "a", "tokens_per_minute": 21}}
     client: httpx.AsyncClient = await connect(engine, ServerConfig(api_keys=keys))

@@ -1,4 +1,4 @@
-"""What an answer looks like, whole and streamed: OpenAI's shapes, and what guidance adds."""
+"""Response bodies, complete and streamed: OpenAI's formats, and the fields that guidance adds."""
 
 from __future__ import annotations
 
@@ -190,8 +190,8 @@ def scripts(draw: st.DrawFn) -> tuple[list[Event], list[str]]:
 async def test_a_stream_says_what_the_whole_says(
     builder: CompletionBuilder | ChatBuilder, script: tuple[list[Event], list[str]], usage: bool
 ) -> None:
-    """Whatever characters a model writes, frames stay frames (a newline or U+2028 must not end one), every choice
-    opens before its text and ends once, and the pieces make up the whole."""
+    """For any characters, events stay intact (a newline or U+2028 must not end one), every choice
+    opens before its text and finishes once, and the deltas add up to the complete response."""
     events, texts = script
 
     async def played() -> Any:

@@ -1,4 +1,4 @@
-"""docs/api.md tells of every field of a request and of no other, of every error, and what it says is refused is."""
+"""`docs/api.md` lists exactly the request fields and errors that exist, and the fields that are rejected."""
 
 from __future__ import annotations
 

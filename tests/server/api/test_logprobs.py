@@ -56,7 +56,7 @@ async def streamed(client: httpx.AsyncClient, path: str, **changes: Any) -> list
 
 
 def check_legacy(choice: dict[str, Any]) -> None:
-    """Each whole token stands in the text at its offset; the texts of whole tokens make up the text."""
+    """Each whole token is in the text at its offset; the texts of whole tokens make up the text."""
     told, text = choice["logprobs"], choice["text"]
     assert len({len(values) for values in told.values()}) == 1
     for token, nats, top, offset in zip(*(told[key] for key in KEYS), strict=True):

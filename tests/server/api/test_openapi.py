@@ -1,4 +1,4 @@
-"""The API's description is true: every example in it is served, and answered in the shape that it promises."""
+"""`/openapi.json`: every example request is served, and every response matches its schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that leaves stops its search at once; over real connections, without one sleep."""
+"""A client's disconnect cancels its search at once; over real connections, without sleeping."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def soon(event: asyncio.Event) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("script", [SPEAKS_THEN_THINKS, THINKS], ids=["speaks", "thinks"])
 async def test_leaving_closes_the_search(serve: Serve, stream: bool, script: Script) -> None:
-    """Also before the first event, and while nothing is being sent: nobody may have to write to notice."""
+    """Also before the first event, and while nothing is being sent: no write may be needed to notice it."""
     engine = FakeEngine(script)
     url = await serve(engine)
     async with httpx.AsyncClient(base_url=url) as client:

@@ -1,4 +1,4 @@
-"""What a request's head may be, how many connections there may be, other origins, the administrator's port, TLS."""
+"""Header and connection limits, CORS, the admin port, and TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGHUP: keys, limits and served models change under running streams; what cannot be read or followed changes
+"""Reload on SIGHUP: keys, limits and served models change under running streams; an invalid configuration changes
 nothing."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RELOADED, NOT_RELOADED = "is reloaded", "is not reloaded"
 
 
 def settings(**server: Any) -> dict[str, Any]:
-    """What the replica's fake engine serves, as a file says it."""
+    """The settings of the replica's fake engine, as in a file."""
     return {
         "large_models": {"large": {"model": "x"}},
         "pairs": {"positive": PAIR, "polite": PAIR},
@@ -41,13 +41,13 @@ def settings(**server: Any) -> dict[str, Any]:
 
 
 class Configured:
-    """A replica and its files."""
+    """A replica with its configuration file and key file."""
 
     def __init__(self, running: Replica, folder: Path) -> None:
         self.running, self.folder = running, folder
 
     def reload(self, content: Any = None, keys: str | None = None, until: str = RELOADED) -> str:
-        """Its line about it."""
+        """Writes the files, sends SIGHUP, and returns the log line about it."""
         write(self.folder, content, keys)
         self.running.send(signal.SIGHUP)
         return self.running.until(until)
@@ -216,7 +216,7 @@ def test_a_change_while_models_load_holds_once_they_are_there(tmp_path: Path) ->
 
 
 def test_it_leaves_with_its_terminal() -> None:
-    """A closed terminal sends the same signal."""
+    """A terminal that is closed sends SIGHUP, too."""
     terminal, theirs = os.openpty()
     command = [sys.executable, "-c", REPLICA, "serve", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs) as process:
