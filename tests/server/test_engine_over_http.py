@@ -1,4 +1,4 @@
-"""The real engine over fake models, through HTTP: what only the two together can get wrong."""
+"""The real engine over fake models through HTTP: faults that only the two together can have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's folder may do to us, and what a request may make us fetch or run: nothing."""
+"""Security of model folders: no code from a model runs, and no request makes the server download or run anything."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_sentencepiece_tokens_are_placed_though_the_first_space_is_dropped(tmp_p
 def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
     tokens = tuple("é!".encode())
     found = PromptLogprobs((-1.0, -2.0), (3, 1), (((7, -0.5),), ((33, -2.0),)))
-    placed = placed_prompt(ByteTokenizer(), tokens, found)  # type: ignore[arg-type]
+    placed = prompt_token_infos(ByteTokenizer(), tokens, found)  # type: ignore[arg-type]
     assert [(t.offset, t.logprob, t.rank) for t in placed] == [(0, None, None), (0, -1.0, 3), (1, -2.0, 1)]
     assert placed[1].alternatives == ((7, TokenText("\x07", b"\x07"), -0.5),)
 

@@ -1,4 +1,5 @@
-"""Request guidance merged with the served model's default guidance, and checked."""
+"""Resolves and checks the guidance of a request. The HTTP layer merges its keys into the served model's default before
+(`server.api.schemas.guidance.merge_guidance`)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from w2s_core.errors import RequestError
 from w2s_core.types import GenerationRequest, Guidance
 
 
-def merge_guidance(request: GenerationRequest, default: Guidance | None, pairs: Collection[str]) -> Guidance | None:
+def resolve_guidance(request: GenerationRequest, default: Guidance | None, pairs: Collection[str]) -> Guidance | None:
     """The guidance that a request is searched with, or None for plain sampling.
 
     The request's own guidance replaces the served model's `default` as a whole. `best_of` above 1 (OpenAI) becomes

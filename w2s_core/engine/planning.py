@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from w2s_core.engine.guidance import merge_guidance
+from w2s_core.engine.guidance import resolve_guidance
 from w2s_core.engine.token_budget import (
     cap_to_pair_context,
     cap_to_sampled_tokens,
@@ -146,7 +146,7 @@ class Planner:
     def plan(self, request: GenerationRequest) -> list[Plan]:
         """One plan per prompt. Raises RequestError, naming the field at fault."""
         large, default = self.large_model(request.model), self.served[request.model][1]
-        guidance = merge_guidance(request, default, self.scorers.keys())
+        guidance = resolve_guidance(request, default, self.scorers.keys())
         grammar = request.sampling.grammar
         if grammar and guidance and guidance.method == "cbs" and not large.supports_chunked_grammar:
             raise RequestError(

@@ -1,4 +1,4 @@
-"""What a request's head may be, how many connections there may be, other origins, the administrator's port, TLS."""
+"""Header and connection limits, CORS, the admin port, and TLS."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_the_line_to_paste_is_https() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tls_certificate": None}, "tls_key: is of no use without tls_certificate"),
+        ({"tls_certificate": None}, "tls_key: needs tls_certificate"),
         ({"tls_certificate": "nowhere.pem"}, "server.tls_certificate nowhere.pem"),
         ({"tls_key": None}, "server.tls_certificate "),
         ({"tls_key": "other.pem"}, "server.tls_key "),
