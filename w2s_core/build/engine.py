@@ -33,9 +33,7 @@ def build_engine(config: EngineConfig) -> Engine:
     local = LocalModels(config, tokenizers, metrics)
     remote = RemoteModels(tokenizers.load, partial(_count, metrics, tracing))
     large_models: dict[str, LargeModel] = {
-        name: remote.large_model(name, large)
-        if isinstance(large, RemoteLargeModelConfig)
-        else local.large_model(large)
+        name: remote.large_model(name, large) if isinstance(large, RemoteLargeModelConfig) else local.large_model(large)
         for name, large in config.large_models.items()
     }
     shares_tokens = _shares_tokens(config, tokenizers)

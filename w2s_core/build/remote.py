@@ -13,8 +13,8 @@ from w2s_core.remote.capability_probe import CapabilityProbe
 from w2s_core.remote.provider import Attempt, Provider, read_api_key
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, probe_pair_model
-from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.structured.tool_formats import resolve_tool_format
+from w2s_core.text.tokenizer import HFTokenizer
 
 
 class RemoteModels:
