@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.device.conftest import config, folders
 from tests.fakes import answer
+from tests.worker.conftest import config, folders
 from tests.worker.test_engine_on_workers import ASK, FOREIGN, assert_nothing_is_held, kill_in_the_middle, pool_of
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.worker.test_restarts import SPEC, Clock, until
+from tests.pool.test_restarts import SPEC, Clock, until
 from w2s_core.errors import ConfigurationError
 from w2s_core.pool import stderr
 from w2s_core.pool.backoff import Backoff

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 
 from tests.fakes import answer
+from tests.pool.test_restarts import SPEC, lives, until
 from tests.telemetry.test_metrics import values
 from tests.worker.test_engine_on_workers import ASK, pool_of
-from tests.worker.test_restarts import SPEC, lives, until
 from w2s_core.engine.engine import Engine
 from w2s_core.pool.backoff import Backoff
 from w2s_core.pool.pool import WorkerPool
