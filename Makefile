@@ -9,30 +9,47 @@ CLIENTS := .venv-clients
 PORT ?= 8000
 CONFIG ?=
 ARGS ?=
+# Processes that share the test suite. A selection runs in one: starting a second would take longer than it saves.
+JOBS ?= $(if $(ARGS),0,2)
 
 .PHONY: help
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# Serving needs less than half of the packages that development does. Both live in one environment, and what installs
+# for development has installed for serving too.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+$(VENV)/.serve-ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP_INSTALL) -e .
 	touch $@
 
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $(VENV)/.serve-ready $@
+
 .PHONY: install
-install: $(VENV)/.ready ## the environment in .venv, pinned by constraints.txt
+install: $(VENV)/.ready ## the environment in .venv for development, pinned by constraints.txt
+
+.PHONY: install-serve
+install-serve: $(VENV)/.serve-ready ## the same environment with no more in it than serving needs
 
 .PHONY: serve
-serve: install ## from nothing to a listening server with the demo models (PORT=, CONFIG=, ARGS=)
+serve: install-serve ## from nothing to a listening server with the demo models (PORT=, CONFIG=, ARGS=)
 	$(BIN)/w2s serve --port $(PORT) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 .PHONY: deploy-local
-deploy-local: install ## two replicas behind nginx (PORT=, CONFIG=, ARGS="--replicas 3"); needs nginx
+deploy-local: install-serve ## two replicas behind nginx (PORT=, CONFIG=, ARGS="--replicas 3"); needs nginx
 	$(BIN)/python -m deploy.local --port $(PORT) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 .PHONY: test
-test: install ## from nothing to a green test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: install ## from nothing to a green test suite, in JOBS=2 processes; in one with ARGS="tests/foo.py -k x"
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+.PHONY: test-fast
+test-fast: install ## the suite without what starts a worker, a server process, a client library or a real model
+	$(BIN)/python -m pytest -n $(JOBS) -m fast $(ARGS)
 
 $(VLLM)/.ready: tests/vllm/install.sh tests/vllm/constraints.txt
 	PYTHON=$(PYTHON) tests/vllm/install.sh $(VLLM)
@@ -58,6 +75,7 @@ check: install ## lint, format, types, layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
 .PHONY: format
@@ -95,4 +113,4 @@ pair: install ## trains the demo pair anew (about ten minutes)
 
 .PHONY: clean
 clean: ## removes the environment and what tools left behind
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
