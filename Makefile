@@ -14,7 +14,7 @@ JOBS ?= $(if $(ARGS),0,2)
 
 .PHONY: help
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 # Serving needs less than half of the packages that development does. Both live in one environment, and what installs
 # for development has installed for serving too.
