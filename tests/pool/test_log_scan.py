@@ -11,11 +11,13 @@ from contextlib import aclosing
 import pytest
 
 from tests.fakes import answer
+from tests.worker.conftest import config, folders
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.types import GenerationRequest, SamplingParams, TextPrompt
 
+__all__ = ["config", "folders"]  # fixtures
 PROMPT = "Zanzibar"
 ASK = GenerationRequest("guided", (TextPrompt(PROMPT),), SamplingParams(max_tokens=120, seed=5))
 

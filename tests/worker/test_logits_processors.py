@@ -199,7 +199,7 @@ def test_a_rows_extras_are_its_own(rows: list[tuple[Sampling, Tokens, bool]]) ->
 def test_rows_that_want_nothing_pay_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     real = process_logits
-    monkeypatch.setattr(drawing, "adjusted", lambda logits, rows: seen.append(len(rows)) or real(logits, rows))
+    monkeypatch.setattr(drawing, "process_logits", lambda logits, rows: seen.append(len(rows)) or real(logits, rows))
     logits, plain = torch.randn(5, VOCABULARY), Draw(Sampling(), 0.5)
     draw_tokens(logits, [plain] * 5)
     assert not Sampling().adjusts
