@@ -9,30 +9,47 @@ CLIENTS := .venv-clients
 PORT ?= 8000
 CONFIG ?=
 ARGS ?=
+# Processes that share the test suite. A selection runs in one: starting a second would take longer than it saves.
+JOBS ?= $(if $(ARGS),0,2)
 
 .PHONY: help
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# Serving needs less than half of the packages that development does. Both live in one environment, and what installs
+# for development has installed for serving too.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+$(VENV)/.serve-ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e .
+	touch $@
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $(VENV)/.serve-ready $@
 
 .PHONY: install
-install: $(VENV)/.ready ## the environment in .venv, pinned by constraints.txt
+install: $(VENV)/.ready ## create .venv with everything that development needs, pinned by constraints.txt
+
+.PHONY: install-serve
+install-serve: $(VENV)/.serve-ready ## create .venv with what serving needs and nothing else
 
 .PHONY: serve
-serve: install ## start a server with the demo models, from nothing (PORT=, CONFIG=, ARGS=)
+serve: install-serve ## start a server with the demo models, from nothing (PORT=, CONFIG=, ARGS=)
 	$(BIN)/w2s serve --port $(PORT) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 .PHONY: deploy-local
-deploy-local: install ## start two replicas behind nginx, which must be installed (PORT=, CONFIG=, ARGS="--replicas 3")
+deploy-local: install-serve ## start two replicas behind nginx, which must be installed (PORT=, CONFIG=, ARGS="--replicas 3")
 	$(BIN)/python -m deploy.local --port $(PORT) $(if $(CONFIG),--config $(CONFIG)) $(ARGS)
 
 .PHONY: test
-test: install ## run the test suite, from nothing (ARGS= goes to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: install ## run the test suite in JOBS=2 processes, or in one a selection (ARGS="tests/foo.py -k x")
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+.PHONY: test-fast
+test-fast: install ## run the tests that need no worker, no server process, no client library and no real model
+	$(BIN)/python -m pytest -n $(JOBS) -m fast $(ARGS)
 
 $(VLLM)/.ready: tests/vllm/install.sh tests/vllm/constraints.txt
 	PYTHON=$(PYTHON) tests/vllm/install.sh $(VLLM)
@@ -58,6 +75,7 @@ check: install ## check lint, format, types and import borders
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
 .PHONY: format
@@ -94,5 +112,5 @@ pair: install ## train the demo pair (about 10 minutes)
 	$(BIN)/python -m w2s_core.demo.train_pair $(ARGS)
 
 .PHONY: clean
-clean: ## remove the environments and what tools left behind
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## removes the environment and what tools left behind
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

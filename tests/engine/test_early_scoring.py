@@ -78,7 +78,7 @@ async def test_a_fast_beam_is_scored_before_a_slow_one_is_drawn() -> None:
                 scored.set()
 
     proposals = Slow(FakeLargeModel(), PROMPT, SamplingParams())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         families = await EarlyScoringProposer(proposals, Watched()).propose(start(1, 3), k=2, length=4)  # type: ignore[arg-type]
     assert len(families) == 6
 
@@ -95,7 +95,7 @@ async def test_beams_that_end_together_are_scored_together(
             for _ in range(20):  # time enough to be scored alone
                 await asyncio.sleep(0)
 
-    async with FakeScorer().open(TextPrompt("x")) as scoring, asyncio.timeout(10):
+    async with FakeScorer().open(TextPrompt("x")) as scoring, asyncio.timeout(60):
         proposals = Together(FakeLargeModel(), PROMPT, SamplingParams())
         families = await EarlyScoringProposer(proposals, scoring).propose(start(1, 3), k=2, length=4)
     assert len(families) == 6

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SOON = 20  # seconds; only a failing test waits that long
+SOON = 60  # seconds; only a failing test waits that long
 ANSWER = {"choices": [{"text": " yes"}]}
 
 

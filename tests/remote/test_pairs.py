@@ -178,7 +178,7 @@ async def test_both_models_read_all_candidates_at_once(tokenizer: HFTokenizer) -
 
     for model in models:
         model.gate = gate
-    async with asyncio.timeout(10), scorer.open(PROMPT) as scoring:
+    async with asyncio.timeout(60), scorer.open(PROMPT) as scoring:
         await scoring.score(answers("a", "ab"))
     assert together.is_set()
 
@@ -215,7 +215,7 @@ async def test_what_is_expected_is_asked_for_meanwhile_and_once(tokenizer: HFTok
     for model in models:
         model.gate = go.wait
     first, more = answers("a"), answers("b", "c")
-    async with scorer.open(PROMPT) as scoring, asyncio.timeout(10):
+    async with scorer.open(PROMPT) as scoring, asyncio.timeout(60):
         await scoring.prefetch(first)  # returns although nobody answers
         await asyncio.sleep(0)
         assert [model.open_calls for model in models] == [2, 2]
@@ -233,7 +233,7 @@ async def test_who_leaves_ends_what_is_expected(tokenizer: HFTokenizer) -> None:
     for model in models:
         model.gate = asyncio.Event().wait
     before = asyncio.all_tasks()
-    async with scorer.open(PROMPT) as scoring, asyncio.timeout(10):
+    async with scorer.open(PROMPT) as scoring, asyncio.timeout(60):
         await scoring.prefetch(answers("a"))
         await asyncio.sleep(0)
         assert [model.open_calls for model in models] == [2, 2]

@@ -171,10 +171,10 @@ def test_it_serves_says_how_to_call_it_and_stops_with_0(number: signal.Signals) 
         command = curl_of(message)
         headers = dict(part.split(": ") for part in command if ": " in part and not part.startswith("{"))
         request = urllib.request.Request(command[1], command[-1].encode(), headers)
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             assert json.load(response)["choices"][0]["message"]["content"] is not None
         process.send_signal(number)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out == "", "stdout is for programs"
 
@@ -183,13 +183,13 @@ def test_a_signal_while_loading_ends_it_too() -> None:
     with started("import time; time.sleep(600)") as process:
         until(process, "startup complete")
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert process.returncode == 0
 
 
 def test_a_model_that_cannot_be_loaded_is_exit_code_1() -> None:
     with started("raise ConfigurationError('large_models.x.model: is nowhere')") as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "w2s: the models could not be loaded: large_models.x.model: is nowhere" in err
     assert "Traceback" not in err
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_loaded_is_exit_code_1() -> None:
 
 def test_a_bug_while_loading_is_exit_code_1_with_its_trace() -> None:
     with started("raise ZeroDivisionError('oops')") as process:
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "could not be loaded: oops" in err
     assert "Traceback" in err
@@ -208,6 +208,6 @@ def test_json_logs_are_json_from_the_first_line_to_the_last() -> None:
     with started("return fake_engine()", "--log-format", "json") as process:
         seen = until(process, "Ready at")
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=60)
     lines = [json.loads(line) for line in (seen + rest).splitlines()]
     assert {"time", "level", "logger", "message"} == {key for line in lines for key in line}

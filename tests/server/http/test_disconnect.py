@@ -18,7 +18,7 @@ from tests.server.conftest import Serve, uvicorn_server
 from tests.server.fake_engine import Block, FakeEngine, Script
 from w2s_core.engine.events import TextCommitted
 
-SOON = 10  # seconds; only a failing test waits that long
+SOON = 60  # seconds; only a failing test waits that long
 BODY: dict[str, Any] = {"model": "plain", "prompt": "x"}
 SPEAKS_THEN_THINKS: Script = [TextCommitted(0, "Hello"), Block()]
 THINKS: Script = [Block()]

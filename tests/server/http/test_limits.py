@@ -26,7 +26,7 @@ from tests.server.conftest import Connect, Serve
 from tests.server.http.test_slow_clients import Raw, connected, error_of, status_of
 from w2s_core.errors import ConfigurationError
 
-SOON = 20
+SOON = 60  # seconds; only a failing test waits that long
 GET = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n"
 
 

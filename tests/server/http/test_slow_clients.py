@@ -20,7 +20,7 @@ from w2s_core.engine.events import Event, TextCommitted
 from w2s_core.telemetry.request_record import RequestRecord
 from w2s_core.types import GenerationRequest
 
-SOON = 20  # seconds; only a failing test waits that long
+SOON = 60  # seconds; only a failing test waits that long
 BODY = {"model": "plain", "prompt": "x"}
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000000\r\n"
 SLOW = ServerConfig(request_read_timeout_s=0.3, write_timeout_s=0.3)
