@@ -49,11 +49,7 @@ class SuccessorBuilder:
         built again and again: its first `already_decoded` new tokens were there the last time.
         """
         tokens = parent.tokens + new_tokens
-        decoded_tokens = tokens[: len(parent.tokens) + already_decoded]
-        state = detokenize(self._decoder, self._state(decoded_tokens), tokens)
-        if already_decoded:
-            self._states.pop(decoded_tokens, None)  # keeping every step would cost the square of the length
-        self._states[tokens] = state
+        state = self._detokenize(tokens, len(parent.tokens) + already_decoded, replace=already_decoded > 0)
         text, finish_reason = state.text, _finish_reason(ended)
         text_length = self._kept_length(parent, tokens, text)
         if text_length is not None:
@@ -72,6 +68,14 @@ class SuccessorBuilder:
             ending=ending if ended else None,
             alternatives=(parent.alternatives + alternatives)[: len(tokens) + ended],
         )
+
+    def _detokenize(self, tokens: Tokens, decoded: int, *, replace: bool) -> DetokenizerState:
+        """Decodes an answer of which the first `decoded` tokens are decoded; `replace` drops their cached state."""
+        state = detokenize(self._decoder, self._state(tokens[:decoded]), tokens)
+        if replace:
+            self._states.pop(tokens[:decoded], None)  # keeping every step would cost the square of the length
+        self._states[tokens] = state
+        return state
 
     def _kept_length(self, parent: Hypothesis, tokens: Tokens, text: str) -> int | None:
         """Characters of `text` to keep where a stop string ends it; None where none does."""
