@@ -49,7 +49,7 @@ class SuccessorBuilder:
         built again and again: its first `already_decoded` new tokens were there the last time.
         """
         tokens = parent.tokens + new_tokens
-        state = self._detokenize(tokens, len(parent.tokens) + already_decoded, replaces=already_decoded > 0)
+        state = self._detokenize(tokens, len(parent.tokens) + already_decoded, replace=already_decoded > 0)
         text, finish_reason = state.text, _finish_reason(ended)
         text_length = self._kept_length(parent, tokens, text)
         if text_length is not None:
@@ -69,10 +69,10 @@ class SuccessorBuilder:
             alternatives=(parent.alternatives + alternatives)[: len(tokens) + ended],
         )
 
-    def _detokenize(self, tokens: Tokens, decoded: int, *, replaces: bool) -> DetokenizerState:
-        """Decodes behind the first `decoded` tokens, whose own state is dropped if the new one `replaces` it."""
+    def _detokenize(self, tokens: Tokens, decoded: int, *, replace: bool) -> DetokenizerState:
+        """Decodes an answer of which the first `decoded` tokens are decoded; `replace` drops their cached state."""
         state = detokenize(self._decoder, self._state(tokens[:decoded]), tokens)
-        if replaces:
+        if replace:
             self._states.pop(tokens[:decoded], None)  # keeping every step would cost the square of the length
         self._states[tokens] = state
         return state
