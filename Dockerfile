@@ -1,17 +1,17 @@
 # syntax=docker/dockerfile:1
 #
-#   docker build -t w2s .                                 for processors
-#   docker build -t w2s:cuda --build-arg VARIANT=cuda .   for NVIDIA devices; the host brings the driver
+#   docker build -t w2s .                                 for CPUs
+#   docker build -t w2s:cuda --build-arg VARIANT=cuda .   for NVIDIA GPUs; the host provides the driver
 #
 #   docker run -p 8000:8000 -v w2s-models:/var/cache/w2s --read-only --tmpfs /tmp w2s
 #
-# What is written at run time goes to /var/cache/w2s (models) and /tmp.
+# The server writes to /var/cache/w2s (models) and /tmp only.
 ARG PYTHON=3.11-slim-bookworm
 
-# The dependencies change seldom: a layer of their own, which a new version of the server does not move.
+# The dependencies change rarely, so they are a layer of their own that a new version of the server does not rebuild.
 FROM python:${PYTHON} AS dependencies
 ARG VARIANT=cpu
-# PyPI's torch brings CUDA, gigabytes of it; its build for processors has an index of its own.
+# PyPI's torch includes gigabytes of CUDA libraries; the CPU build has an index of its own.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
@@ -54,7 +54,7 @@ USER 10001:10001
 WORKDIR /var/cache/w2s
 VOLUME /var/cache/w2s
 EXPOSE 8000
-# Alive, not ready: a container that is still loading its models must not be taken for a broken one.
+# /health, not /ready: a container that is still loading its models must not be restarted as broken.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
   CMD ["python", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['W2S_SERVER__PORT']), timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["w2s"]

@@ -22,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from w2s_core.search.randomness import copy_key, root_key, successor_key, uniform
+from w2s_core.worker.inverse_transform import inverse_transform
 
 Tokens = tuple[int, ...]
 # (probabilities (rows, vocab), key of each row, position) → (rows,)
@@ -123,11 +124,8 @@ def multinomial(probabilities: torch.Tensor, _keys: Sequence[int], _position: in
 
 
 def shared_noise(probabilities: torch.Tensor, keys: Sequence[int], position: int) -> torch.Tensor:
-    """Inverse transform with the engine's noise: the same numbers, hence the same tokens."""
-    cumulated = probabilities.cumsum(1)
-    numbers = torch.tensor([[uniform(key, position)] for key in keys], dtype=probabilities.dtype)
-    tokens = torch.searchsorted(cumulated, numbers * cumulated[:, -1:], right=True)[:, 0]
-    return tokens.clamp(max=probabilities.shape[1] - 1)
+    """The engine's draw with the engine's noise: the same numbers, hence the same tokens."""
+    return inverse_transform(probabilities, [uniform(key, position) for key in keys])
 
 
 class NaiveSearch:

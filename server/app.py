@@ -1,4 +1,4 @@
-"""The ASGI application: routes, middleware, error handlers, and the engine's life."""
+"""The FastAPI application: routes, middleware, error handlers, and the lifespan that runs the engine."""
 
 from __future__ import annotations
 
@@ -10,44 +10,56 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
 
-from server import errors
 from server.access.auth import bearer
 from server.access.limits import LeaseMiddleware
 from server.access.policy import Policy
-from server.api.openapi import ANYWHERE, GENERATING, WITH_A_BODY, DescribedApp, errors_of
+from server.api.openapi import BODY_ERRORS, COMMON_ERRORS, GENERATION_ERRORS, DocumentedApp, error_responses
 from server.api.routes import chat, completions, health, metrics, models, tokenizing
-from server.api.routes.answering import require_engine
+from server.api.routes.generation import require_engine
 from server.engine_host import EngineHost
-from server.http.middleware import AdminPort, BodyLimit, HeadLimit, RequestContext
+from server.errors import add_exception_handlers
+from server.http.middleware import AdminPortFilter, BodyLimit, HeaderLimit, RequestContext
 from server.logs.request_log import RequestLog
 from server.settings.config import ServerConfig
 
 VERSION = version("w2s-server")
 TITLE = "w2s"
-DESCRIPTION = "OpenAI-compatible server for weak-to-strong search: alignment at test time (arXiv:2405.19262)."
+DESCRIPTION = "An OpenAI-compatible server for weak-to-strong search: alignment at test time (arXiv:2405.19262)."
 
 
 def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
-    """Loading starts with the application's lifespan; until it is done, API calls are answered 503. What may change
-    later is asked of `app.state.policy`. Raises ConfigurationError where keys cannot be read."""
+    """Builds the application around `host`.
+
+    Models start to load when the lifespan begins; until they are loaded, API calls are answered 503. Limits and keys
+    that a reload may change are read from `app.state.policy`. Raises ConfigurationError when keys cannot be read.
+    """
     config = config or ServerConfig()
-    policy = Policy(config)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with host.running():
             yield
 
-    app = DescribedApp(title=TITLE, description=DESCRIPTION, version=VERSION, lifespan=lifespan, redirect_slashes=False)
+    app = DocumentedApp(
+        title=TITLE, description=DESCRIPTION, version=VERSION, lifespan=lifespan, redirect_slashes=False
+    )
     app.state.host = host
-    app.state.policy = policy
+    app.state.policy = Policy(config)
     app.state.created = int(time.time())
-    # The last one added is the outermost.
+    _add_middleware(app, host, config)
+    add_exception_handlers(app)
+    _add_routes(app)
+    return app
+
+
+def _add_middleware(app: FastAPI, host: EngineHost, config: ServerConfig) -> None:
+    """Adds the middleware from the innermost to the outermost: the one added last runs first."""
+    policy: Policy = app.state.policy
     app.add_middleware(BodyLimit, policy=policy)
     app.add_middleware(LeaseMiddleware)
-    app.add_middleware(HeadLimit, policy=policy)
+    app.add_middleware(HeaderLimit, policy=policy)
     if config.admin_port is not None:
-        app.add_middleware(AdminPort, port=config.admin_port)
+        app.add_middleware(AdminPortFilter, port=config.admin_port)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -56,17 +68,19 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id", "openai-processing-ms", "retry-after"],
         )
-    app.add_middleware(RequestContext, leaving=lambda: host.draining)
+    app.add_middleware(RequestContext, draining=lambda: host.draining)
     app.add_middleware(RequestLog, policy=policy)
-    errors.install(app)
-    for operations in (health.router, metrics.router):
-        app.include_router(operations, tags=["operations"])
-    guards = [Security(bearer), Depends(require_engine)]
+
+
+def _add_routes(app: FastAPI) -> None:
+    """Adds the operations' routes, which need no API key, and the API's, which need a key and a loaded engine."""
+    for router in (health.router, metrics.router):
+        app.include_router(router, tags=["operations"])
+    dependencies = [Security(bearer), Depends(require_engine)]
     for router, tag, statuses in (
-        (completions.router, "OpenAI", GENERATING),
-        (chat.router, "OpenAI", GENERATING),
-        (models.router, "OpenAI", ANYWHERE),
-        (tokenizing.router, "tokens", WITH_A_BODY),
+        (completions.router, "OpenAI", GENERATION_ERRORS),
+        (chat.router, "OpenAI", GENERATION_ERRORS),
+        (models.router, "OpenAI", COMMON_ERRORS),
+        (tokenizing.router, "tokens", BODY_ERRORS),
     ):
-        app.include_router(router, tags=[tag], dependencies=guards, responses=errors_of(*statuses))
-    return app
+        app.include_router(router, tags=[tag], dependencies=dependencies, responses=error_responses(*statuses))

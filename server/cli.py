@@ -1,4 +1,4 @@
-"""`w2s`: serve, eval, models. Everything for people goes to stderr."""
+"""The `w2s` command line: `serve`, `eval` and `models`. Errors and messages go to stderr."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any, ParamSpec
 
 import click
 
-from server.settings.config import load_settings
+from server.settings.config import ServerConfig, load_settings
 from server.settings.environment import CONFIG_FILE
 from w2s_core.errors import ConfigurationError, W2SError
 from w2s_core.evaluation.cli import sentiment
 
 P = ParamSpec("P")
 EXIT_CONFIGURATION = 2
+_DEFAULTS = ServerConfig()
 SERVER_FLAGS = ("host", "port", "tls_certificate", "tls_key", "log_level", "log_format")
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """One clear line instead of a trace: exit code 2 for the operator's mistakes, 1 for other failures."""
+    """Prints a W2SError as one line instead of a traceback, and exits with 2 for a ConfigurationError, else with 1."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -41,28 +42,49 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--config", type=click.Path(path_type=Path), envvar=CONFIG_FILE, help="YAML file; default: the demo.")
-@click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port; 0 takes a free one.")
-@click.option("--tls-certificate", help="PEM file; with it the server speaks HTTPS.")
-@click.option("--tls-key", help="PEM file, where the certificate's does not hold the key as well.")
-@click.option("--device", "--devices", "devices", multiple=True, help="For example cpu or cuda:0; may be repeated.")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
-@click.option("--threads", help="CPU threads of a worker, or auto.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
-@click.option("--log-format", type=click.Choice(["human", "json"]))
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar=CONFIG_FILE,
+    help="Configuration file (YAML). Without one, the demo models are served.",
+)
+@click.option("--host", help=f"Address to listen on. [default: {_DEFAULTS.host}]")
+@click.option("--port", type=int, help=f"Port to listen on; 0 picks a free one. [default: {_DEFAULTS.port}]")
+@click.option("--tls-certificate", help="PEM file with the certificate chain. The server then speaks HTTPS.")
+@click.option("--tls-key", help="PEM file with the private key, if the certificate file does not contain it.")
+@click.option(
+    "--device",
+    "--devices",
+    "devices",
+    multiple=True,
+    help="Device to run models on: cpu, cuda:0, … or auto. Repeat it for several devices.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Data type of the weights."
+)
+@click.option("--threads", help="CPU threads per worker, or auto.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe level to log."
+)
+@click.option(
+    "--log-format", type=click.Choice(["human", "json"]), help="Lines for people, or one JSON object per line."
+)
 @reports_errors
 def serve(config: Path | None, **options: Any) -> None:
-    """Serve models. Settings come from flags, then W2S_* variables, then the file, then the demo's defaults."""
-    again = functools.partial(load_settings, config, flags_of(options))
-    settings = again()
-    from server.serve import run  # only now: a mistake in the configuration is answered at once
+    """Serve models over HTTP.
 
-    raise click.exceptions.Exit(run(settings, again))
+    Each setting is taken from the first of these that has it: flags, W2S_* environment variables, the configuration
+    file, the defaults.
+    """
+    load = functools.partial(load_settings, config, nest_flags(options))
+    settings = load()
+    from server.serve import run  # imported late, so that a mistake in the configuration is reported at once
+
+    raise click.exceptions.Exit(run(settings, load))
 
 
-def flags_of(options: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given, nested as in the file."""
+def nest_flags(options: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given, nested like the configuration file."""
     sections: dict[str, dict[str, Any]] = {
         "server": {key: options[key] for key in SERVER_FLAGS},
         "workers": {key: options[key] for key in ("dtype", "threads")},
@@ -75,7 +97,7 @@ def flags_of(options: dict[str, Any]) -> dict[str, Any]:
 
 @main.group(name="eval")
 def evaluation() -> None:
-    """Measure what guidance does."""
+    """Evaluate guidance: run an experiment and report its results."""
 
 
 evaluation.add_command(sentiment)
@@ -83,14 +105,17 @@ evaluation.add_command(sentiment)
 
 @main.group()
 def models() -> None:
-    """The demo's models."""
+    """List and download the demo models."""
 
 
 @models.command(name="fetch")
 @click.argument("name")
 @reports_errors
 def fetch(name: str) -> None:
-    """Provide demo model NAME now (`serve` does it by itself) and print its folder."""
+    """Download and convert the demo model NAME, if needed, and print its folder.
+
+    `w2s serve` does this by itself when it needs the model.
+    """
     from w2s_core.demo.models import PREFIX, resolve
 
     click.echo(resolve(PREFIX + name.removeprefix(PREFIX)))
@@ -98,7 +123,7 @@ def fetch(name: str) -> None:
 
 @models.command(name="list")
 def list_names() -> None:
-    """Print the names of the demo's models."""
+    """Print the names of the demo models."""
     from w2s_core.demo.models import KNOWN
 
     for name in KNOWN:

@@ -1,4 +1,8 @@
-"""One table: what went wrong → status and OpenAI's error body, before an answer (handlers) and within one (SSE)."""
+"""Maps exceptions to HTTP statuses and to OpenAI's error body, the only place where that happens.
+
+`docs/api.md` lists the same errors for clients. Errors before the response starts become an HTTP response
+(`add_exception_handlers`); later ones become an event of the stream (`server/http/sse.py`).
+"""
 
 from __future__ import annotations
 
@@ -29,39 +33,40 @@ from w2s_core.errors import (
 
 logger = logging.getLogger(__name__)
 
-INVALID = "invalid_request_error"
+INVALID_REQUEST = "invalid_request_error"
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; nobody receives this response
 
 
 class InvalidApiKeyError(W2SError):
-    """No key, or one that is not ours."""
+    """The request has no API key, or one that is not configured."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """A row of API.md's table."""
+class ErrorSpec:
+    """The HTTP status of an error, and OpenAI's `type` and `code` for it."""
 
     status: int
     type: str
     code: str | None
 
 
-# An exception takes the row of its nearest ancestor. Where API.md names one word, it is both type and code.
-KINDS: Mapping[type[Exception], Kind] = {
-    RequestError: Kind(400, INVALID, None),
-    ContextLengthError: Kind(400, INVALID, "context_length_exceeded"),
-    RequestValidationError: Kind(400, INVALID, None),
-    InvalidApiKeyError: Kind(401, INVALID, "invalid_api_key"),
-    UnknownModelError: Kind(404, INVALID, "model_not_found"),
-    OverloadedError: Kind(429, "rate_limit_exceeded", "rate_limit_exceeded"),
-    UnavailableError: Kind(503, "service_unavailable", "service_unavailable"),
-    UpstreamError: Kind(502, "upstream_error", "upstream_error"),
-    UpstreamTimeoutError: Kind(504, "upstream_error", "upstream_error"),
-    DeadlineError: Kind(504, "timeout", "timeout"),
-    Exception: Kind(500, "internal_error", "internal_error"),
+# An exception takes the entry of its nearest ancestor.
+ERROR_SPECS: Mapping[type[Exception], ErrorSpec] = {
+    RequestError: ErrorSpec(400, INVALID_REQUEST, None),
+    ContextLengthError: ErrorSpec(400, INVALID_REQUEST, "context_length_exceeded"),
+    RequestValidationError: ErrorSpec(400, INVALID_REQUEST, None),
+    InvalidApiKeyError: ErrorSpec(401, INVALID_REQUEST, "invalid_api_key"),
+    UnknownModelError: ErrorSpec(404, INVALID_REQUEST, "model_not_found"),
+    OverloadedError: ErrorSpec(429, "rate_limit_exceeded", "rate_limit_exceeded"),
+    UnavailableError: ErrorSpec(503, "service_unavailable", "service_unavailable"),
+    UpstreamError: ErrorSpec(502, "upstream_error", "upstream_error"),
+    UpstreamTimeoutError: ErrorSpec(504, "upstream_error", "upstream_error"),
+    DeadlineError: ErrorSpec(504, "timeout", "timeout"),
+    Exception: ErrorSpec(500, "internal_error", "internal_error"),
 }
 
-# What the framework itself answers.
-HTTP_CODES: Mapping[int, str] = {
+# The `code` of errors that the framework, the middleware or the HTTP protocol raises, by status.
+HTTP_ERROR_CODES: Mapping[int, str] = {
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
@@ -71,69 +76,75 @@ HTTP_CODES: Mapping[int, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """An error as the client sees it."""
+class ErrorInfo:
+    """An error as the client sees it. `param` is the dotted path of the request's field at fault."""
 
-    kind: Kind
+    spec: ErrorSpec
     message: str
     param: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def http(cls, status: int, message: str, headers: Mapping[str, str] | None = None) -> ErrorInfo:
+        """An error that has a status but no exception of its own, such as 404 or 413."""
+        return cls(ErrorSpec(status, INVALID_REQUEST, HTTP_ERROR_CODES.get(status)), message, headers=headers or {})
+
     @property
     def body(self) -> dict[str, Any]:
-        """`{"error": {message, type, param, code}}`."""
-        error = {"message": self.message, "type": self.kind.type, "param": self.param, "code": self.kind.code}
+        """OpenAI's error object, `{"error": {message, type, param, code}}`."""
+        error = {"message": self.message, "type": self.spec.type, "param": self.param, "code": self.spec.code}
         return {"error": error}
 
 
-def describe(error: Exception, request_id: str) -> Failure:
-    """The client's view of an exception. One that is our fault is logged here, with its trace and the request's id."""
+def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
+    """Translates an exception for the client, and logs the ones that are not the client's fault.
+
+    An internal error is logged with its traceback; the client gets only the request id to quote.
+    """
     if isinstance(error, HTTPException):
-        return _of_framework(error)
-    kind = next(KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS)
+        return ErrorInfo.http(error.status_code, str(error.detail), error.headers)
+    spec = next(ERROR_SPECS[ancestor] for ancestor in type(error).__mro__ if ancestor in ERROR_SPECS)
     if isinstance(error, RequestValidationError):
-        return _of_validation(error, kind)
-    if isinstance(error, UpstreamError):  # not our bug: no trace
+        return _from_validation_error(error, spec)
+    if isinstance(error, UpstreamError):  # the provider's fault: a traceback of ours would tell nothing
         logger.warning("request %s failed upstream: %s", request_id, error)
-    elif kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, UnavailableError | DeadlineError):
+    elif spec.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, UnavailableError | DeadlineError):
         logger.error("request %s failed", request_id, exc_info=error)
         reason = str(error) if isinstance(error, W2SError) else "The server had an error while processing your request."
-        return Failure(kind, f"{reason} (request id {request_id})")
+        return ErrorInfo(spec, f"{reason} (request id {request_id})")
     headers = {}
     if isinstance(error, OverloadedError | UnavailableError):
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, InvalidApiKeyError):
         headers["www-authenticate"] = "Bearer"
-    return Failure(kind, str(error), getattr(error, "param", None), headers)
+    return ErrorInfo(spec, str(error), getattr(error, "param", None), headers)
 
 
-def _of_framework(error: HTTPException) -> Failure:
-    kind = Kind(error.status_code, INVALID, HTTP_CODES.get(error.status_code))
-    return Failure(kind, str(error.detail), headers=error.headers or {})
-
-
-def _of_validation(error: RequestValidationError, kind: Kind) -> Failure:
-    """The first problem, unless a later one is an unknown field: that is the likelier cause (a typing error)."""
+def _from_validation_error(error: RequestValidationError, spec: ErrorSpec) -> ErrorInfo:
+    """Reports one of pydantic's problems: an unknown field if there is one, as a misspelled field often causes the
+    other problems; else the first."""
     problems: Sequence[Mapping[str, Any]] = error.errors()
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     if problem["type"] == "json_invalid":
-        return Failure(
-            kind, f"The body is not valid JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}."
-        )
+        reason, position = problem["ctx"]["error"], problem["loc"][-1]
+        return ErrorInfo(spec, f"The body is not valid JSON: {reason} at character {position}.")
     param = field_path(problem["loc"][1:], error.body, missing=problem["type"] == "missing") or None
     if param is None and not isinstance(error.body, dict):
-        return Failure(kind, "The body must be a JSON object, sent with `Content-Type: application/json`.")
+        return ErrorInfo(spec, "The body must be a JSON object, sent with `Content-Type: application/json`.")
     if problem["type"] == "extra_forbidden":
-        return Failure(kind, f"Unknown or unsupported field, or an unsupported value of it: `{param}`.", param)
-    # A rule over several fields names the one at fault itself.
+        return ErrorInfo(spec, f"Unknown or unsupported field, or an unsupported value of it: `{param}`.", param)
+    # A validator over several fields names the one at fault itself.
     param = problem.get("ctx", {}).get("param", param)
     message = problem["msg"].removeprefix("Value error, ")
-    return Failure(kind, f"`{param}`: {message}" if param else message, param)
+    return ErrorInfo(spec, f"`{param}`: {message}" if param else message, param)
 
 
 def field_path(loc: Sequence[int | str], body: Any, *, missing: bool = False) -> str:
-    """The dotted path of a field, such as `messages.0.content`: pydantic's location without its labels for union
-    members, which are recognised by not being in the body; nor is the last part when it is the one missing."""
+    """The dotted path of a field, such as `messages.0.content`, from pydantic's `loc`.
+
+    pydantic puts labels of union members into `loc`. They are dropped: what is not in the body is a label, except the
+    last part when `missing` says that this field was not sent.
+    """
     path: list[str] = []
     for position, part in enumerate(loc):
         absent = missing and position == len(loc) - 1
@@ -148,30 +159,33 @@ def field_path(loc: Sequence[int | str], body: Any, *, missing: bool = False) ->
 
 
 def request_id_of(request: Request) -> str:
-    """What `server.http.middleware` gave this request."""
+    """The request id that `RequestContext` in `server/http/middleware.py` assigned; empty outside of it."""
     return str(request.scope.get("state", {}).get("request_id", ""))
 
 
 def error_response(error: Exception, request_id: str) -> Response:
-    """The whole HTTP answer for an exception."""
-    failure = describe(error, request_id)
-    return Response(encode(failure), failure.kind.status, dict(failure.headers), "application/json")
+    """The complete HTTP response for an exception."""
+    info = to_error_info(error, request_id)
+    return Response(error_json(info), info.spec.status, dict(info.headers), "application/json")
 
 
-def encode(failure: Failure) -> str:
-    """JSON in ASCII, so that a message which quotes half a surrogate pair from the request can be sent at all."""
-    return json.dumps(failure.body)
+def error_json(info: ErrorInfo) -> str:
+    """The error body as ASCII JSON, so that a message can quote half a surrogate pair from the request."""
+    return json.dumps(info.body)
 
 
-def install(app: FastAPI) -> None:
-    """Answer everything in OpenAI's shape. Unforeseen exceptions pass on to `server.http.middleware`, the outermost."""
+def add_exception_handlers(app: FastAPI) -> None:
+    """Makes the application answer every error in OpenAI's format.
 
-    async def answer(request: Request, error: Exception) -> Response:
+    Unexpected exceptions pass through to `RequestContext` in `server/http/middleware.py`, which answers them with 500.
+    """
+
+    async def answer_error(request: Request, error: Exception) -> Response:
         return error_response(error, request_id_of(request))
 
-    async def nobody_listens(request: Request, error: Exception) -> Response:  # noqa: ARG001
-        return Response(status_code=499)
+    async def client_left(request: Request, error: Exception) -> Response:  # noqa: ARG001
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
-    for kind in (W2SError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, answer)
-    app.add_exception_handler(ClientDisconnect, nobody_listens)
+    for exception in (W2SError, RequestValidationError, HTTPException):
+        app.add_exception_handler(exception, answer_error)
+    app.add_exception_handler(ClientDisconnect, client_left)

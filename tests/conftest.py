@@ -1,11 +1,17 @@
-"""For every test: whatever it logs in this process, no key is in it."""
+"""For every test: one thread, an order that keeps folders together, and no key in what this process logs."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+# Two processes run the suite side by side on two cores, and models as small as these gain nothing by a second thread.
+# Before torch is imported; workers have their own number, `workers.threads`.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 KEYS = ("sk-secret", "sk-very-secret-0123456789", "sk-scanned-for")  # that tests hand out for keys
 
@@ -30,3 +36,13 @@ def _no_key_is_logged() -> Iterator[Listener]:
     yield listener
     root.removeHandler(listener)
     assert not listener.shown
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts tests by folder, in the random order that folders have: those of a folder share engines, which start once
+    in a process, and each of the processes that share the suite begins with a run of neighbours."""
+    order: dict[Path, int] = {}
+    for item in items:
+        order.setdefault(item.path.parent, len(order))
+    items.sort(key=lambda item: order[item.path.parent])

@@ -1,4 +1,4 @@
-"""A large model and pairs that need no torch: small alphabets, exact probabilities, the real seams."""
+"""A fake large model and fake scorers, without torch: small alphabets, exact probabilities, the real protocols."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from w2s_core.errors import RequestError
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import check_token_ids
 from w2s_core.search.randomness import successor_key, uniform
-from w2s_core.text.token_bytes import text_of
+from w2s_core.text.token_bytes import decode_utf8
 from w2s_core.types import (
     Alternatives,
     ChatPrompt,
@@ -38,15 +38,15 @@ EOS = 256
 Distribution = Callable[[Tokens, Tokens], Mapping[int, float]]
 
 
-class ByteCodec:
+class ByteTokenizer:
     """Token i is byte i; EOS is `<eos>` where special tokens show. Looks like `HFTokenizer`."""
 
     def __init__(self, *, special_tokens_show: bool = False) -> None:
         self.special_tokens_show = special_tokens_show
 
     @property
-    def verbatim(self) -> ByteCodec:
-        return ByteCodec(special_tokens_show=True)
+    def verbatim(self) -> ByteTokenizer:
+        return ByteTokenizer(special_tokens_show=True)
 
     @property
     def size(self) -> int:
@@ -58,7 +58,7 @@ class ByteCodec:
     def encode_chat(self, prompt: ChatPrompt) -> Tokens:
         return self.encode("".join(f"<{m['role']}>{m['content']}" for m in prompt.messages))
 
-    def names(self, tokens: Sequence[int]) -> list[str]:
+    def convert_ids_to_tokens(self, tokens: Sequence[int]) -> list[str]:
         return [chr(token) for token in tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -66,10 +66,10 @@ class ByteCodec:
         return b"".join(bytes([t]) if t < EOS else eos for t in tokens).decode("utf-8", "replace")
 
     def token_text(self, token: int) -> TokenText:
-        return TokenText(text_of(bytes([token])), bytes([token])) if token < EOS else TokenText("<eos>", None)
+        return TokenText(decode_utf8(bytes([token])), bytes([token])) if token < EOS else TokenText("<eos>", None)
 
 
-CODEC = ByteCodec()
+BYTE_TOKENIZER = ByteTokenizer()
 
 
 def letters(alphabet: str = "ab ", eos: float = 0.1) -> Distribution:
@@ -91,14 +91,14 @@ class FakeLargeModel:
         *,
         context_length: int = 1000,
         gate: Callable[[], Any] | None = None,
-        tokenizer: Any = CODEC,
+        tokenizer: Any = BYTE_TOKENIZER,
     ) -> None:
         self.tokenizer = tokenizer
         self.tool_format: str | None = None
         self.distribution = distribution or letters()
         self.context_length = context_length
-        self.decoder = ByteCodec()
-        self.token_ids = True
+        self.decoder = ByteTokenizer()
+        self.exposes_token_ids = True
         self.gate = gate
         self.open_sessions = 0
         self.calls: list[tuple[int, int, int]] = []  # (hypotheses, k, length) of each propose
@@ -106,7 +106,7 @@ class FakeLargeModel:
     def check(self, sampling: SamplingParams) -> None:
         check_token_ids(sampling, EOS + 1)
 
-    continues_grammars = True
+    supports_chunked_grammar = True
 
     async def check_grammar(self, grammar: Grammar) -> Grammar:
         raise RequestError("Fakes follow no grammar.", grammar.field)
@@ -121,10 +121,10 @@ class FakeLargeModel:
             return self.decoder.encode_chat(prompt)
         return self.decoder.encode(prompt.text)
 
-    def count(self, prompt: Tokens) -> int:
+    def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
-    def text_of(self, prompt: Prompt) -> Prompt:
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self.decoder.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
     @asynccontextmanager
@@ -187,7 +187,7 @@ class FakeProposals:
                 tokens.append(token)
         self.sampled_tokens += len(logprobs)
         new = tuple(tokens[len(parent.tokens) :])
-        return self._successors.make(
+        return self._successors.build(
             parent,
             index,
             new,
@@ -244,7 +244,7 @@ class FakeScoring:
         self.scored_tokens = 0
         self._scorer = scorer
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         await self.score(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:

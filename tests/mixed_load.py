@@ -87,7 +87,7 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """Sums over labels."""
         found: Counter[str] = Counter()
-        for line in httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines():
+        for line in httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines():
             if not line.startswith("#"):
                 found[re.split(r"[ {]", line)[0]] += float(line.rpartition(" ")[2])
         return dict(found)

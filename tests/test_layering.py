@@ -1,59 +1,125 @@
-"""A line of code knows its room: who imports what, read from the source and seen at run time."""
+"""Layering beyond what `lint-imports` reads from the source: what a process loads, and how large rooms and files are.
+
+The contracts about imports between rooms are in pyproject.toml, under `tool.importlinter`.
+"""
 
 from __future__ import annotations
 
 import ast
+import json
+import pkgutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MAY_USE_TORCH = ("w2s_core/worker/", "w2s_core/demo/", "w2s_core/evaluation/")
+PACKAGES = ("server", "w2s_core", "benchmarks", "deploy")
+WITH_TORCH = {"worker", "demo", "evaluation"}  # rooms of w2s_core
+MOST_MODULES = {"w2s_core": 8, "server": 6}  # beside the rooms
+MOST_LINES = 300
+MOST_FUNCTION_LINES = 40
+# Imports every module and prints those after which torch, or for the server transformers, was there.
+IMPORT_ALL = """
+import importlib, json, sys
+loaded = {}
+for name in json.load(sys.stdin):
+    importlib.import_module(name)
+    for library in ("torch", "transformers"):
+        if library in sys.modules:
+            loaded.setdefault(library, name)
+json.dump(loaded, sys.stdout)
+"""
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+def rooms() -> list[str]:
+    return sorted(path.parent.name for path in (ROOT / "w2s_core").glob("*/__init__.py"))
 
 
-def files(*folders: str) -> list[tuple[str, list[str]]]:
-    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    return [(str(path.relative_to(ROOT)), list(imports(path))) for path in paths]
+def modules(package: str) -> Iterator[str]:
+    """The full names of the package's modules, its own included."""
+    yield package
+    folder = ROOT / package.replace(".", "/")
+    yield from (module.name for module in pkgutil.walk_packages([str(folder)], f"{package}."))
 
 
-def test_torch_stays_in_its_rooms() -> None:
-    offenders = [
-        name
-        for name, modules in files("server", "w2s_core")
-        if any(module.split(".")[0] == "torch" for module in modules) and not name.startswith(MAY_USE_TORCH)
-    ]
-    assert not offenders
+def sources() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
 
 
-def test_the_core_knows_nothing_of_the_server_nor_of_http() -> None:
-    forbidden = {"server", "fastapi", "starlette", "uvicorn"}
-    assert not [n for n, modules in files("w2s_core") if forbidden & {m.split(".")[0] for m in modules}]
+def loaded_by(names: list[str]) -> dict[str, str]:
+    """torch and transformers, where a process that imports `names` in turn loads them, with the module that did."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL],
+        input=json.dumps(names),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
-def test_the_search_is_pure_and_short() -> None:
-    path = ROOT / "w2s_core/search/cbs.py"
-    assert {m.split(".")[0] for m in imports(path)} <= {"__future__", "collections", "dataclasses", "heapq", "w2s_core"}
-    assert len(path.read_text().splitlines()) < 80
+def test_importing_a_room_loads_torch_in_the_workers_room_only() -> None:
+    names = [f"w2s_core.{module.stem}" for module in (ROOT / "w2s_core").glob("*.py") if module.stem != "__init__"]
+    names += [name for room in rooms() if room not in WITH_TORCH for name in modules(f"w2s_core.{room}")]
+    assert "w2s_core.engine.engine" in names
+    assert "torch" not in loaded_by(names)
+    assert loaded_by(["w2s_core.worker.main"])["torch"] == "w2s_core.worker.main", "the look does find it"
 
 
-def test_metrics_are_counted_in_one_place() -> None:
-    assert not [
-        n for n, ms in files("server", "w2s_core") if "prometheus_client" in ms and n != "w2s_core/telemetry/metrics.py"
-    ]
+@pytest.mark.parametrize("package", ["server", "deploy"])
+def test_importing_the_server_never_loads_torch(package: str) -> None:
+    assert "torch" not in loaded_by([name for name in modules(package) if not name.endswith("__main__")])
 
 
-@pytest.mark.parametrize("module", ["w2s_core.build.engine", "server.app", "server.cli"])
-def test_the_servers_process_never_loads_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+def test_the_contracts_name_every_room() -> None:
+    """A new room is under them from its first day."""
+    listed: dict[str, Any] = {
+        contract["id"]: contract
+        for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    }
+    every = {f"w2s_core.{room}" for room in rooms()}
+    assert every - set(listed["torch"]["source_modules"]) == {f"w2s_core.{room}" for room in WITH_TORCH}
+    assert every == set(listed["ground"]["forbidden_modules"])
+    assert every - set(listed["search"]["forbidden_modules"]) == {"w2s_core.search"}
+
+
+@pytest.mark.parametrize("package", MOST_MODULES)
+def test_few_modules_lie_outside_the_rooms(package: str) -> None:
+    loose = [path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
+    assert len(loose) <= MOST_MODULES[package], loose
+
+
+def test_the_search_is_short() -> None:
+    source = (ROOT / "w2s_core/search/cbs.py").read_text(encoding="utf-8")
+    names = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    assert names <= {"__future__", "collections", "dataclasses", "heapq", "w2s_core"}, "no I/O, no logging"
+    assert len(source.splitlines()) < 80
+
+
+def test_no_file_is_long() -> None:
+    assert not {name: lines for name, source in sources() if (lines := len(source.splitlines())) > MOST_LINES}
+
+
+def test_no_function_is_long() -> None:
+    long = {
+        f"{name}:{node.lineno} {node.name}": lines
+        for name, source in sources()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MOST_FUNCTION_LINES
+    }
+    assert not long

@@ -15,6 +15,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -46,6 +47,7 @@ FAMILIES: dict[str, Any] = {
     "mistral": MistralConfig(**_DECODER, sliding_window=8),
     "gemma2": Gemma2Config(**_DECODER, sliding_window=8, query_pre_attn_scalar=8),
     "gemma3": Gemma3TextConfig(**_DECODER, sliding_window=8, query_pre_attn_scalar=8),
+    "olmo2": Olmo2Config(**{k: v for k, v in _DECODER.items() if k != "head_dim"}),
     "gpt2": GPT2Config(**_COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=512),
 }
 

@@ -1,6 +1,6 @@
-"""Weak-to-strong search (Zhou et al. 2024, arXiv:2405.19262): an engine that a server, or a program, can use.
+"""An inference engine for weak-to-strong search (Zhou et al. 2024, arXiv:2405.19262), for the server or any program.
 
-Names are loaded when first asked for, so that importing one light module does not import them all.
+The names in `__all__` are imported lazily, so `import w2s_core.types` does not import the engine.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ __all__ = [
     "WorkersConfig",
     "build_engine",
 ]
-_MODULES = ("types", "errors", "config", "engine.events", "engine.engine", "build.engine")  # from light to heavy
+_MODULES = ("types", "errors", "config", "engine.events", "engine.engine", "build.engine")  # the cheapest import first
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         for module in _MODULES:
-            found = getattr(import_module(f"w2s_core.{module}"), name, None)
-            if found is not None:
-                return found
+            value = getattr(import_module(f"w2s_core.{module}"), name, None)
+            if value is not None:
+                return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

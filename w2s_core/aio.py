@@ -1,4 +1,4 @@
-"""Two shapes of concurrency that asyncio does not have ready-made; in both, nothing outlives its caller."""
+"""asyncio helpers: `gather_all` and `merge`. Both are structured, so no task outlives its caller."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_DEPTH = 64  # events that may wait for a slow reader before the producers pause
+_QUEUE_SIZE = 64  # items that wait for a slow reader before the sources are paused (back-pressure)
 
 
 async def gather_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Runs all at once, results in order. The first failure cancels the others and is raised as it is."""
+    """Like `asyncio.gather`: runs all concurrently and returns their results in order.
+
+    The first failure cancels the others and is raised itself, not in an ExceptionGroup.
+    """
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(c) for c in coroutines]
@@ -22,11 +25,12 @@ async def gather_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def merge(sources: Sequence[AsyncGenerator[T]], *, timeout_s: float | None = None) -> AsyncGenerator[T]:
-    """Items of all sources as they come, each source in its own task. The first failure ends all and is raised.
+    """Merges asynchronous iterators: yields the items of all sources as they arrive. Each source runs in its own task.
 
-    Raises TimeoutError when the sources have not ended after `timeout_s`. Closing the iterator ends the sources.
+    The first failure closes all sources and is raised. Raises TimeoutError if the sources have not ended after
+    `timeout_s` seconds. Closing the merged iterator closes the sources.
     """
-    queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue(_DEPTH)
+    queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue(_QUEUE_SIZE)
 
     async def pump(source: AsyncGenerator[T]) -> None:
         async with aclosing(source):
@@ -37,7 +41,7 @@ async def merge(sources: Sequence[AsyncGenerator[T]], *, timeout_s: float | None
         try:
             async with asyncio.timeout(timeout_s):
                 await gather_all([pump(source) for source in sources])
-        except Exception as failure:  # handed to the reader, whose request it was
+        except Exception as failure:  # raised in the reader, below
             await queue.put(failure)
         else:
             await queue.put(None)

@@ -1,6 +1,7 @@
-"""What can be served, as frozen dataclasses; `server/settings/config.py` reads them from YAML, environment and flags.
+"""Configuration of an engine as frozen dataclasses. The server reads them from YAML, environment variables and flags.
 
-`__pydantic_config__` lets a reader that uses pydantic refuse unknown keys; nothing here needs pydantic.
+`__pydantic_config__` makes pydantic, which the server reads them with, refuse unknown keys. This module does not need
+pydantic.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ _FORBID: dict[str, str] = {"extra": "forbid"}
 
 @dataclass(frozen=True, slots=True)
 class LargeModelConfig:
-    """`model`: a folder, a hub id, or "demo:NAME". `trust_remote_code` runs Python code from the model's folder.
-    `devices`: those of `workers.devices` that hold it; None = all. `tool_format`: how it writes calls of tools; "auto"
-    = as its chat template shows."""
+    """A large model that runs in our own workers.
+
+    `model`: a folder, a Hugging Face hub id, or "demo:NAME". `trust_remote_code` runs Python code from the model's
+    folder. `devices`: those of `workers.devices` that load it, None = all. `tool_format`: how the model writes tool
+    calls, "auto" = detected from its chat template.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     model: str
@@ -32,8 +36,11 @@ class LargeModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class PairConfig:
-    """`prompt_template`: None = the pair's own chat template (chat) or the raw prompt (completions); a string with
-    `{prompt}` replaced literally; "" = the answer is scored by itself."""
+    """A pair (π_tuned, π_untuned) that runs in our own workers. The keys of `LargeModelConfig` have the same meaning.
+
+    `prompt_template` is what the pair reads before the answer. None: the prompt in the pair's own chat template (chat)
+    or as it is (completions). A string: that, with `{prompt}` replaced literally. "": nothing.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     tuned: str
@@ -46,13 +53,14 @@ class PairConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderConfig:
-    """Who answers for a model that runs elsewhere; times in seconds.
+    """The provider of a remote model: its addresses, retries and circuit breaker. Times are in seconds.
 
-    `base_url`: one or several, each with its path (`http://host:8000/v1`); several serve the same model.
-    `model`: what the provider calls it. `api_key_env`: the environment variable that holds the key.
-    `call_timeout_s` bounds one attempt, its whole answer included. `max_concurrency`: calls under way at once.
-    `max_retries`: attempts after the first, those at another base_url included.
-    After `breaker_failures` failed calls in a row a base_url is left alone for `breaker_cooldown_s`, then probed.
+    `base_url`: one URL or several that serve the same model, each with its path (`http://host:8000/v1`).
+    `model`: the provider's name of the model. `api_key_env`: the environment variable that holds the API key.
+    `call_timeout_s` bounds one attempt, its whole response included. `max_concurrency`: concurrent calls.
+    `max_retries`: attempts after the first, including those at another base_url.
+    Circuit breaker: after `breaker_failures` failed calls in a row a base_url gets no calls for `breaker_cooldown_s`,
+    then one that probes it.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
@@ -68,32 +76,32 @@ class ProviderConfig:
 
     @property
     def base_urls(self) -> tuple[str, ...]:
-        """Each once, without a slash at the end."""
+        """The distinct URLs, without a trailing slash."""
         urls = (self.base_url,) if isinstance(self.base_url, str) else self.base_url
         return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
 
     def problems(self) -> Iterator[str]:
-        """What cannot be served, one `key: reason` each; never a value, which may hold a secret."""
+        """Yields "key: reason" for every invalid key. Values are left out, because they may hold secrets."""
         if not self.base_urls:
-            yield "base_url: names no address"
+            yield "base_url: must name at least one URL"
         for url in self.base_urls:
             if (reason := _problem_of_url(url)) is not None:
                 yield f"base_url: {reason}"
         for key in ("connect_timeout_s", "call_timeout_s", "breaker_cooldown_s"):
             if not 0 < getattr(self, key) < float("inf"):
                 yield f"{key}: must be above 0"
-        for key, least in (("max_concurrency", 1), ("max_retries", 0), ("breaker_failures", 1)):
-            if getattr(self, key) < least:
-                yield f"{key}: must be at least {least}"
+        for key, minimum in (("max_concurrency", 1), ("max_retries", 0), ("breaker_failures", 1)):
+            if getattr(self, key) < minimum:
+                yield f"{key}: must be at least {minimum}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteModelConfig(ProviderConfig):
-    """A model behind an OpenAI-compatible completion API that tells log-probabilities.
+    """A model behind an OpenAI-compatible completion API that returns log-probabilities.
 
-    `flavor`: "vllm" takes and gives token ids, and vLLM's extras; "openai" is the public API alone, text in and out;
-    "auto" tries once at the start. `tokenizer`: a folder or a hub id; token ids and chat need it. `context_length` in
-    tokens, None = what the provider tells.
+    `flavor`: "vllm" exchanges token ids and uses vLLM's extensions; "openai" uses the public API alone and exchanges
+    text; "auto" probes the provider at start-up. `tokenizer`: a folder or a hub id; token ids and chat need it.
+    `context_length`: in tokens, None = what the provider reports.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
@@ -104,14 +112,14 @@ class RemoteModelConfig(ProviderConfig):
     def problems(self) -> Iterator[str]:
         yield from ProviderConfig.problems(self)
         if self.flavor == "vllm" and self.tokenizer is None:
-            yield "tokenizer: flavor vllm speaks token ids and needs one"
+            yield "tokenizer: flavor vllm exchanges token ids and needs one"
         if self.context_length is not None and self.context_length < 1:
             yield "context_length: must be at least 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteLargeModelConfig(RemoteModelConfig):
-    """A large model elsewhere. `tool_format`: as in `LargeModelConfig`, with the `tokenizer`'s chat template."""
+    """A large model at a provider. `tool_format`: as in `LargeModelConfig`; "auto" needs a `tokenizer`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     backend: Literal["remote"] = "remote"
@@ -120,7 +128,7 @@ class RemoteLargeModelConfig(RemoteModelConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemotePairConfig:
-    """A pair elsewhere; both models must tell a prompt's log-probabilities. `prompt_template`: as in `PairConfig`."""
+    """A pair at providers that return the log-probabilities of a prompt. `prompt_template`: as in `PairConfig`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     tuned: RemoteModelConfig
@@ -138,7 +146,7 @@ def _problem_of_url(url: str) -> str | None:
     if parts.scheme not in ("http", "https") or not host:
         return "must begin with http:// or https:// and name a host"
     if "@" in parts.netloc:
-        return "must hold no credentials: name the key's environment variable in api_key_env"
+        return "must hold no credentials; name the environment variable that holds the key in api_key_env"
     if parts.query or parts.fragment:
         return "must end with its path, such as /v1"
     return None
@@ -146,7 +154,7 @@ def _problem_of_url(url: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ServedModelConfig:
-    """What the API calls a model: a large model plus, optionally, its default guidance."""
+    """A model name of the API: a key of `large_models` and, optionally, the guidance that requests get by default."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     large: str
@@ -155,9 +163,13 @@ class ServedModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class WorkersConfig:
-    """`threads`: CPU threads of the worker, "auto" = all cores. `dtype` "auto" = bfloat16 where the processor has
-    instructions for it, else float32. `kv_cache_gb`: memory for the KV of each model, in 10⁹ bytes.
-    `max_rows`: sequences decoded at once. `heartbeat_timeout_s`: a worker silent for so long is replaced."""
+    """The worker processes, one per device.
+
+    `devices`: torch device names; "auto" = all GPUs, or the CPU if there are none. `dtype`: "auto" = bfloat16 if the
+    processor has instructions for it, else float32. `threads`: CPU threads of each worker; "auto" = the cores divided
+    by the workers. `max_rows`: sequences decoded at once. `kv_cache_gb`: memory for the KV cache of each model, in 10⁹
+    bytes. `heartbeat_timeout_s`: a worker that does not answer for so long is restarted.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     devices: Literal["auto"] | tuple[str, ...] = "auto"
@@ -170,10 +182,11 @@ class WorkersConfig:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Admission, counted in rows (W·K per guided choice, one per plain one), and a request's time in seconds.
+    """Limits of admission and of a single request. A row is one sampled sequence: W·K per guided choice, else one.
 
-    `max_sampled_tokens_per_request`: tokens that the large model may draw for one request, pruned ones included;
-    answers that could take more end early. None = no bound.
+    `max_rows` rows run at once and `max_queued_rows` wait. `max_sampled_tokens_per_request`: tokens that the large
+    model may sample for one request, pruned ones included; answers that could exceed it are shortened. None = no limit.
+    `request_timeout_s`: seconds that a request may take, its time in the queue included.
     """
 
     max_rows: int = 256
@@ -185,7 +198,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything an engine is built from. Names refer to the mappings' keys. `traces`: see `telemetry.tracing`."""
+    """Everything that `build_engine` needs. Models and pairs refer to each other by their keys.
+
+    `traces` turns on OpenTelemetry tracing (see `telemetry.tracing`).
+    """
 
     large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig]
     served_models: Mapping[str, ServedModelConfig]
@@ -196,5 +212,5 @@ class EngineConfig:
 
     @property
     def served(self) -> dict[str, tuple[str, Guidance | None]]:
-        """By API name: the name of its large model, and its default guidance."""
+        """The served models by API name: (name of the large model, default guidance), as `Engine` takes them."""
         return {name: (model.large, model.guidance) for name, model in self.served_models.items()}

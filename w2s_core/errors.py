@@ -1,37 +1,37 @@
-"""Every error that this package raises on purpose, one tree.
+"""The error tree: what this package raises on purpose, with the HTTP status that the server answers.
 
     W2SError
-    ├── ConfigurationError       the operator's mistake; the server refuses to start
-    ├── RequestError             the caller's mistake (400); `param` names the field
-    │   ├── ContextLengthError   prompt and answer do not fit the model (400, context_length_exceeded)
-    │   │   └── UpstreamContextLengthError   so says a provider
-    │   ├── OutgrownError        an answer has become longer than a pair can read (400)
-    │   └── UnknownModelError    no such served model (404)
-    ├── OverloadedError          the queue is full (429); `retry_after_s`
-    ├── UnavailableError         loading, or no worker alive (503); `retry_after_s`
-    │   └── ShuttingDownError    draining (503)
-    ├── DeadlineError            the request's time is spent (504)
-    ├── UpstreamError            a remote model's provider failed this request (502)
-    │   ├── UpstreamRefusedError   it understood the call and will not do it (502)
-    │   └── UpstreamTimeoutError   it did not answer in time (504)
-    └── WorkerError              a device failed this request (500)
+    ├── ConfigurationError                     the configuration is wrong; the server refuses to start
+    ├── RequestError                           the request is invalid (400); `param` names the field
+    │   ├── ContextLengthError                 prompt and answer exceed the context (400, context_length_exceeded)
+    │   │   └── UpstreamContextLengthError     the same, found by a provider
+    │   ├── PairContextLengthError             prompt and answer exceed a pair's context (400)
+    │   └── UnknownModelError                  no such served model (404)
+    ├── OverloadedError                        the admission queue is full (429); `retry_after_s`
+    ├── UnavailableError                       loading, no worker alive, or a provider down (503); `retry_after_s`
+    │   └── ShuttingDownError                  graceful shutdown has begun (503); `retry_after_s`
+    ├── DeadlineError                          the request took longer than it may (504)
+    ├── UpstreamError                          a remote model's provider failed the request (502)
+    │   ├── UpstreamRefusedError               it answered 4xx (502)
+    │   └── UpstreamTimeoutError               it did not answer in time (504)
+    └── WorkerError                            a worker process failed the request (500)
 
-`server/errors.py` translates each of them once.
+`server/errors.py` maps these to responses. Modules may define subclasses for their own use (`FetchError`).
 """
 
 from __future__ import annotations
 
 
 class W2SError(Exception):
-    """Base of all errors raised on purpose; its text may be shown to the caller."""
+    """Base class of all errors raised on purpose. The message may be shown to the client."""
 
 
 class ConfigurationError(W2SError):
-    """The configuration cannot be served; the message names the key."""
+    """The configuration cannot be served. The message names the key."""
 
 
 class RequestError(W2SError):
-    """The caller's request cannot be honoured. `param` is the path of the field at fault, or None."""
+    """The request is invalid. `param` is the path of the field at fault, or None."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -39,7 +39,10 @@ class RequestError(W2SError):
 
 
 class ContextLengthError(RequestError):
-    """Prompt plus answer exceed what the model can hold. Gateways match on the message's first sentence."""
+    """Prompt and answer exceed the model's context of `limit` tokens.
+
+    Gateways match on the first sentence of the message, which is OpenAI's.
+    """
 
     def __init__(self, limit: int, prompt_tokens: int, max_tokens: int, param: str) -> None:
         super().__init__(
@@ -50,8 +53,18 @@ class ContextLengthError(RequestError):
         )
 
 
-class OutgrownError(RequestError):
-    """Prompt and answer, in tokens of the pair's model `name`, exceed the `limit` of what it can read."""
+class UpstreamContextLengthError(ContextLengthError):
+    """A provider refused the request as too long. The message is the provider's, with the numbers if it gave them."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        RequestError.__init__(self, message, param)
+
+
+class PairContextLengthError(RequestError):
+    """Prompt and answer exceed the context of the pair's model `name`, all counted in tokens of that model.
+
+    This can happen in the middle of a search, because a pair may need more tokens for a text than the large model.
+    """
 
     def __init__(self, name: str, limit: int, prompt_tokens: int, answer_tokens: int) -> None:
         super().__init__(
@@ -64,13 +77,6 @@ class OutgrownError(RequestError):
         self.answer_tokens = answer_tokens
 
 
-class UpstreamContextLengthError(ContextLengthError):
-    """A provider's own word that the request does not fit; its numbers are in the message, where it told them."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        RequestError.__init__(self, message, param)
-
-
 class UnknownModelError(RequestError):
     """No served model has this name."""
 
@@ -79,7 +85,7 @@ class UnknownModelError(RequestError):
 
 
 class OverloadedError(W2SError):
-    """The queue is full. Try again after `retry_after_s` seconds."""
+    """The admission queue is full. The client may retry after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -87,7 +93,7 @@ class OverloadedError(W2SError):
 
 
 class UnavailableError(W2SError):
-    """Nobody can serve this now. Try again after `retry_after_s` seconds."""
+    """The request cannot be served at the moment. The client may retry after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -95,18 +101,18 @@ class UnavailableError(W2SError):
 
 
 class ShuttingDownError(UnavailableError):
-    """This server is leaving: another replica may answer now, or this one once it is started again."""
+    """The server is shutting down. Another replica may serve the request, or this one after its restart."""
 
     def __init__(self) -> None:
         super().__init__("The server is shutting down.", retry_after_s=5)
 
 
 class DeadlineError(W2SError):
-    """The request did not finish within its time."""
+    """The request did not finish within its time limit."""
 
 
 class UpstreamError(W2SError):
-    """A remote model's provider failed this request, retries included. The text holds no credentials."""
+    """A remote model's provider failed the request, retries included. The message holds no credentials."""
 
 
 class UpstreamRefusedError(UpstreamError):
@@ -118,4 +124,4 @@ class UpstreamTimeoutError(UpstreamError):
 
 
 class WorkerError(W2SError):
-    """A device failed this request; the worker may live on."""
+    """A worker process failed the request. It may still be alive and serve others."""

@@ -1,6 +1,7 @@
-"""The nouns of the search, all frozen: a hypothesis is never edited, a successor is a new one.
+"""The data types that all rooms share: requests, prompts, sampling parameters, hypotheses, scores.
 
-Scores and log-probabilities are in nats, lengths in tokens of the model that is named.
+All are frozen: a hypothesis is never edited, and a successor is a new one. Scores and log-probabilities are in nats.
+Lengths are in tokens of the large model unless another is named.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 StepKind: TypeAlias = Literal["decode", "prefill", "score"]  # of a model's forward pass
 Tokens: TypeAlias = tuple[int, ...]
 GrammarKind: TypeAlias = Literal["json", "json_object", "regex", "choice", "grammar", "compiled"]
-Alternatives: TypeAlias = tuple[tuple[int, float], ...]  # the likeliest tokens at one place and their nats, best first
+Alternatives: TypeAlias = tuple[
+    tuple[int, float], ...
+]  # top log-probabilities at one position: (token, nats), best first
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What a whole answer must be.
+    """A grammar that the whole answer must match.
 
-    `source`, by `kind`: a JSON schema; nothing (any JSON object); a regular expression; a JSON list of strings; a Lark
-    or GBNF grammar; "compiled": what `LargeModel.check_grammar` made of one of them. `field` of the request asked.
+    `source` by `kind`: "json", a JSON schema; "json_object", empty (any JSON object); "regex", a regular expression;
+    "choice", a JSON list of strings; "grammar", a Lark or GBNF grammar; "compiled", what `LargeModel.check_grammar`
+    made of one of them. `field` is the request's field that it came from, for error messages.
     """
 
     kind: GrammarKind
@@ -32,28 +36,28 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Shapes the large model's sampling only, never the pair's scores. Defaults are OpenAI's.
+    """How the large model samples. The pair's scores do not depend on it. Names and defaults are OpenAI's and vLLM's.
 
-    `max_tokens` None means "what fits the context"; `temperature` 0 is greedy; `top_k` 0 keeps every token;
-    `stop` are strings that end an answer where they begin; `seed` None draws a fresh one. `logprobs` asks for that many
-    `Hypothesis.alternatives` at each place; None and 0 ask for none.
+    Length: `max_tokens` None means as many as fit the context. `stop` strings end an answer where they begin;
+    `include_stop_str_in_output` keeps them, and an ending token's text, in the answer. Until `min_tokens` tokens are
+    drawn no EOS, `stop_token_ids` or stop string ends the answer; with `ignore_eos` an EOS never does.
 
-    Penalties and biases are in logits, before temperature; log-probabilities are reported as if there were none.
-    `presence_penalty` is taken once from every token that the answer has already, `frequency_penalty` for each time
-    that it has it (OpenAI). `repetition_penalty` divides positive logits of tokens in prompt and answer, and multiplies
-    negative ones (CTRL, Keskar et al. 2019, as in transformers). `logit_bias`: token ids, each with what is added to
-    its logit. `min_p` drops tokens less likely than that part of the likeliest one, after temperature and before top_k
-    and top_p (vLLM).
+    Distribution: `temperature` 0 is greedy; `top_k` 0 keeps every token; `min_p` drops tokens less likely than that
+    fraction of the most likely one's probability, after temperature and before top_k and top_p (vLLM). `seed` None
+    draws a fresh one.
 
-    Until `min_tokens` are drawn no EOS, `stop_token_ids` or stop string ends the answer; with `ignore_eos` an EOS never
-    does. Only `allowed_token_ids` may be drawn (None: all), and never the last token that completes one of `bad_words`.
+    Penalties and biases change the logits before temperature; reported log-probabilities do not include them.
+    `presence_penalty` is subtracted once from every token that the answer holds already, `frequency_penalty` once for
+    each occurrence (OpenAI). `repetition_penalty` divides positive and multiplies negative logits of tokens in prompt
+    and answer (CTRL, Keskar et al. 2019, as in transformers). `logit_bias` holds (token id, value added to its logit).
 
-    With a `grammar` only tokens are drawn that it can go on from, and EOS and `stop_token_ids` where it is complete.
-    Stop strings, and stop tokens that are text of the grammar, end an answer anywhere. Where masks and `min_tokens`
-    leave no token, they are lifted.
+    Masks: only `allowed_token_ids` may be drawn (None: all), and never the last token that completes one of
+    `bad_words`. With a `grammar` only tokens that continue it may be drawn, and EOS and `stop_token_ids` only where it
+    is complete; stop strings, and stop tokens that are text of the grammar, still end an answer anywhere. Where masks
+    and `min_tokens` leave no token, they are lifted.
 
-    `include_stop_str_in_output` keeps what ended an answer in its text; special tokens show there only where
-    `skip_special_tokens` is false.
+    Output: special tokens appear in the text only where `skip_special_tokens` is false. `logprobs` is the number of
+    `Hypothesis.alternatives` at each position; None and 0 ask for none.
     """
 
     max_tokens: int | None = None
@@ -80,12 +84,14 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """How a request is searched (Zhou et al. 2024, section 4).
+    """How a request is searched (Zhou et al. 2024, arXiv:2405.19262, section 4).
 
-    `pairs` maps a pair's name to its weight w_j; `beam_width` W hypotheses are kept after each chunk of at most
-    `chunk_length` L tokens; each gets `successors` K continuations. "best_of_n" draws `successors` whole answers.
+    `pairs` maps a pair's name to its weight w_j. After each chunk of at most `chunk_length` (L) tokens `beam_width` (W)
+    hypotheses are kept, and each gets `successors` (K) continuations. Method "best_of_n" draws `successors` whole
+    answers. `trace` asks for the search tree.
+
     `max_sampled_tokens` bounds what the large model draws for one request, pruned tokens included: answers end early,
-    with "length", where it could be exceeded; None = the server's own bound.
+    with finish reason "length", where it could be exceeded. None means the server's own bound.
     """
 
     method: Method = "cbs"
@@ -98,13 +104,13 @@ class Guidance:
 
     @property
     def rows(self) -> int:
-        """Sequences of the large model that are sampled at once: W·K."""
+        """Sequences that the large model samples at once: W·K."""
         return self.beam_width * self.successors
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """A raw prompt; with `special_tokens` the model's tokenizer adds its own (BOS)."""
+    """A raw text prompt. `special_tokens`: the model's tokenizer adds its own (BOS)."""
 
     text: str
     special_tokens: bool = True
@@ -112,18 +118,19 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """A prompt given as token ids of the large model, used as they are."""
+    """A prompt as token ids of the large model, used as they are."""
 
     tokens: Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation: messages as the chat templates take them, for example {"role": "user", "content": "Hi"}.
+    """A conversation, in the form that chat templates take: messages like {"role": "user", "content": "Hi"}.
 
-    `special_tokens` has the tokenizer add its own (BOS) to those that the template writes. Behind the messages the
-    template opens an assistant's turn if `opens_answer`; with `continues` the last message is left open instead.
-    `tools` are function schemas as OpenAI writes them; `template_variables` are the template's own, by name.
+    `special_tokens`: the tokenizer adds its own (BOS) to those that the template writes. `opens_answer`: the template
+    opens an assistant's turn after the messages (`add_generation_prompt`). `continues`: the last message is left open
+    instead (`continue_final_message`). `tools` are function schemas in OpenAI's form. `template_variables` are passed
+    to the template by name (`chat_template_kwargs`).
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -139,8 +146,11 @@ Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """One token as it stands in a text. `text` is None where it holds a part of a character, and `bytes`, in UTF-8, are
-    None where it is a special token, whose text is only its name."""
+    """Text and UTF-8 bytes of one token.
+
+    `text` is None where the token holds only part of a character. `bytes` is None where it is a special token, whose
+    `text` is its name.
+    """
 
     text: str | None
     bytes: bytes | None
@@ -150,12 +160,16 @@ class TokenText:
 class Hypothesis:
     """y', an answer so far.
 
-    `tokens` are the large model's, without the token that ended the answer; `text` is their decoding without a
-    half character at its end, cut where a stop string began; `key` is its lineage (see `w2s_core.search.randomness`).
-    `ended` is true only when the large model itself ended the answer, so that the pair scores its EOS;
-    `finish_reason` is None while the hypothesis may still grow. `logprobs` are log π_base of each token before
-    temperature, the ending token's behind them; `alternatives` stand beside them where `SamplingParams.logprobs` asked.
-    `ending` is the token that ended it, if `ended`. `score` is the weighted sum of `scores`, each pair's log-ratio.
+    `tokens` are the large model's, without the token that ended the answer. `text` is their decoding, without an
+    incomplete character at its end, and cut where a stop string began. `key` identifies its lineage for random draws
+    (`w2s_core.search.randomness`).
+
+    `ended` is true only when the large model itself ended the answer, with the token `ending` where that is known; then
+    the pair scores its EOS. `finish_reason` is None while the hypothesis may still grow.
+
+    `logprobs` are log π_base of each token before temperature, the ending token's last. `alternatives` are parallel to
+    them where `SamplingParams.logprobs` asked for any, else empty. `score` is the weighted sum of `scores`, each pair's
+    log-ratio.
     """
 
     tokens: Tokens = ()
@@ -172,18 +186,21 @@ class Hypothesis:
 
     @property
     def finished(self) -> bool:
+        """Whether it has a finish reason, and does not grow any more."""
         return self.finish_reason is not None
 
     @property
     def length(self) -> int:
-        """Tokens that the large model drew for it, the ending one included."""
+        """Tokens that the large model drew for it, the ending token included."""
         return len(self.tokens) + self.ended
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """Of each token of a prompt but the first, which nothing stands before: its log-probability in nats, its rank (1 =
-    the likeliest), and the likeliest tokens in its place."""
+    """Log-probabilities of a prompt's own tokens, in nats, except for the first, which has no context.
+
+    `ranks`: 1 is the most likely token at that position. `alternatives`: the top log-probabilities there.
+    """
 
     logprobs: tuple[float, ...]
     ranks: tuple[int, ...]
@@ -192,7 +209,7 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What guides the search: `total` = Σ w_j · pairs[j], and each pair's own log-ratio."""
+    """A hypothesis' score: `total` = Σ w_j · pairs[j], and each pair's own log-ratio, in nats."""
 
     total: float
     pairs: Mapping[str, float] = field(default_factory=dict)
@@ -200,7 +217,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One chunk of the search: every distinct candidate with its score, and the beam that was kept of them."""
+    """One chunk of the search: every distinct candidate with its score, and the beam that was kept, best first."""
 
     candidates: Sequence[Hypothesis]
     beam: Sequence[Hypothesis]
@@ -208,17 +225,17 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One call of the API. `guidance` None takes the served model's own; `best_of` is OpenAI's field.
+    """One API call, for the engine. `guidance` None takes the served model's own; `best_of` is OpenAI's field.
 
     Each of `prompts` gets `n` choices, indexed `i + prompt_index * n`. Of a prompt longer than `truncate_prompt_tokens`
-    tokens only its last ones are used; -1 means as many as fit the context beside the answer, None all.
+    only the last tokens are used; -1 means as many as fit the context beside the answer, None all.
 
-    `with_tokens` puts tokens beside committed text, `with_prompt` a PromptRead before it. `prompt_logprobs` asks for
-    the log-probabilities in that, with so many alternatives at each place. `token_ids`: tokens are wanted for
-    their ids, which not every provider tells.
+    `with_tokens` adds tokens to the committed text, and `with_prompt` a PromptRead event before it. `prompt_logprobs`
+    asks for log-probabilities in that event, with so many alternatives at each position. `needs_token_ids` is true
+    where the client wants token ids, which not every provider returns.
 
-    With `max_tokens` 0 and pairs, the prompts' texts are scored as answers; `scored_behind` is what each of them begins
-    with that is not: the pairs' prompt x, else empty.
+    With `max_tokens` 0 and pairs, the prompts' texts are scored as answers. Each of them begins with `score_prefix`,
+    which is the pairs' prompt x and is not scored itself; None or "" scores the whole text.
     """
 
     model: str
@@ -231,13 +248,13 @@ class GenerationRequest:
     with_tokens: bool = False
     with_prompt: bool = False
     prompt_logprobs: int | None = None
-    token_ids: bool = False
-    scored_behind: str | None = None
+    needs_token_ids: bool = False
+    score_prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node of the search tree. `parent` is the `id` of a candidate of the previous chunk, or None at the root."""
+    """A node of the search tree. `parent` is the `id` of a candidate of the previous chunk, or None in the first."""
 
     id: int
     parent: int | None
@@ -250,7 +267,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class ProviderUsage:
-    """What providers were asked for: successful calls, and tokens as they count them."""
+    """What providers delivered: successful calls, and tokens as the providers count them."""
 
     calls: int = 0
     prompt_tokens: int = 0

@@ -1,1 +1,1 @@
-"""Who may do what: API keys, rate limits and request policy."""
+"""Access control: API keys, rate limits per key, and the limits that a reload can change."""

@@ -1,4 +1,4 @@
-"""API keys, as `Authorization: Bearer KEY`. Without configured keys everybody is let in."""
+"""API key authentication, as `Authorization: Bearer KEY`. Without configured keys every request is accepted."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from fastapi.security import HTTPBearer
 from server.access.policy import Policy
 from server.errors import InvalidApiKeyError
 
-bearer = HTTPBearer(auto_error=False, description="One of the configured API keys; anything when none is configured.")
+bearer = HTTPBearer(
+    auto_error=False, description="One of the configured API keys; any value when no key is configured."
+)
 
 
-class GuardedRoute(APIRoute):
-    """Asks for the key before anything of the body is read: strangers have nothing parsed."""
+class AuthenticatedRoute(APIRoute):
+    """A route that checks the API key before it reads the body, so that nothing of a stranger's body is parsed."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def guarded(request: Request) -> Response:
-            await _admit(request)
+        async def authenticate_and_handle(request: Request) -> Response:
+            await _authenticate(request)
             return await handle(request)
 
-        return guarded
+        return authenticate_and_handle
 
 
-async def _admit(request: Request) -> None:
-    """Notes in the request's state whose key it is. Raises InvalidApiKeyError, or OverloadedError at a key's limit."""
+async def _authenticate(request: Request) -> None:
+    """Sets `api_key`, the key's name, and `lease` in the request's state.
+
+    Raises InvalidApiKeyError, or OverloadedError when the key has reached one of its limits.
+    """
     policy: Policy = request.app.state.policy
     if not policy.keys:
         return
@@ -40,4 +45,4 @@ async def _admit(request: Request) -> None:
     if key is None:
         raise InvalidApiKeyError("Incorrect API key provided.")
     request.state.api_key = key.name
-    request.state.lease = policy.ledger.enter(key)
+    request.state.lease = policy.usage.acquire(key)

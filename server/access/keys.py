@@ -1,4 +1,4 @@
-"""API keys: named, held as hashes only, from the settings and from a file of their own."""
+"""API keys: the set of accepted keys, from the settings and from a key file, kept as SHA-256 hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from w2s_core.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key: everything but itself."""
+    """An accepted API key: its name, its SHA-256 digest and its limits, but not the key itself."""
 
     name: str
     digest: bytes = field(repr=False)
@@ -22,7 +22,7 @@ class ApiKey:
 
 
 class KeyRing:
-    """All keys that open. Empty: everybody is let in."""
+    """The accepted API keys. An empty ring means that no key is needed."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._keys = tuple(keys)
@@ -30,18 +30,21 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, given: str) -> ApiKey | None:
-        """Compares with every key in constant time, so that timing tells nothing of any."""
-        digest = key_digest(given)
-        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
-        return found[0] if found else None
+    def find(self, key: str) -> ApiKey | None:
+        """The accepted key that equals `key`. Compares with all of them in constant time, against timing attacks."""
+        digest = key_digest(key)
+        matches = [accepted for accepted in self._keys if hmac.compare_digest(accepted.digest, digest)]
+        return matches[0] if matches else None
 
 
-def key_ring(configs: Mapping[str, KeyConfig], file: Path | None) -> KeyRing:
-    """Of `server.api_keys` and `server.api_keys_file`. Raises ConfigurationError, which shows no key."""
+def build_key_ring(configs: Mapping[str, KeyConfig], file: Path | None) -> KeyRing:
+    """The keys of `server.api_keys` and of `server.api_keys_file`.
+
+    Raises ConfigurationError, whose message quotes no key, when a name or a key occurs twice.
+    """
     from_file = read_keys(file) if file is not None else {}
-    if twice := configs.keys() & from_file.keys():
-        raise ConfigurationError(f"server.api_keys_file: {file}: server.api_keys has `{min(twice)}` as well")
+    if duplicates := configs.keys() & from_file.keys():
+        raise ConfigurationError(f"server.api_keys_file: {file}: server.api_keys has `{min(duplicates)}` as well")
     names: dict[bytes, str] = {}
     for name, config in {**configs, **from_file}.items():
         if (other := names.setdefault(config.digest, name)) != name:

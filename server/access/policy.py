@@ -1,10 +1,10 @@
-"""What holds for requests, and may change while the server runs."""
+"""The current limits and API keys, which a reload replaces while the server runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from server.access.keys import KeyRing, key_ring
+from server.access.keys import KeyRing, build_key_ring
 from server.access.limits import KeyUsage
 
 if TYPE_CHECKING:
@@ -12,18 +12,22 @@ if TYPE_CHECKING:
 
 
 class Policy:
-    """Whoever needs a limit or a key asks here, at every request. What keys have used outlives a change."""
+    """The limits, API keys and key usage that apply to a request. Code reads them here anew for each request.
+
+    `usage` survives `update`.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
-        """Reads the file of keys. Raises ConfigurationError."""
+        """Reads the key file. Raises ConfigurationError."""
         self.config = config
-        self.keys = keys_of(config)
-        self.ledger = KeyUsage()
+        self.keys = load_keys(config)
+        self.usage = KeyUsage()
 
-    def change(self, config: ServerConfig, keys: KeyRing) -> None:
+    def update(self, config: ServerConfig, keys: KeyRing) -> None:
+        """Replaces limits and keys, for new requests."""
         self.config, self.keys = config, keys
 
 
-def keys_of(config: ServerConfig) -> KeyRing:
-    """Raises ConfigurationError."""
-    return key_ring(config.api_keys, config.api_keys_file)
+def load_keys(config: ServerConfig) -> KeyRing:
+    """The API keys of the settings and of their key file. Raises ConfigurationError."""
+    return build_key_ring(config.api_keys, config.api_keys_file)

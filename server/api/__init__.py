@@ -1,1 +1,1 @@
-"""OpenAI's requests and responses: routes, schemas and response bodies."""
+"""The OpenAI-compatible API: routes, request and response schemas, and the building of responses."""

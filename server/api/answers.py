@@ -1,4 +1,7 @@
-"""Response bodies from engine events, whole or streamed. The order of chunks is the same for both endpoints."""
+"""Builds response bodies from engine events: one complete body (`full_response`) or chunks (`ChunkStream`).
+
+Both endpoints use it. A ResponseBuilder (`server/api/response_builders.py`) supplies what differs between them.
+"""
 
 from __future__ import annotations
 
@@ -11,45 +14,49 @@ from typing import Any
 
 from server.api.response_builders import ChoiceParts, ResponseBuilder
 from server.api.schemas.base import StreamOptions
-from server.api.schemas.responses import Answer, AnswerChoice, ChoiceGuidance, GuidanceSummary, Usage, usage_of
+from server.api.schemas.responses import BaseChoice, ChoiceGuidance, GuidanceSummary, ResponseBody, Usage, usage_of
 from w2s_core.engine.events import ChoiceFinished, Event, PromptRead, RequestFinished, TextCommitted, TokenInfo
 from w2s_core.types import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
-    """What every chunk of an answer repeats; `created` in seconds since 1970."""
+class ResponseMetadata:
+    """The fields that every chunk of a response repeats. `created` is in seconds since 1970."""
 
     id: str
     model: str
     created: int
 
     @classmethod
-    def new(cls, prefix: str, model: str) -> Envelope:
-        return cls(f"{prefix}-{uuid.uuid4().hex}", model, int(time.time()))
+    def new(cls, id_prefix: str, model: str) -> ResponseMetadata:
+        """Metadata with a fresh id and the current time."""
+        return cls(f"{id_prefix}-{uuid.uuid4().hex}", model, int(time.time()))
 
     @property
     def fields(self) -> dict[str, Any]:
+        """The fields under their names in the response."""
         return {"id": self.id, "model": self.model, "created": self.created, "system_fingerprint": None}
 
 
-def _reason(event: ChoiceFinished) -> FinishReason:
+def _finish_reason(event: ChoiceFinished) -> FinishReason:
     return event.hypothesis.finish_reason or "length"  # a finished choice always has one; its type cannot say so
 
 
-def _score(event: ChoiceFinished) -> dict[str, Any]:
-    """The extra field of a guided choice; a plain one has none."""
+def _choice_guidance(event: ChoiceFinished) -> dict[str, Any]:
+    """The `guidance` field of a guided choice; no field for an unguided one."""
     return {"guidance": ChoiceGuidance.of(event.hypothesis)} if event.guided else {}
 
 
-def _report(event: RequestFinished) -> dict[str, Any]:
-    """The extra field of a guided answer; a plain one has none."""
+def _guidance_summary(event: RequestFinished) -> dict[str, Any]:
+    """The `guidance` field of a guided response; no field for an unguided one."""
     return {"guidance": GuidanceSummary.of(event.guidance)} if event.guidance is not None else {}
 
 
-async def whole_answer(events: AsyncIterator[Event], shape: ResponseBuilder, envelope: Envelope) -> Answer:
-    """The answer in one piece, choices by index."""
-    choices: list[AnswerChoice] = []
+async def full_response(
+    events: AsyncIterator[Event], builder: ResponseBuilder, metadata: ResponseMetadata
+) -> ResponseBody:
+    """Collects all events into one response, with its choices ordered by index."""
+    choices: list[BaseChoice] = []
     extras: dict[str, Any] = {}
     tokens: defaultdict[int, list[TokenInfo]] = defaultdict(list)
     prompts: dict[int, PromptRead] = {}
@@ -60,85 +67,91 @@ async def whole_answer(events: AsyncIterator[Event], shape: ResponseBuilder, env
             case TextCommitted():
                 tokens[event.index] += event.tokens
             case ChoiceFinished():
-                told = [*tokens[event.index], *event.tokens]
-                parts = ChoiceParts(event.hypothesis.text, told, prompts.get(event.index))
-                choices.append(shape.whole_choice(event.index, parts, _reason(event), **_score(event)))
+                choice_tokens = [*tokens[event.index], *event.tokens]
+                parts = ChoiceParts(event.hypothesis.text, choice_tokens, prompts.get(event.index))
+                choice = builder.full_choice(event.index, parts, _finish_reason(event), **_choice_guidance(event))
+                choices.append(choice)
             case RequestFinished():
-                extras = {"usage": usage_of(event), **_report(event)}
+                extras = {"usage": usage_of(event), **_guidance_summary(event)}
     choices.sort(key=lambda choice: choice.index)
-    return shape.whole(choices, prompts.get(0), **envelope.fields, **extras)
+    return builder.full_response(choices, prompts.get(0), **metadata.fields, **extras)
 
 
 @dataclass(slots=True)
-class Chunks:
-    """The chunks of one streamed answer of `choices` choices.
+class ChunkStream:
+    """Turns the engine's events into the chunks of one streamed response with `choices` choices.
 
-    The search's own report is known only at the very end. It goes into the chunk that finishes the last choice, and not
-    into the usage chunk or one of its own: that chunk exists in every stream, and many clients read `choices[0]` of
-    whatever comes. So the last choice's end is held back until the engine's last event, which follows at once.
+    The guidance summary is known only when the request has finished. It goes into the chunk that finishes the last
+    choice, so this chunk is held back until the engine's last event, which follows at once. A chunk of its own would
+    break the many clients that read `choices[0]` of every chunk, and not every stream has a usage chunk.
     """
 
-    shape: ResponseBuilder
-    envelope: Envelope
+    builder: ResponseBuilder
+    metadata: ResponseMetadata
     options: StreamOptions
     choices: int
     _opened: set[int] = field(default_factory=set)
     _prompts: dict[int, PromptRead] = field(default_factory=dict)
     _finished: int = 0
-    _held: ChoiceFinished | None = None
+    _held_back: ChoiceFinished | None = None
     _usage: Usage = field(default_factory=lambda: Usage.of(0, 0))
 
-    async def of(self, events: AsyncIterator[Event]) -> AsyncIterator[Answer]:
-        """OpenAI's order: per choice its role (chat), its text, its end; then the usage, if asked for."""
+    async def chunks(self, events: AsyncIterator[Event]) -> AsyncIterator[ResponseBody]:
+        """Yields chunks in OpenAI's order: for each choice its role (chat), its text and its finish reason; then the
+        usage, if requested."""
         async for event in events:
-            for chunk in self._chunks(event):
+            for chunk in self._chunks_of(event):
                 yield chunk
 
-    def _chunks(self, event: Event) -> list[Answer]:
+    def _chunks_of(self, event: Event) -> list[ResponseBody]:
         if isinstance(event, RequestFinished):
-            return self._end(event)
+            return self._end_response(event)
         if isinstance(event, PromptRead):
             self._prompts |= dict.fromkeys(event.choices, event)
-            return [chunk for index in event.choices for chunk in self._opening(index)]
-        if isinstance(event, TextCommitted):  # the chunk with the role is sent before the text, and counts none of it
+            return [chunk for index in event.choices for chunk in self._open_choice(index)]
+        if isinstance(event, TextCommitted):  # the chunk with the role precedes the text and must not count it
             self._usage = Usage.of(event.prompt_tokens, self._usage.completion_tokens)
-        opening = self._opening(event.index)
+        opening = self._open_choice(event.index)
         if isinstance(event, TextCommitted):
             self._usage = Usage.of(event.prompt_tokens, event.completion_tokens)
-            parts = ChoiceParts(event.text, event.tokens, echoed=self._echoed(event.index))
-            return [*opening, *(self._chunk(choice) for choice in self.shape.text_deltas(event.index, parts))]
+            parts = ChoiceParts(event.text, event.tokens, echo_length=self._echo_length(event.index))
+            return [*opening, *(self._chunk(choice) for choice in self.builder.text_deltas(event.index, parts))]
         self._finished += 1
         if self._finished == self.choices:
-            self._held = event
+            self._held_back = event
             return opening
-        return [*opening, *self._last(event)]
+        return [*opening, *self._finish_choice(event)]
 
-    def _opening(self, index: int) -> list[Answer]:
+    def _open_choice(self, index: int) -> list[ResponseBody]:
+        """The first chunk of a choice, unless it was sent already or there is nothing to send."""
         if index in self._opened:
             return []
         self._opened.add(index)
         prompt = self._prompts.get(index)
-        first = self.shape.first_delta(index, prompt)
+        first = self.builder.first_delta(index, prompt)
         return [] if first is None else [self._chunk(first, prompt)]
 
-    def _echoed(self, index: int) -> int:
-        return len(self._prompts[index].text) if self.shape.details.echo else 0
+    def _echo_length(self, index: int) -> int:
+        return len(self._prompts[index].text) if self.builder.output_options.echo else 0
 
-    def _last(self, event: ChoiceFinished, **extras: Any) -> list[Answer]:
-        parts = ChoiceParts(tokens=event.tokens, echoed=self._echoed(event.index))
-        *others, last = self.shape.last_deltas(event.index, parts, _reason(event), **_score(event))
+    def _finish_choice(self, event: ChoiceFinished, **extras: Any) -> list[ResponseBody]:
+        """The last chunks of a choice; `extras` are fields of the very last one."""
+        parts = ChoiceParts(tokens=event.tokens, echo_length=self._echo_length(event.index))
+        reason = _finish_reason(event)
+        *others, last = self.builder.final_deltas(event.index, parts, reason, **_choice_guidance(event))
         return [*(self._chunk(choice) for choice in others), self._chunk(last, **extras)]
 
-    def _end(self, event: RequestFinished) -> list[Answer]:
+    def _end_response(self, event: RequestFinished) -> list[ResponseBody]:
         self._usage = usage_of(event)
-        chunks = [] if self._held is None else self._last(self._held, **_report(event))
+        held_back = self._held_back
+        chunks = [] if held_back is None else self._finish_choice(held_back, **_guidance_summary(event))
         if self.options.include_usage:
-            chunks.append(self.shape.chunk([], **self.envelope.fields, usage=self._usage))
+            chunks.append(self.builder.chunk([], **self.metadata.fields, usage=self._usage))
         return chunks
 
-    def _chunk(self, choice: AnswerChoice, prompt: PromptRead | None = None, **extras: Any) -> Answer:
+    def _chunk(self, choice: BaseChoice, prompt: PromptRead | None = None, **extras: Any) -> ResponseBody:
         if self.options.continuous_usage_stats:
             extras["usage"] = self._usage
         elif self.options.include_usage:
             extras["usage"] = None
-        return self.shape.chunk([choice], prompt, **self.envelope.fields, **extras)
+        return self.builder.chunk([choice], prompt, **self.metadata.fields, **extras)

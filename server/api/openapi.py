@@ -1,4 +1,4 @@
-"""The API's description, `/openapi.json`: which errors an operation can answer, and headers that every answer has."""
+"""The OpenAPI description, `/openapi.json`: error responses per operation, common headers, and stream events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from server.api.schemas.chat import ChatChunk
 from server.api.schemas.completions import Completion
 from server.api.schemas.responses import ErrorResponse
-from server.errors import HTTP_CODES, INVALID, KINDS, Failure, InvalidApiKeyError, Kind
+from server.errors import ERROR_SPECS, ErrorInfo, InvalidApiKeyError
 from w2s_core.errors import (
     DeadlineError,
     OverloadedError,
@@ -25,83 +25,94 @@ Responses = dict[int | str, dict[str, Any]]
 
 _HEADERS: Mapping[str, Any] = {
     "x-request-id": {
-        "description": "The caller's `x-request-id`, if it sent a sane one, or one made here.",
+        "description": "The request's own `x-request-id` if it matches the pattern, else a new id.",
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
     },
     "openai-processing-ms": {
-        "description": "Milliseconds until the answer began.",
+        "description": "Milliseconds from the request's arrival to the start of the response.",
         "schema": {"type": "integer", "minimum": 0},
     },
 }
 _RETRY_AFTER = {
-    "Retry-After": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer", "minimum": 1}}
+    "Retry-After": {
+        "description": "Seconds to wait before trying again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    }
 }
-# Per status: what it is for, and an example.
-_EXAMPLES: Mapping[int, tuple[str, Failure]] = {
+# By status: its description, and an example.
+_ERRORS: Mapping[int, tuple[str, ErrorInfo]] = {
     400: (
-        "Malformed, of a wrong type, out of range, unknown, or more than the model's context",
-        Failure(KINDS[RequestError], "`temperature`: Input should be less than or equal to 2", "temperature"),
+        "The request is malformed, has an unknown field, a value of a wrong type or out of range, or exceeds the "
+        "model's context",
+        ErrorInfo(ERROR_SPECS[RequestError], "`temperature`: Input should be less than or equal to 2", "temperature"),
     ),
-    401: ("No API key, or a wrong one", Failure(KINDS[InvalidApiKeyError], "Incorrect API key provided.")),
+    401: ("The API key is missing or wrong", ErrorInfo(ERROR_SPECS[InvalidApiKeyError], "Incorrect API key provided.")),
     404: (
         "No model of this name is served",
-        Failure(KINDS[UnknownModelError], "The model `gpt-9` does not exist.", "model"),
+        ErrorInfo(ERROR_SPECS[UnknownModelError], "The model `gpt-9` does not exist.", "model"),
     ),
     408: (
-        "The request was not here whole within `server.request_read_timeout_s`",
-        Failure(Kind(408, INVALID, HTTP_CODES[408]), "The request was not here within 30 seconds."),
+        "The request did not arrive completely within `server.request_read_timeout_s`",
+        ErrorInfo.http(408, "The request did not arrive completely within 30 seconds."),
     ),
     413: (
         "The body is larger than `server.max_body_bytes`",
-        Failure(Kind(413, INVALID, HTTP_CODES[413]), "The body is larger than 4194304 bytes."),
+        ErrorInfo.http(413, "The body is larger than 4194304 bytes."),
     ),
     431: (
-        "The request's line and headers are too many, or larger than `server.max_header_bytes`",
-        Failure(Kind(431, INVALID, HTTP_CODES[431]), "The request's head is larger than 16384 bytes."),
+        "The request has more headers than `server.max_headers`, or its request line and headers are larger than "
+        "`server.max_header_bytes`",
+        ErrorInfo.http(431, "The request line and headers are larger than 16384 bytes."),
     ),
     429: (
-        "More than can wait, or than the API key may",
-        Failure(KINDS[OverloadedError], "Too many requests wait. Please try again later."),
+        "The queue is full, or the API key has reached one of its limits",
+        ErrorInfo(ERROR_SPECS[OverloadedError], "Too many requests wait. Please try again later."),
     ),
     500: (
-        "A fault of this server",
-        Failure(KINDS[Exception], "The server had an error while processing your request. (request id req_5f21c7)"),
+        "An internal error of this server",
+        ErrorInfo(
+            ERROR_SPECS[Exception], "The server had an error while processing your request. (request id req_5f21c7)"
+        ),
     ),
     502: (
-        "A provider of a remote model failed, after retries",
-        Failure(KINDS[UpstreamError], "The provider of `llama` failed: it answered 500."),
+        "The provider of a remote model failed, also after retries",
+        ErrorInfo(ERROR_SPECS[UpstreamError], "The provider of `llama` failed: it answered 500."),
     ),
     503: (
-        "The models are loading, no worker is alive, or the server is leaving",
-        Failure(KINDS[UnavailableError], "The models are still loading. Please try again shortly."),
+        "The models are loading, no worker is alive, or the server is shutting down",
+        ErrorInfo(ERROR_SPECS[UnavailableError], "The models are still loading. Please try again shortly."),
     ),
     504: (
-        "The request's time was up, or a provider's was",
-        Failure(KINDS[DeadlineError], "The request took longer than 600 seconds."),
+        "The request, or the provider of a remote model, took too long",
+        ErrorInfo(ERROR_SPECS[DeadlineError], "The request took longer than 600 seconds."),
     ),
 }
 _REFERENCE = "#/components/schemas/{model}"
 _CHUNKS = {"/v1/completions": Completion.__name__, "/v1/chat/completions": ChatChunk.__name__}
-ANYWHERE = (401, 429, 431, 500, 503)
-WITH_A_BODY = (400, *ANYWHERE, 404, 408, 413)
-GENERATING = (*WITH_A_BODY, 502, 504)
+COMMON_ERRORS = (401, 429, 431, 500, 503)
+BODY_ERRORS = (400, *COMMON_ERRORS, 404, 408, 413)
+GENERATION_ERRORS = (*BODY_ERRORS, 502, 504)
 
 
-def errors_of(*statuses: int) -> Responses:
-    """These statuses in an operation's `responses`."""
-    return {status: _described(status) for status in sorted(statuses)}
+def error_responses(*statuses: int) -> Responses:
+    """The entries of an operation's `responses` for these error statuses."""
+    return {status: _error_response(status) for status in sorted(statuses)}
 
 
-def _described(status: int) -> dict[str, Any]:
-    what, _ = _EXAMPLES[status]
-    told: dict[str, Any] = {"model": ErrorResponse, "description": what}
+def _error_response(status: int) -> dict[str, Any]:
+    description, _ = _ERRORS[status]
+    response: dict[str, Any] = {"model": ErrorResponse, "description": description}
     if status in (429, 503):
-        told["headers"] = _RETRY_AFTER
-    return told
+        response["headers"] = _RETRY_AFTER
+    return response
 
 
-class DescribedApp(FastAPI):
-    """Describes what is served: events of streams, headers that middleware adds, and no 422, which is never sent."""
+class DocumentedApp(FastAPI):
+    """A FastAPI application whose description includes stream events, the middleware's headers and error examples.
+
+    It leaves out FastAPI's 422, which this server never sends.
+    """
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is not None:
@@ -109,19 +120,19 @@ class DescribedApp(FastAPI):
         schema = super().openapi()
         for methods in schema["paths"].values():
             for operation in methods.values():
-                _correct(operation["responses"])
-        for unsent in ("HTTPValidationError", "ValidationError"):
-            schema["components"]["schemas"].pop(unsent, None)
+                _complete_responses(operation["responses"])
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(unused, None)
         _, chunks = models_json_schema([(ChatChunk, "serialization")], ref_template=_REFERENCE)
         schema["components"]["schemas"] |= chunks["$defs"]
         for path, chunk in _CHUNKS.items():
             content = schema["paths"][path]["post"]["responses"]["200"]["content"]
-            content["text/event-stream"]["itemSchema"] = _events_of(chunk)
+            content["text/event-stream"]["itemSchema"] = _stream_event_schema(chunk)
         return schema
 
 
-def _events_of(chunk: str) -> dict[str, Any]:
-    """OpenAPI 3.2's description of a stream's events. Known errors come as one, too, once the stream has begun."""
+def _stream_event_schema(chunk: str) -> dict[str, Any]:
+    """The schema of one event, as OpenAPI 3.2 describes streams. Errors after the first chunk are events, too."""
     schemas = [{"$ref": _REFERENCE.format(model=name)} for name in (chunk, ErrorResponse.__name__)]
     data = {"contentMediaType": "application/json", "contentSchema": {"anyOf": schemas}}
     return {
@@ -131,9 +142,9 @@ def _events_of(chunk: str) -> dict[str, Any]:
     }
 
 
-def _correct(responses: dict[str, Any]) -> None:
+def _complete_responses(responses: dict[str, Any]) -> None:
     responses.pop("422", None)
     for status, response in responses.items():
         response["headers"] = {**response.get("headers", {}), **_HEADERS}
-        if status != "200":  # only here: FastAPI would drop an example's nulls
-            response["content"]["application/json"]["example"] = _EXAMPLES[int(status)][1].body
+        if status != "200":  # not in `error_responses`: FastAPI would drop the nulls of an example
+            response["content"]["application/json"]["example"] = _ERRORS[int(status)][1].body

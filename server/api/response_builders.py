@@ -1,4 +1,5 @@
-"""How each endpoint writes its choices, whole and streamed: OpenAI's shapes, and vLLM's fields where asked for."""
+"""Response builders: how each endpoint writes its choices, complete and streamed, with OpenAI's fields and vLLM's
+optional ones."""
 
 from __future__ import annotations
 
@@ -16,71 +17,97 @@ from server.api.schemas.chat import (
     Delta,
 )
 from server.api.schemas.completions import Completion, CompletionChoice
-from server.api.schemas.logprobs import NO_DETAILS, Details, chat_logprobs, completion_logprobs, prompt_logprobs
-from server.api.schemas.responses import Answer, AnswerChoice
+from server.api.schemas.logprobs import (
+    TEXT_ONLY,
+    OutputOptions,
+    chat_logprobs,
+    completion_logprobs,
+    prompt_logprobs,
+)
+from server.api.schemas.responses import BaseChoice, ResponseBody
 from w2s_core.engine.events import PromptRead, TokenInfo
 from w2s_core.types import FinishReason
 
 
 class ResponseBuilder(Protocol):
-    """How one endpoint writes its answers, of choices that it made itself; `extras` are fields not always there.
+    """Builds the responses, chunks and choices of one endpoint. A builder gets only choices that it built itself.
 
-    `prompt` is given where the request asks for something of it, and in deltas only at the first of a choice. The last
-    of `last_deltas` ends the choice, and has the `extras`.
+    `extras` and `fields` are fields that not every response has, such as `guidance`. `prompt` is given only when the
+    request asks for an output about it, and in a stream only with a choice's first delta.
     """
 
     id_prefix: str
-    details: Details
+    output_options: OutputOptions
 
-    def whole(self, choices: list[Any], prompt: PromptRead | None, **fields: Any) -> Answer: ...
-    def chunk(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> Answer: ...
-    def whole_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> AnswerChoice: ...
-    def first_delta(self, index: int, prompt: PromptRead | None) -> AnswerChoice | None: ...
-    def text_deltas(self, index: int, parts: ChoiceParts) -> Sequence[AnswerChoice]: ...
-    def last_deltas(
-        self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any
-    ) -> Sequence[AnswerChoice]: ...
+    def full_response(self, choices: list[Any], prompt: PromptRead | None, **fields: Any) -> ResponseBody:
+        """The complete response."""
+        ...
+
+    def chunk(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> ResponseBody:
+        """A chunk of a streamed response."""
+        ...
+
+    def full_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> BaseChoice:
+        """A choice of a complete response."""
+        ...
+
+    def first_delta(self, index: int, prompt: PromptRead | None) -> BaseChoice | None:
+        """What a stream sends of a choice before its text, such as its role or the echoed prompt; None for nothing."""
+        ...
+
+    def text_deltas(self, index: int, parts: ChoiceParts) -> Sequence[BaseChoice]:
+        """The deltas for more text of a choice; none if a parser holds the text back."""
+        ...
+
+    def final_deltas(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> Sequence[BaseChoice]:
+        """The deltas that end a choice, at least one; the last has the finish reason and the `extras`."""
+        ...
 
 
 @dataclass(slots=True)
 class ChoiceParts:
-    """What is said of a choice: some text, its tokens, and the prompt, of which `echoed` characters stand before it."""
+    """What a choice or delta is built from: its text, its tokens, and the prompt if the request asks for it.
+
+    `echo_length` is the number of characters of an echoed prompt that precede the text.
+    """
 
     text: str = ""
     tokens: Sequence[TokenInfo] = ()
     prompt: PromptRead | None = None
-    echoed: int = 0
+    echo_length: int = 0
 
 
 class CompletionBuilder:
+    """Builds the responses of `POST /v1/completions`."""
+
     id_prefix = "cmpl"
 
-    def __init__(self, details: Details = NO_DETAILS) -> None:
-        self.details = details
+    def __init__(self, output_options: OutputOptions = TEXT_ONLY) -> None:
+        self.output_options = output_options
 
-    def whole(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> Completion:  # noqa: ARG002
+    def full_response(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> Completion:  # noqa: ARG002
         return Completion(object="text_completion", choices=choices, **fields)
 
-    chunk = whole
+    chunk = full_response  # both have the same format
 
-    def whole_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> CompletionChoice:
-        details, prompt = self.details, parts.prompt
-        echo = prompt if details.echo else None
-        if prompt is not None and details.prompt_logprobs is not None:
-            extras["prompt_logprobs"] = prompt_logprobs(prompt.tokens, details.prompt_logprobs)
+    def full_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> CompletionChoice:
+        options, prompt = self.output_options, parts.prompt
+        echo = prompt if options.echo else None
+        if prompt is not None and options.prompt_logprobs is not None:
+            extras["prompt_logprobs"] = prompt_logprobs(prompt.tokens, options.prompt_logprobs)
         text = (echo.text if echo else "") + parts.text
-        return self._choice(index, text, parts, reason, echo, whole=True, **extras)
+        return self._choice(index, text, parts, reason, echo, full=True, **extras)
 
     def first_delta(self, index: int, prompt: PromptRead | None) -> CompletionChoice | None:
         if prompt is None:
             return None
-        echo = prompt if self.details.echo else None
+        echo = prompt if self.output_options.echo else None
         return self._choice(index, echo.text if echo else "", ChoiceParts(prompt=prompt), None, echo)
 
     def text_deltas(self, index: int, parts: ChoiceParts) -> list[CompletionChoice]:
         return [self._choice(index, parts.text, parts, None)]
 
-    def last_deltas(
+    def final_deltas(
         self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any
     ) -> list[CompletionChoice]:
         return [self._choice(index, "", parts, reason, **extras)]
@@ -93,15 +120,16 @@ class CompletionBuilder:
         reason: FinishReason | None,
         echo: PromptRead | None = None,
         *,
-        whole: bool = False,
+        full: bool = False,
         **extras: Any,
     ) -> CompletionChoice:
-        count, logprobs = self.details.logprobs, None
-        if count is not None and (whole or echo or parts.tokens):
-            shift = len(echo.text) if echo else parts.echoed
-            told = completion_logprobs(parts.tokens, count, shift)
-            logprobs = completion_logprobs(echo.tokens, count).followed_by(told) if echo else told
-        if self.details.token_ids:
+        count, logprobs = self.output_options.logprobs, None
+        if count is not None and (full or echo or parts.tokens):
+            text_start = len(echo.text) if echo else parts.echo_length
+            logprobs = completion_logprobs(parts.tokens, count, text_start)
+            if echo:
+                logprobs = completion_logprobs(echo.tokens, count).concat(logprobs)
+        if self.output_options.token_ids:
             extras["token_ids"] = [token.token for token in parts.tokens]
             if parts.prompt is not None:
                 extras["prompt_token_ids"] = [token.token for token in parts.prompt.tokens]
@@ -109,28 +137,30 @@ class CompletionBuilder:
 
 
 class ChatBuilder:
+    """Builds the responses of `POST /v1/chat/completions` for requests without tools."""
+
     id_prefix = "chatcmpl"
 
-    def __init__(self, details: Details = NO_DETAILS) -> None:
-        self.details = details
+    def __init__(self, output_options: OutputOptions = TEXT_ONLY) -> None:
+        self.output_options = output_options
 
-    def whole(self, choices: list[Any], prompt: PromptRead | None, **fields: Any) -> ChatCompletion:
-        if prompt is not None and self.details.prompt_logprobs is not None:
-            fields["prompt_logprobs"] = prompt_logprobs(prompt.tokens, self.details.prompt_logprobs)
+    def full_response(self, choices: list[Any], prompt: PromptRead | None, **fields: Any) -> ChatCompletion:
+        if prompt is not None and self.output_options.prompt_logprobs is not None:
+            fields["prompt_logprobs"] = prompt_logprobs(prompt.tokens, self.output_options.prompt_logprobs)
         return ChatCompletion(object="chat.completion", choices=choices, **self._prompt_ids(prompt), **fields)
 
     def chunk(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> ChatChunk:
         return ChatChunk(object="chat.completion.chunk", choices=choices, **self._prompt_ids(prompt), **fields)
 
     def _prompt_ids(self, prompt: PromptRead | None) -> dict[str, Any]:
-        if prompt is None or not self.details.token_ids:
+        if prompt is None or not self.output_options.token_ids:
             return {}
         return {"prompt_token_ids": [token.token for token in prompt.tokens]}
 
-    def whole_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> ChatChoice:
+    def full_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> ChatChoice:
         message = AssistantMessage(role="assistant", content=parts.text, refusal=None)
-        told = self._told(parts.tokens, whole=True)
-        return ChatChoice(index=index, message=message, finish_reason=reason, **told, **extras)
+        token_fields = self._token_fields(parts.tokens, full=True)
+        return ChatChoice(index=index, message=message, finish_reason=reason, **token_fields, **extras)
 
     def first_delta(self, index: int, prompt: PromptRead | None) -> ChatChunkChoice:  # noqa: ARG002
         return self._delta(index, Delta(role="assistant", content=""), (), None)
@@ -138,20 +168,22 @@ class ChatBuilder:
     def text_deltas(self, index: int, parts: ChoiceParts) -> list[ChatChunkChoice]:
         return [self._delta(index, Delta(content=parts.text), parts.tokens, None)]
 
-    def last_deltas(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> list[ChatChunkChoice]:
+    def final_deltas(
+        self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any
+    ) -> list[ChatChunkChoice]:
         return [self._delta(index, Delta(), parts.tokens, reason, **extras)]
 
     def _delta(
         self, index: int, delta: Delta, tokens: Sequence[TokenInfo], reason: ChatFinishReason | None, **extras: Any
     ) -> ChatChunkChoice:
-        return ChatChunkChoice(index=index, delta=delta, finish_reason=reason, **self._told(tokens), **extras)
+        return ChatChunkChoice(index=index, delta=delta, finish_reason=reason, **self._token_fields(tokens), **extras)
 
-    def _told(self, tokens: Sequence[TokenInfo], *, whole: bool = False) -> dict[str, Any]:
-        """The fields about a choice's tokens."""
-        count = self.details.logprobs
-        told: dict[str, Any] = {"logprobs": None}
-        if count is not None and (whole or tokens):
-            told["logprobs"] = chat_logprobs(tokens, count)
-        if self.details.token_ids:
-            told["token_ids"] = [token.token for token in tokens]
-        return told
+    def _token_fields(self, tokens: Sequence[TokenInfo], *, full: bool = False) -> dict[str, Any]:
+        """The fields `logprobs` and `token_ids` of a choice. In a delta without tokens, `logprobs` is null."""
+        count = self.output_options.logprobs
+        fields: dict[str, Any] = {"logprobs": None}
+        if count is not None and (full or tokens):
+            fields["logprobs"] = chat_logprobs(tokens, count)
+        if self.output_options.token_ids:
+            fields["token_ids"] = [token.token for token in tokens]
+        return fields

@@ -1,1 +1,1 @@
-"""The connection: protocol, middleware, server-sent events, TLS, disconnects and graceful shutdown."""
+"""The HTTP connection: protocol, middleware, server-sent events, TLS, disconnects and graceful shutdown."""

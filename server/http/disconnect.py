@@ -1,4 +1,4 @@
-"""A client that leaves stops its search."""
+"""Cancels the work of a request when its client disconnects."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from starlette.types import Receive
 T = TypeVar("T")
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away first. Raises ClientDisconnect then.
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of `work`; cancels it and raises ClientDisconnect when the client disconnects first.
 
-    The request's body must have been read. Plain tasks, not an anyio task group: `work` is cancelled once, so that the
-    engine may still await while it cleans up, whereas anyio cancels again at every await. `work` runs in one task from
-    beginning to end, so an async generator within it may hold task groups and timeouts.
+    The request's body must have been read before. This uses plain tasks and not an anyio task group: here `work` is
+    cancelled once, so that the engine may still await while it cleans up, whereas anyio cancels again at every await.
+    All of `work` runs in one task, so an async generator within it may hold task groups and timeouts.
     """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
+    work_task = asyncio.ensure_future(work)
+    disconnect_task = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        await asyncio.wait({work_task, disconnect_task}, return_when=asyncio.FIRST_COMPLETED)
+        if not work_task.done():
             raise ClientDisconnect
-        return working.result()
+        return work_task.result()
     finally:
-        leaving.cancel()
-        working.cancel()
-        await asyncio.wait({working, leaving})
+        disconnect_task.cancel()
+        work_task.cancel()
+        await asyncio.wait({work_task, disconnect_task})
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,6 +1,6 @@
-"""Around every request: an id, the time it took, and an answer even to our own bugs.
+"""ASGI middleware: request ids, processing time, size limits, the admin port, and a 500 for unexpected exceptions.
 
-Plain ASGI: Starlette's BaseHTTPMiddleware would hide a client's leaving from a stream.
+It is plain ASGI, because Starlette's BaseHTTPMiddleware hides a client's disconnect from a streaming response.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from w2s_core.errors import ShuttingDownError
 
 _METRICS = "/metrics"
 _ADMIN_PATHS = (_METRICS, "/health", "/ready", "/version")
-_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)  # what is accepted from a caller
 
 
 class RequestContext:
-    """Sets `scope["state"]["request_id"]`, and the headers `x-request-id` and `openai-processing-ms`.
+    """Gives each request an id, measures its time, and answers exceptions that no handler caught.
 
-    While `leaving()`, answers also ask that the connection be closed: whoever keeps it finds nobody there next time.
+    It sets `scope["state"]["request_id"]` and the response headers `x-request-id` and `openai-processing-ms`. While
+    `draining()`, responses also carry `connection: close`, so that clients connect elsewhere for their next request.
     """
 
-    def __init__(self, app: ASGIApp, leaving: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool] = lambda: False) -> None:
         self.app = app
-        self.leaving = leaving
+        self.draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,26 +50,28 @@ class RequestContext:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(round((time.perf_counter() - began) * 1000))
-                if self.leaving():
+                if self.draining():
                     headers["connection"] = "close"
             await send(message)
 
         try:
             await self.app(scope, receive, send_with_headers)
-        except asyncio.CancelledError:  # the time to drain is over; the client still gets an answer
+        except asyncio.CancelledError:  # `server.drain_timeout_s` has passed; the client still gets a response
             if not started:
                 await error_response(ShuttingDownError(), request_id)(scope, receive, send_with_headers)
             raise
         except Exception as error:
-            if started:  # too late to say it in HTTP
+            if started:  # the status is already sent
                 raise
             await error_response(error, request_id)(scope, receive, send_with_headers)
 
 
-class HeadLimit:
-    """Refuses a request whose head is over `server.max_header_bytes` or has more than `server.max_headers` with 431.
+class HeaderLimit:
+    """Answers 431 when a request line and its headers exceed `server.max_header_bytes`, or number more than
+    `server.max_headers`.
 
-    The protocol gives up over a head that is too long before it is complete; this is for one that came at once.
+    The protocol aborts a head that exceeds the limit while it is still incomplete; this covers one that arrived at
+    once.
     """
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
@@ -89,12 +92,12 @@ class HeadLimit:
             return f"The request has more than {config.max_headers} headers."
         target = len(scope.get("raw_path") or b"") + len(scope["query_string"])
         if target + sum(len(name) + len(value) for name, value in headers) > config.max_header_bytes:
-            return f"The request's head is larger than {config.max_header_bytes} bytes."
+            return f"The request line and headers are larger than {config.max_header_bytes} bytes."
         return None
 
 
-class AdminPort:
-    """With `server.admin_port`, metrics are to be had there only, and nothing but metrics, probes and the version."""
+class AdminPortFilter:
+    """Serves `/metrics` only on `server.admin_port`, and on that port only metrics, probes and the version."""
 
     def __init__(self, app: ASGIApp, port: int) -> None:
         self.app = app
@@ -113,10 +116,10 @@ class AdminPort:
 
 
 class BodyLimit:
-    """Refuses a body of more than `server.max_body_bytes` with 413, announced or not: raises HTTPException into the
-    reader.
+    """Answers 413 when a body exceeds `server.max_body_bytes`.
 
-    Not FastAPI's `max_body_size`: it answers in plain text, whatever handlers are installed.
+    A larger `content-length` is refused at once; without one, `receive` raises HTTPException as soon as the limit is
+    exceeded. FastAPI's `max_body_size` is not used: it answers in plain text, whatever handlers are installed.
     """
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
@@ -127,10 +130,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most = self.policy.config.max_body_bytes
-        announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdecimal() and int(announced) > most:
-            await error_response(_too_large(most), scope["state"]["request_id"])(scope, receive, send)
+        limit = self.policy.config.max_body_bytes
+        content_length = Headers(scope=scope).get("content-length", "0")
+        if content_length.isdecimal() and int(content_length) > limit:
+            await error_response(_too_large(limit), scope["state"]["request_id"])(scope, receive, send)
             return
         received = 0
 
@@ -138,16 +141,16 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > most:
-                raise _too_large(most)
+            if received > limit:
+                raise _too_large(limit)
             return message
 
         await self.app(scope, receive_within_limit, send)
 
 
-def _too_large(most: int) -> HTTPException:
-    return HTTPException(413, f"The body is larger than {most} bytes.")
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"The body is larger than {limit} bytes.")
 
 
-def _request_id(asked: str | None) -> str:
-    return asked if asked and _SANE_ID.fullmatch(asked) else f"req_{uuid.uuid4().hex}"
+def _request_id(from_caller: str | None) -> str:
+    return from_caller if from_caller and _REQUEST_ID.fullmatch(from_caller) else f"req_{uuid.uuid4().hex}"

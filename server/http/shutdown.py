@@ -1,4 +1,8 @@
-"""Leaving without dropping anyone: a signal closes the doors, and the server goes when the last answer is sent."""
+"""Graceful shutdown. On SIGTERM the server stops accepting requests, finishes the running ones within
+`server.drain_timeout_s` and exits with 0.
+
+SIGINT does the same. SIGHUP reloads the configuration.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,13 @@ import uvicorn
 
 
 class GracefulServer(uvicorn.Server):
-    """On the first signal calls `drain` and stays, answering probes and refusals, until nothing is being answered or
-    `timeout_s` has passed; then leaves as uvicorn does, which cancels what is left. A second signal is the time-out.
+    """A uvicorn server that drains before it exits.
 
-    uvicorn alone closes its port at once, so that a load balancer meets silence where it should hear 503.
+    On the first signal it calls `drain` and keeps its port open, answering probes and refusing new requests with 503,
+    until no request is running or `timeout_s` has passed. Then it shuts down as uvicorn does, which cancels the
+    requests that are left. A second signal ends the wait at once.
+
+    uvicorn alone closes its port at once, so that a load balancer gets connection errors instead of 503.
     """
 
     def __init__(
@@ -30,37 +37,40 @@ class GracefulServer(uvicorn.Server):
         self.timeout_s = timeout_s
         self._drain = drain
         self._reload = reload
-        self._hung_up = False
+        self._hangup_received = False
         self._had_terminal = sys.stderr.isatty()
-        self._signals = 0
+        self._exit_signals = 0
         self._deadline: float | None = None
 
+    @property
+    def _draining(self) -> bool:
+        return self._deadline is not None
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Only takes note: a signal may come in the middle of any line."""
-        self._signals += 1
-        if self._signals > 1:
+        """Counts the signal; `on_tick` acts on it, because a signal may interrupt any line."""
+        self._exit_signals += 1
+        if self._exit_signals > 1:
             super().handle_exit(sig, frame)
 
     def handle_hangup(self, *_: object) -> None:
-        """Has `reload` called, in the event loop; where the terminal was closed under us, whoever started us has left,
-        and so do we."""
-        self._hung_up = True
+        """Handles SIGHUP: `on_tick` then calls `reload`, or drains if our terminal was closed."""
+        self._hangup_received = True
 
     async def on_tick(self, counter: int) -> bool:
-        """True: leave. uvicorn asks ten times a second."""
-        leave = await super().on_tick(counter)
-        if self._hung_up:
-            self._hung_up = False
-            if self._had_terminal and not sys.stderr.isatty():
-                self._signals += 1
+        """Returns whether to shut down now. uvicorn calls this ten times a second."""
+        should_exit = await super().on_tick(counter)
+        if self._hangup_received:
+            self._hangup_received = False
+            if self._had_terminal and not sys.stderr.isatty():  # a closed terminal sends SIGHUP, too
+                self._exit_signals += 1
             else:
                 self._reload()
-        if self._signals and self._deadline is None:
+        if self._exit_signals and not self._draining:
             self._deadline = time.monotonic() + self.timeout_s
             self._drain()
-            return False  # refusing what waits takes a turn of the loop
+            return False  # waiting requests are refused in the event loop's next turn
         if self._deadline is None:
-            return leave
-        left = 0.0 if self._signals > 1 else max(0.0, self._deadline - time.monotonic())
-        self.config.timeout_graceful_shutdown = math.ceil(left)  # for answers that are still on the wire
-        return leave or not left or not self.server_state.tasks
+            return should_exit
+        remaining_s = 0.0 if self._exit_signals > 1 else max(0.0, self._deadline - time.monotonic())
+        self.config.timeout_graceful_shutdown = math.ceil(remaining_s)  # for responses that are still being sent
+        return should_exit or not remaining_s or not self.server_state.tasks

@@ -1,4 +1,4 @@
-"""TLS, where the server itself is to speak it."""
+"""TLS for the server's own socket, from `server.tls_certificate` and `server.tls_key`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
-    """None without a certificate. Python's defaults: TLS 1.2 or later. Raises ConfigurationError, naming the files."""
+    """The TLS context with Python's defaults (TLS 1.2 or later), or None without a certificate.
+
+    Raises ConfigurationError naming the files.
+    """
     if config.tls_certificate is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -21,12 +24,12 @@ def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
 
 
 def load_certificate(context: ssl.SSLContext, config: ServerConfig) -> None:
-    """Has connections that come from now on see this certificate. Raises ConfigurationError."""
+    """Loads the certificate into `context`; new connections get it from then on. Raises ConfigurationError."""
     if config.tls_certificate is None:
         return
     try:
-        # A password is never asked for: nobody may sit there.
+        # An encrypted key must fail here: OpenSSL would otherwise ask for its password on the terminal.
         context.load_cert_chain(config.tls_certificate, config.tls_key, password=lambda: "")
-    except OSError as error:  # ssl's errors are, too
+    except OSError as error:  # ssl.SSLError is an OSError
         files = f"server.tls_certificate {config.tls_certificate}, server.tls_key {config.tls_key}"
         raise ConfigurationError(f"{files}: cannot be used: {error.strerror or error}") from None

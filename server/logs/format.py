@@ -1,4 +1,4 @@
-"""How logs look: lines for people, or one JSON object a line. Both take messages that are mappings of fields."""
+"""Log formats: lines for people, or one JSON object per line. A message may be a mapping of fields in both."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-_PLAIN = re.compile(r"[\w./:+=@-]+", re.ASCII)
+_UNQUOTED = re.compile(r"[\w./:+=@-]+", re.ASCII)
 
 
-def log_to_stderr(level: str, form: str) -> None:
-    """All logs, uvicorn's included: stdout is for programs. `form` is `human` or `json`."""
+def configure_logging(level: str, log_format: str) -> None:
+    """Sends all logs, uvicorn's included, to stderr. `log_format` is `human` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(json_formatter() if form == "json" else HumanFormatter())
+    handler.setFormatter(json_formatter() if log_format == "json" else HumanFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def json_formatter() -> logging.Formatter:
-    """Time in UTC; fields beside `time`, `level`, `logger` and `message`."""
+    """One JSON object per line: `time` (UTC), `level`, `logger`, `message`, and the fields of a mapping beside them."""
     names = {"levelname": "level", "name": "logger"}
-    not_ours = [*RESERVED_ATTRS, "color_message"]  # uvicorn says its messages once more for terminals
+    omitted = [*RESERVED_ATTRS, "color_message"]  # uvicorn repeats its messages there with colours
     return JsonFormatter(
-        ["levelname", "name", "message"], rename_fields=names, timestamp="time", reserved_attrs=not_ours
+        ["levelname", "name", "message"], rename_fields=names, timestamp="time", reserved_attrs=omitted
     )
 
 
 class HumanFormatter(logging.Formatter):
-    """`time level logger: message key=value …`; what a client chose cannot begin a new line."""
+    """`time level logger: message key=value …`. Values are quoted, so that a client cannot forge a new line."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -42,16 +42,16 @@ class HumanFormatter(logging.Formatter):
         message: object = record.msg
         if isinstance(message, Mapping):
             record = copy(record)
-            record.msg, record.args = _line(message), ()
+            record.msg, record.args = _format_fields(message), ()
         return super().format(record)
 
 
-def _line(fields: Mapping[str, Any]) -> str:
-    said = {key: value for key, value in fields.items() if value is not None and key != "message"}
+def _format_fields(fields: Mapping[str, Any]) -> str:
+    shown = {key: value for key, value in fields.items() if value is not None and key != "message"}
     message = json.dumps(fields["message"])[1:-1]
-    return " ".join([message, *(f"{key}={_value(value)}" for key, value in said.items())])
+    return " ".join([message, *(f"{key}={_format_value(value)}" for key, value in shown.items())])
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(value)
+    return text if _UNQUOTED.fullmatch(text) else json.dumps(value)

@@ -1,7 +1,7 @@
-"""One line for every request, when it is over: its id, what it asked of whom, what it cost and how it ended.
+"""The request log: one line per request when it ends, with its id, status, model, rows, tokens and times.
 
-Never a prompt, an answer, a header, a query or a key, only its name: those may hold what is private.
-`server.log_prompts` adds the first two.
+Prompts, answers, headers, query strings and API keys are never logged, as they may be private; a key's name is.
+`server.log_prompts` adds prompts and answers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from server.access.policy import Policy
 from w2s_core.telemetry.request_record import RequestRecord
 
 logger = logging.getLogger("w2s.request")
-_PROBES = ("/health", "/ready", "/metrics")  # asked every few seconds: their lines are for debugging only
-_PATH_LENGTH = 200  # characters of a path that are worth a line
-_DIGITS = 6  # of a time in seconds
+_PROBES = ("/health", "/ready", "/metrics")  # polled every few seconds, so logged at level debug
+_MAX_PATH_LENGTH = 200  # characters; the rest is cut
+_DECIMALS = 6  # of a time in seconds
 
 
 class RequestLog:
-    """Sets `scope["state"]["record"]`, for the engine to write; must be around whatever answers."""
+    """Logs requests. Must be the outermost middleware.
+
+    It sets `scope["state"]["record"]`, a RequestRecord that the engine fills in.
+    """
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:
         self.app = app
@@ -35,44 +38,44 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         began, status = time.perf_counter(), None
-        record = RequestRecord(caller=_caller(scope), keeps_texts=self.policy.config.log_prompts)
+        record = RequestRecord(caller=_trace_headers(scope), keeps_texts=self.policy.config.log_prompts)
         scope.setdefault("state", {})["record"] = record
 
-        async def watching(message: Message) -> None:
+        async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, watching)
+            await self.app(scope, receive, send_and_note_status)
         finally:
             level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
-            total_s = round(time.perf_counter() - began, _DIGITS)
-            logger.log(level, {**_of_http(scope, status), **_of_engine(record), "total_s": total_s})
+            total_s = round(time.perf_counter() - began, _DECIMALS)
+            logger.log(level, {**_http_fields(scope, status), **_engine_fields(record), "total_s": total_s})
 
 
-def _caller(scope: Scope) -> dict[str, str]:
-    """The headers by which a caller names its own trace (W3C)."""
+def _trace_headers(scope: Scope) -> dict[str, str]:
+    """The request's W3C Trace Context headers."""
     headers = Headers(scope=scope)
     return {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
 
 
-def _of_http(scope: Scope, status: int | None) -> dict[str, Any]:
-    """`status` None: the connection ended without an answer. `api_key`: whose, where there are keys."""
+def _http_fields(scope: Scope, status: int | None) -> dict[str, Any]:
+    """`status` is None when the connection ended without a response. `api_key` is the key's name, if keys are used."""
     path = scope["path"]
     state = scope["state"]
     key = {"api_key": state["api_key"]} if "api_key" in state else {}
     return {
-        "message": f"{scope['method']} {path if len(path) <= _PATH_LENGTH else path[:_PATH_LENGTH] + '…'}",
+        "message": f"{scope['method']} {path if len(path) <= _MAX_PATH_LENGTH else path[:_MAX_PATH_LENGTH] + '…'}",
         "request_id": state.get("request_id"),
         "status": status,
         **key,
     }
 
 
-def _of_engine(record: RequestRecord) -> dict[str, Any]:
-    """Nothing where no engine was asked."""
+def _engine_fields(record: RequestRecord) -> dict[str, Any]:
+    """Empty when the request did not reach the engine."""
     if record.outcome is None:
         return {}
     fields: dict[str, Any] = {
@@ -85,8 +88,8 @@ def _of_engine(record: RequestRecord) -> dict[str, Any]:
         "returned_tokens": record.returned_tokens,
         "sampled_tokens": record.sampled_tokens,
         "scored_tokens": record.scored_tokens,
-        "queue_s": None if record.queue_s is None else round(record.queue_s, _DIGITS),
-        "first_token_s": None if record.first_token_s is None else round(record.first_token_s, _DIGITS),
+        "queue_s": None if record.queue_s is None else round(record.queue_s, _DECIMALS),
+        "first_token_s": None if record.first_token_s is None else round(record.first_token_s, _DECIMALS),
     }
     if record.trace_id is not None:
         fields["trace_id"] = record.trace_id

@@ -1,1 +1,1 @@
-"""Settings from files, environment and flags, and their reload."""
+"""The server's settings: their schema, their sources (file, environment, flags) and their reload."""

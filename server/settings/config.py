@@ -1,6 +1,6 @@
-"""The server's settings: one YAML file, the environment, flags. Flags win over environment, file and defaults.
+"""The server's settings and where they come from: flags, then the environment, then one YAML file, then defaults.
 
-An unknown key anywhere is refused by name: a typing error must not turn into a default.
+An unknown key is an error that names it, so that a misspelled key cannot turn into a default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from server.settings.api_keys import KeyConfigs
 from server.settings.environment import EnvironmentSource
-from server.settings.files import explain, read_yaml
+from server.settings.files import describe_validation_error, read_yaml
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
@@ -37,7 +37,7 @@ from w2s_core.config import (
 from w2s_core.errors import ConfigurationError
 from w2s_core.types import Guidance
 
-# What is served when nothing is named: a real large model, and the same one steered.
+# The demo, served when no models are configured: a large model, and the same one guided by a pair.
 DEMO: Mapping[str, Any] = {
     "large_models": {"smollm2": {"backend": "local", "model": "demo:smollm2-135m-instruct"}},
     "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews", "prompt_template": ""}},
@@ -58,7 +58,7 @@ DEMO: Mapping[str, Any] = {
 
 
 def _backend(value: Any) -> str | None:
-    """Which kind of model this is; None = no known one. Without a word it is local."""
+    """The `backend` of a model, `local` by default; None if it is unknown."""
     backend = value.get("backend", "local") if isinstance(value, Mapping) else getattr(value, "backend", "local")
     return backend if backend in ("local", "remote") else None
 
@@ -80,7 +80,11 @@ Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s*]+)$")]
 
 
 class ServerConfig(BaseModel):
-    """The HTTP side; times in seconds, sizes in bytes, rows as SPEC counts them (W·K per guided choice)."""
+    """The `server` section. Times are in seconds, sizes in bytes.
+
+    A row is one sequence that the large model samples at a time. A prompt takes W·K rows with chunk-level beam search,
+    N with best_of_n, and n without guidance.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     host: str = "127.0.0.1"
@@ -108,14 +112,14 @@ class ServerConfig(BaseModel):
     traces: bool = False
 
     @model_validator(mode="after")
-    def _key_has_its_certificate(self) -> Self:
+    def _tls_key_needs_certificate(self) -> Self:
         if self.tls_key is not None and self.tls_certificate is None:
-            raise ValueError("tls_key: is of no use without tls_certificate")
+            raise ValueError("tls_key: needs tls_certificate to be set, too")
         return self
 
 
 class Settings(BaseSettings):
-    """Everything that an operator can say. `load_settings` builds it."""
+    """All settings, validated. Build them with `load_settings`."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
     large_models: Annotated[dict[str, LargeModel], Field(min_length=1)]
@@ -125,7 +129,7 @@ class Settings(BaseSettings):
     workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
-    def _can_be_served(self) -> Self:
+    def _check_consistency(self) -> Self:
         if problems := [*self._served_problems(), *self._worker_problems(), *self._remote_problems()]:
             raise ValueError("; ".join(problems))
         return self
@@ -134,23 +138,23 @@ class Settings(BaseSettings):
         for name, served in self.served_models.items():
             key = f"served_models.{name}"
             if served.large not in self.large_models:
-                yield f"{key}.large: no large model is named `{served.large}` (there is: {_names(self.large_models)})"
+                yield f"{key}.large: no large model is named `{served.large}` (configured: {_names(self.large_models)})"
             if served.guidance is not None:
                 yield from self._guidance_problems(f"{key}.guidance", served.guidance)
 
     def _guidance_problems(self, key: str, guidance: Guidance) -> Iterator[str]:
         for pair in guidance.pairs:
             if pair not in self.pairs:
-                yield f"{key}.pairs.{pair}: no pair is named `{pair}` (there is: {_names(self.pairs)})"
+                yield f"{key}.pairs.{pair}: no pair is named `{pair}` (configured: {_names(self.pairs)})"
         if guidance.method != "none" and not guidance.pairs:
-            yield f"{key}.pairs: names no pair to guide with"
+            yield f"{key}.pairs: names no pair; method `{guidance.method}` needs at least one"
         for field in ("beam_width", "successors", "chunk_length"):
             if getattr(guidance, field) < 1:
                 yield f"{key}.{field}: must be at least 1"
         rows = guidance.successors if guidance.method == "best_of_n" else guidance.rows
         if guidance.method != "none" and rows > self.server.max_rows_per_request:
-            most = self.server.max_rows_per_request
-            yield f"{key}: takes {rows} rows, more than server.max_rows_per_request ({most})"
+            limit = self.server.max_rows_per_request
+            yield f"{key}: takes {rows} rows, more than server.max_rows_per_request ({limit})"
 
     def _worker_problems(self) -> Iterator[str]:
         for field in ("threads", "max_rows", "kv_cache_gb", "heartbeat_timeout_s"):
@@ -167,7 +171,7 @@ class Settings(BaseSettings):
                 yield from (f"{key}.{problem}" for problem in model.problems())
 
     def engine_config(self) -> EngineConfig:
-        """The part that concerns `w2s_core`."""
+        """The configuration of `w2s_core`'s engine."""
         limits = Limits(
             max_rows=self.workers.max_rows,
             max_queued_rows=self.server.max_queued_rows,
@@ -179,11 +183,11 @@ class Settings(BaseSettings):
 
 
 def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
-    """Read the file, the environment and the flags (nested like the file). Raises ConfigurationError.
+    """Loads the settings from a file, the environment and `flags`, which are nested like the file.
 
-    A file that names no models at all serves the demo's.
+    Without `large_models`, `pairs` and `served_models` in the file, the demo is served. Raises ConfigurationError.
     """
-    file = read_yaml(path, such_as="server") if path is not None else {}
+    file = read_yaml(path, example_key="server") if path is not None else {}
     defaults = {} if file.keys() & DEMO.keys() else dict(DEMO)
 
     class Loaded(Settings):
@@ -202,7 +206,7 @@ def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = No
         return Loaded(**(flags or {}))
     except ValidationError as error:
         where = f"{path}: " if path is not None else ""
-        raise ConfigurationError(where + explain(error)) from None
+        raise ConfigurationError(where + describe_validation_error(error)) from None
 
 
 def _names(names: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""The environment as a source of settings: `W2S_SERVER__PORT=9000` is `server: {port: 9000}`.
+"""Settings from environment variables: `W2S_SERVER__PORT=9000` sets `server: {port: 9000}`.
 
-Lists and mappings are written as JSON (`W2S_WORKERS__DEVICES='["cuda:0"]'`), null as `null`, everything else as it is.
-A name all in capitals is lower-cased; one that is not keeps its letters, so that `W2S_LARGE_MODELS__Llama__MODEL`
-reaches the model called `Llama`.
+Lists and mappings are written as JSON (`W2S_WORKERS__DEVICES='["cuda:0"]'`), null as `null`, everything else as plain
+text. Names in capitals are lower-cased; a part that is not all in capitals stays as it is, so that
+`W2S_LARGE_MODELS__Llama__MODEL` reaches the model called `Llama`.
 
-pydantic-settings' own reader is not used: it drops unknown names without a word, and it cannot see into the
+pydantic-settings' own environment source is not used: it ignores unknown names silently, and it cannot read the
 dataclasses of `w2s_core.config`.
 """
 
@@ -22,41 +22,41 @@ from w2s_core.errors import ConfigurationError
 
 PREFIX = "W2S_"
 DELIMITER = "__"
-CONFIG_FILE = "W2S_CONFIG"  # where the file is: not a key of the file itself
+CONFIG_FILE = "W2S_CONFIG"  # the path of the configuration file, not a key in it
 _NOT_KEYS = frozenset({CONFIG_FILE})
 
 
 class EnvironmentSource(PydanticBaseSettingsSource):
-    """Every `W2S_` variable, known or not: the settings' own validation then refuses the unknown ones."""
+    """A pydantic-settings source of all `W2S_` variables. Validation of the settings then rejects unknown ones."""
 
     def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str] | None = None) -> None:
         super().__init__(settings_cls)
         self._environ = os.environ if environ is None else environ
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # the base class wants it; `__call__` reads all fields at once
+        raise NotImplementedError  # abstract in the base class; `__call__` reads all fields at once
 
     def __call__(self) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name in sorted(self._environ, key=lambda name: name.count(DELIMITER)):  # whole sections before their keys
+        for name in sorted(self._environ, key=lambda name: name.count(DELIMITER)):  # sections before the keys in them
             if name.startswith(PREFIX) and name not in _NOT_KEYS:
-                _put(values, path_of(name), _decode(self._environ[name]), name)
+                _set_nested(values, key_path(name), _decode(self._environ[name]), name)
         return values
 
 
-def path_of(name: str) -> list[str]:
-    """The keys that a variable's name leads through."""
+def key_path(name: str) -> list[str]:
+    """The keys that a variable's name stands for: `W2S_SERVER__PORT` is `["server", "port"]`."""
     segments = name.removeprefix(PREFIX).split(DELIMITER)
     return [segment.lower() if segment.isupper() else segment for segment in segments]
 
 
-def name_of(path: str) -> str:
-    """The variable's name for a dotted path of keys."""
+def variable_name(path: str) -> str:
+    """The variable's name for a dotted key: `server.port` is `W2S_SERVER__PORT`."""
     return PREFIX + path.replace(".", DELIMITER).upper()
 
 
 def _decode(raw: str) -> Any:
-    """JSON only where it must be, so that a template such as `{prompt}` or a key of digits stays text."""
+    """Parses JSON lists, objects and null; everything else stays text, such as `{prompt}` or a key made of digits."""
     if raw == "null" or raw.startswith(("[", "{")):
         try:
             return json.loads(raw)
@@ -65,9 +65,9 @@ def _decode(raw: str) -> Any:
     return raw
 
 
-def _put(values: dict[str, Any], path: list[str], value: Any, name: str) -> None:
+def _set_nested(values: dict[str, Any], path: list[str], value: Any, name: str) -> None:
     for key in path[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise ConfigurationError(f"{name}: `{key}` is also set as a whole, and not to a mapping")
+            raise ConfigurationError(f"{name}: another variable sets `{key}` to a value that is not a mapping")
     values[path[-1]] = value

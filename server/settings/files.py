@@ -1,4 +1,4 @@
-"""Files of settings, and what is wrong with them in one line."""
+"""Reads YAML files and turns validation errors into one line that names the keys and quotes no value."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from server.settings.environment import name_of
+from server.settings.environment import variable_name
 from w2s_core.errors import ConfigurationError
 
 
-def read_yaml(path: Path, such_as: str) -> dict[str, Any]:
-    """A file's mapping, empty where the file is. Raises ConfigurationError; never quotes what stands in the file, which
-    may be a secret. `such_as`: what a key may look like, for the message."""
+def read_yaml(path: Path, example_key: str) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty one for a file without content.
+
+    `example_key` appears in the message when the file holds no mapping. Raises ConfigurationError, which never quotes
+    the file's content, as that may be a secret.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -23,42 +26,40 @@ def read_yaml(path: Path, such_as: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: cannot be read: not UTF-8 at byte {error.start}") from None
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}: is not YAML: {_reason(error)}") from None
+        raise ConfigurationError(f"{path}: is not YAML: {_yaml_problem(error)}") from None
     if content is None:  # an empty file, or only comments
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigurationError(f"{path}: must be a mapping of keys such as `{such_as}`")
+        raise ConfigurationError(f"{path}: must be a mapping of keys such as `{example_key}`")
     return content
 
 
-def _reason(error: yaml.YAMLError) -> str:
-    """What and where; the parser would also quote the line."""
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """The problem and its position, without the line of the file that the parser's own message quotes."""
     mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or "it holds a character that no YAML has"
-    return f"{what} in line {mark.line + 1}, column {mark.column + 1}" if mark else what
+    problem = getattr(error, "problem", None) or "it contains a character that YAML does not allow"
+    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}" if mark else problem
 
 
-def explain(error: ValidationError, at: str = "") -> str:
-    """One line that names every key at fault, and never a value: a value may be a secret. `at`: where they are."""
+def describe_validation_error(error: ValidationError) -> str:
+    """One line that names every key at fault, and never a value, which may be a secret."""
     problems: dict[str, list[str]] = {}
     for item in error.errors(include_url=False, include_input=False, include_context=False):
-        key, message = at + _key(item["loc"]), item["msg"].removeprefix("Value error, ")
+        key, message = _dotted_key(item["loc"]), item["msg"].removeprefix("Value error, ")
         if item["type"] == "backend":
             key += ".backend"
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            variable = name_of(key)
+            variable = variable_name(key)
             key, message = f"{key} (from {variable})" if variable in os.environ else key, "unknown key"
         problems.setdefault(key, []).append(message)
-    return "; ".join(f"{key}: {' or '.join(found)}".removeprefix(": ") for key, found in problems.items())
+    return "; ".join(f"{key}: {' or '.join(messages)}".removeprefix(": ") for key, messages in problems.items())
 
 
-def _key(loc: tuple[int | str, ...]) -> str:
-    """The dotted path, without pydantic's labels for the members of a union at its end (`literal['auto']`, `int`)."""
+def _dotted_key(loc: tuple[int | str, ...]) -> str:
+    """The dotted key of pydantic's `loc`, without its labels for union members (`literal['auto']`, `int`)."""
     parts = [str(part) for part in loc]
-    if (
-        parts[:1] and parts[0] in ("large_models", "pairs") and len(parts) > 2
-    ):  # behind the name stands the backend, a label too
-        del parts[2]
+    if len(parts) > 2 and parts[0] in ("large_models", "pairs"):
+        del parts[2]  # the label behind a model's name: its backend
     if len(parts) > 1 and ("[" in parts[-1] or parts[-1] in ("int", "float", "str")):
         parts.pop()
     return ".".join(parts)

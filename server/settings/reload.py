@@ -1,4 +1,4 @@
-"""A configuration that is read again while the server runs: all of it holds from then on, or nothing of it."""
+"""Compares two configurations for a reload (SIGHUP): which keys changed, and which of them need a restart."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from server.settings.config import ServerConfig, Settings
 
-# Of `server`, what whoever uses it asks for anew each time.
-_LIVE = frozenset(
+# Keys of `server` whose value is read anew for each request, connection or shutdown.
+_RELOADABLE = frozenset(
     {
         "api_keys",
         "api_keys_file",
@@ -31,26 +31,26 @@ _LIVE = frozenset(
 )
 
 
-def changes(old: Settings, new: Settings) -> list[str]:
-    """The keys that differ, such as `server.max_body_bytes` and `served_models.NAME`."""
+def changed_keys(old: Settings, new: Settings) -> list[str]:
+    """The dotted keys that differ, such as `server.max_body_bytes`, `served_models.NAME` or `workers`."""
     return [
-        *_of("server", dict(old.server), dict(new.server)),
-        *_of("workers", {"": old.workers}, {"": new.workers}),
-        *_of("large_models", old.large_models, new.large_models),
-        *_of("pairs", old.pairs, new.pairs),
-        *_of("served_models", old.served_models, new.served_models),
+        *_changed_in("server", dict(old.server), dict(new.server)),
+        *_changed_in("workers", {"": old.workers}, {"": new.workers}),
+        *_changed_in("large_models", old.large_models, new.large_models),
+        *_changed_in("pairs", old.pairs, new.pairs),
+        *_changed_in("served_models", old.served_models, new.served_models),
     ]
 
 
-def _of(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _changed_in(section: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in {**old, **new}:
         if name not in old or name not in new or old[name] != new[name]:
             yield f"{section}.{name}".rstrip(".")
 
 
-def need_a_restart(changed: list[str], old: ServerConfig, new: ServerConfig) -> list[str]:
-    """Those of the changed keys that a running server cannot follow: what models there are, where it listens."""
-    live = {f"server.{name}" for name in _LIVE}
+def keys_needing_restart(changed: list[str], old: ServerConfig, new: ServerConfig) -> list[str]:
+    """Those of the `changed` keys that need a restart, such as models, workers, the port, or TLS on and off."""
+    reloadable = {f"server.{name}" for name in _RELOADABLE}
     if (old.tls_certificate is None) != (new.tls_certificate is None):
-        live -= {"server.tls_certificate", "server.tls_key"}
-    return [key for key in changed if key not in live and not key.startswith("served_models.")]
+        reloadable -= {"server.tls_certificate", "server.tls_key"}
+    return [key for key in changed if key not in reloadable and not key.startswith("served_models.")]

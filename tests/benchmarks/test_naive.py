@@ -124,7 +124,7 @@ async def test_so_it_does_where_answers_end(engine: Engine, folders: dict[str, P
     """A model with many EOS tokens: some hypotheses are carried finished, some win, the pair scores its EOS."""
     ends = []
     for pair in ("same", "foreign"):
-        for seed in range(6):
+        for seed in range(12):
             request = asked(pair, seed, "ending")
             found = await ours(engine, request)
             assert_same(naive(folders, request), found)

@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote, against a real engine over tiny random models behind a real socket."""
+"""A real engine over tiny random models behind a real socket, for tests with third-party clients."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GUIDED: dict[str, Guidance | None] = {
 
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
-    """Served plainly and guided; the template has a place for tools and for calls."""
+    """An engine that serves a plain and a guided model; its template renders tools and tool calls."""
     root = tmp_path_factory.mktemp("tiny")
     large, tuned, untuned = (
         str(save_tiny(root / name, seed=seed, template=TEMPLATE, context_length=1024))
@@ -53,7 +53,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def url(config: EngineConfig) -> AsyncIterator[str]:
-    """A server's address; it asks for `KEY`."""
+    """The URL of a server that requires `KEY`."""
     ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     host = EngineHost(lambda: build_engine(config), ready.set_result, ready.set_exception)
     settings = ServerConfig(api_keys=(KEY,), max_body_bytes=MAX_BODY_BYTES)
@@ -69,7 +69,7 @@ class Caller(Protocol):
 
 
 def caller(kind: str, url: str, **settings: Any) -> Caller:
-    """Of the official client, "sync" (in a thread) or "async", strict and without retries unless told otherwise."""
+    """Builds calls of the official client, "sync" (in a thread) or "async", by default strict and without retries."""
     settings = {"base_url": url, "api_key": KEY, "max_retries": 0, "_strict_response_validation": True} | settings
 
     def talk(method: str, ask: dict[str, Any]) -> Any:

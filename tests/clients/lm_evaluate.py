@@ -1,6 +1,6 @@
 """Runs lm-eval over a folder of tasks: `lm_evaluate.py FOLDER MODEL ARGUMENTS`, the last as JSON; prints JSON.
 
-A program of the environment that has lm-eval; nothing of this project is imported.
+It runs in lm-eval's own environment and imports nothing of this project.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""LangChain's `ChatOpenAI`: invoked, streamed, batched, structured, with tools; synchronous and asynchronous."""
+"""LangChain's `ChatOpenAI`: invoke, stream, batch, structured output and tools; synchronous and asynchronous."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Chat = Callable[..., ChatOpenAI]
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def own(url: str) -> AsyncIterator[dict[str, Any]]:
-    """Settings of every client; LangChain never closes connections that it opened itself."""
+    """Settings of every client, with our HTTP clients, as LangChain never closes connections that it opened itself."""
     async with openai.DefaultAsyncHttpxClient() as later:
         with openai.DefaultHttpxClient() as now:
             yield {"base_url": url, "api_key": KEY, "max_retries": 0, "http_client": now, "http_async_client": later}
@@ -142,7 +142,7 @@ async def test_the_words_for_a_choice_of_tools(chat: Chat, choice: str) -> None:
 
 @MODELS
 async def test_legacy_completions(own: dict[str, Any], model: str) -> None:
-    """LangChain streams these where it must; they add up."""
+    """The legacy `OpenAI` class: its streamed chunks add up to the text of `ainvoke`."""
     write = OpenAI(model=model, max_tokens=20, seed=5, **own)
     text = await write.ainvoke("Once upon")
     assert text

@@ -1,4 +1,4 @@
-"""The command `llm`, as its users run it: a model of ours in `extra-openai-models.yaml`, and a prompt."""
+"""The `llm` command, as its users run it, with a served model in `extra-openai-models.yaml`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def home(url: str, tmp_path: Path) -> Path:
 
 
 async def llm(home: Path, *arguments: str, fails: bool = False) -> str:
-    """What it writes to stdout; to stderr, where it `fails`."""
+    """What `llm` writes to stdout, or to stderr if it `fails`."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "llm", *arguments,
         env=os.environ | {"LLM_USER_PATH": str(home)},
@@ -83,7 +83,7 @@ async def test_a_conversation_goes_on(home: Path) -> None:
 
 
 async def test_tools_are_offered(home: Path) -> None:
-    """A random model calls none; it is told of them, and answers."""
+    """A random model calls no tool; the request with tools is answered all the same."""
     function = 'def weather(city: str) -> str:\n    "Tells the weather."\n    return "sun"\n'
     assert (await llm(home, "-m", "w2s", "--functions", function, *PROMPT)).strip()
 

@@ -1,6 +1,6 @@
-"""lm-eval's `local-completions` against this server says what its `hf` backend says of the same model's folder.
+"""lm-eval: `local-completions` against this server gives the same results as the `hf` backend with the same model.
 
-Small tasks that are made here, no hub. lm-eval lives in an environment of its own: `make test-clients` makes it.
+The tasks are small and made here, without the hub. lm-eval has its own environment, made by `make test-clients`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def evaluate(tasks: Path, backend: str, **arguments: Any) -> Found:
 
 @pytest.fixture(scope="module")
 def by_transformers(tasks: Path) -> Found:
-    """Its softmax in double: in single precision it was off by 1.4e-3 nats on a page of 177 tokens."""
+    """The hf backend with a softmax in double precision, as single was off by 1.4e-3 nats on a page of 177 tokens."""
     large = str(resolve(LARGE))
     return evaluate(tasks, "hf", pretrained=large, dtype="float32", softmax_dtype="float64", max_length=WINDOW)
 
@@ -139,7 +139,7 @@ def test_the_metrics_are_the_same(by_transformers: Found, by_the_server: Found) 
 
 @pytest.mark.parametrize("task", ["w2s_choice", "w2s_perplexity"])
 def test_every_log_probability_is_the_same(by_transformers: Found, by_the_server: Found, task: str) -> None:
-    """Of whole continuations and pages to 1e-3 nats, so of each token too; and whether it is the greedy one."""
+    """Log-likelihoods of whole continuations and pages agree to 1e-3 nats, and so does whether they are greedy."""
     expected, found = _answers(by_transformers, task), _answers(by_the_server, task)
     assert len(found) >= len(PAGES)
     print(task, "largest difference:", max(abs(a[0] - b[0]) for a, b in zip(found, expected, strict=True)), "nats")
@@ -155,6 +155,6 @@ def test_greedy_answers_are_the_same(by_transformers: Found, by_the_server: Foun
 
 
 def _answers(found: Found, task: str) -> list[list[Any]]:
-    """One list a request: nats, and for continuations whether they are greedy."""
+    """One list per request: nats, and for continuations whether they are greedy."""
     flat = [answer for doc in found.answers[task] for request in doc for answer in request]
     return [answer if isinstance(answer, list) else [answer] for answer in flat]

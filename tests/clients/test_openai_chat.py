@@ -1,4 +1,4 @@
-"""The official client, strict, over every mode of chat, whole and streamed, and its own helpers."""
+"""The official OpenAI client with strict validation: every mode of chat, complete and streamed, and its helpers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def called(message: Any) -> list[tuple[str, Any]]:
 
 
 class Assembled:
-    """A choice, put together from its chunks as every client does it."""
+    """A choice, assembled from its chunks as clients do it."""
 
     def __init__(self) -> None:
         self.content, self.ends, self.tokens, self.roles = "", [], [], []
@@ -201,7 +201,7 @@ async def test_what_a_mode_tells(call: Caller, case: str) -> None:
 
 
 async def test_a_continued_message_is_what_the_two_texts_are(call: Caller) -> None:
-    """The model sees the turn still open: what it goes on with is what it would have said behind these words."""
+    """The last turn stays open: the model continues it with what it would have written after these words."""
     ask = {"model": "plain", "messages": MESSAGES, "temperature": 0, "max_tokens": 30}
     [first] = (await call(CREATE, **ask, extra_body={"allowed_token_ids": list(range(65, 91))})).choices
     begun = [*MESSAGES, {"role": "assistant", "content": first.message.content[:10]}]
@@ -246,7 +246,7 @@ async def test_parsing_a_call(call: Caller) -> None:
 
 
 async def streamed_by_helper(kind: str, url: str, **ask: Any) -> tuple[list[Any], Any]:
-    """The events of `client.chat.completions.stream`, and the answer that the helper put together."""
+    """The events of `client.chat.completions.stream`, and the completion that the helper assembled."""
     settings: Any = {"base_url": url, "api_key": KEY, "max_retries": 0, "_strict_response_validation": True}
 
     def talk() -> tuple[list[Any], Any]:
@@ -296,7 +296,7 @@ async def test_arguments_of_a_forced_call_are_streamed_as_they_are_written(call:
 
 
 async def test_a_forced_call_that_is_cut_off_is_told_so(call: Caller) -> None:
-    """As at OpenAI: what there is of the arguments, and finish_reason length."""
+    """As with OpenAI: the arguments so far, and finish_reason length."""
     ask = {"model": "plain", "messages": MESSAGES, "seed": 4, **ONE, "tool_choice": named("weather")}
     whole = await call(CREATE, **ask)
     closing = len("}\n</tool_call>")  # a token each
@@ -309,7 +309,7 @@ async def test_a_forced_call_that_is_cut_off_is_told_so(call: Caller) -> None:
 
 
 async def test_a_conversation_about_tools_goes_on(call: Caller) -> None:
-    """What an answer's message is, the client sends back as it came; the result of the call follows."""
+    """The client sends the answer's message back unchanged, followed by the result of the call."""
     ask = {"model": "plain", "messages": MESSAGES, "seed": 3, **ONE}
     first = await call(CREATE, **ask, tool_choice="required")
     said = first.choices[0].message

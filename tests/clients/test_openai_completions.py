@@ -1,8 +1,8 @@
-"""The official client, strict, over every mode of legacy completions, whole and streamed.
+"""The official OpenAI client with strict validation: every mode of legacy completions, complete and streamed.
 
-Two things the client's own types do not allow, though OpenAI's API sends them: `finish_reason: null` in a stream's
-chunks, and the nulls of the first token of an echoed prompt. Such answers are validated as strictly by types that
-differ in just this; `test_what_the_clients_own_types_do_not_allow` tells when they are needed no longer.
+The client's types do not allow two things that OpenAI's API sends: `finish_reason: null` in a stream's chunks, and the
+nulls of the first token of an echoed prompt. Such responses are validated as strictly by types that differ only in
+this; `test_what_the_clients_own_types_do_not_allow` fails when these are no longer needed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Streamed(Completion):
 
 
 async def ask_for(call: Caller, ask: dict[str, Any]) -> Any:
-    """With the client's own type wherever that allows what OpenAI sends."""
+    """Validates with the client's own type wherever that allows what OpenAI sends."""
     if not ask.get("echo"):
         return await call("completions.create", **ask)
     body = {key: value for key, value in ask.items() if key != "extra_body"} | ask.get("extra_body", {})
@@ -73,12 +73,12 @@ def check_whole(answer: Any, count: int) -> None:
 
 
 def close(value: Any) -> Any:
-    """Rounding depends on what else is in a batch."""
+    """Compares with a tolerance, because rounding depends on what else is in a batch."""
     return value if value is None or isinstance(value, str) else pytest.approx(value, abs=1e-3)
 
 
 def check_stream(chunks: list[Streamed], answer: Any) -> None:
-    """The chunks add up to the answer, choice by choice, and so do the running counts."""
+    """The chunks add up to the complete response, choice by choice, and so does the running usage."""
     assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
     for choice in answer.choices:
         mine = [c for chunk in chunks for c in chunk.choices if c.index == choice.index]
@@ -245,7 +245,7 @@ async def test_the_four_forms_of_a_prompt_are_one(call: Caller, model: str) -> N
 async def test_what_the_clients_own_types_do_not_allow(
     call: Caller, ask: dict[str, Any], problems: dict[tuple[Any, ...], str]
 ) -> None:
-    """OpenAI sends these nulls as well. Red here = the client has been mended: then its own types will do above."""
+    """OpenAI sends these nulls, too. If this fails, the client was fixed, and its own types can be used above."""
     with pytest.raises(openai.APIResponseValidationError) as raised:
         await call("completions.create", model="plain", prompt=TEXT, **ask)
     cause = raised.value.__cause__

@@ -1,4 +1,4 @@
-"""The official client's own exceptions: each status arrives as what its users catch, whole and streamed."""
+"""The official OpenAI client's exceptions: each status raises the documented class, complete and streamed."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def serving(host: EngineHost) -> AsyncIterator[str]:
 
 
 def on_response(kind: str, react: Any) -> dict[str, Any]:
-    """Settings of a client that retries, and calls `react(response)` with every answer it gets."""
+    """Settings of a client that retries, and calls `react(response)` for every response."""
 
     async def told(response: Any) -> None:
         react(response)
@@ -136,7 +136,7 @@ def on_response(kind: str, react: Any) -> dict[str, Any]:
 
 
 async def test_a_client_that_comes_early_waits_for_the_models(kind: str) -> None:
-    """503 with Retry-After: the client tries again by itself, after the time that it was told."""
+    """503 with Retry-After: the client retries by itself, after that time."""
     may_load, statuses = threading.Event(), []
 
     def load() -> FakeEngine:
@@ -156,7 +156,7 @@ async def test_a_client_that_comes_early_waits_for_the_models(kind: str) -> None
 
 
 async def test_a_full_queue_is_waited_for(kind: str) -> None:
-    """429 with Retry-After: one row, which another request holds until the client has heard."""
+    """429 with Retry-After: there is one row, which another request holds until the client got the 429."""
     free, reached, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop, statuses = asyncio.get_running_loop(), []
 

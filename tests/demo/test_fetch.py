@@ -72,7 +72,7 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", script, str(tmp_path / "model")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=30)[0] for process in running]
+    outputs = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert sorted(outputs) == ["", "built\n"]
 

@@ -82,7 +82,7 @@ class Fleet:
 
     def streaming(self, number: int) -> float:
         """Requests under way at a replica."""
-        text = httpx.get(f"{self.replicas[number].url}/metrics", timeout=30).text
+        text = httpx.get(f"{self.replicas[number].url}/metrics", timeout=60).text
         return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("w2s_requests_running "))
 
     def asked(self) -> dict[str, list[str]]:

@@ -30,7 +30,7 @@ class Demo:
 
     async def assert_nothing_is_held(self) -> None:
         """Every row, session and KV slot has been given back."""
-        pool = self.engine._devices
+        pool = self.engine._worker_pool
         assert isinstance(pool, WorkerPool)
         [state] = await pool.inspect()
         assert (state.jobs, set(state.slots_used.values())) == (0, {0})

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
-from w2s_core.engine.admission import Admission, Ticket
+from w2s_core.engine.admission import AdmissionQueue, Ticket
 from w2s_core.errors import OverloadedError, ShuttingDownError
 
 
 async def test_tickets_are_served_in_order_and_rows_are_bounded() -> None:
-    admission = Admission(max_rows=10, max_queued_rows=100)
+    admission = AdmissionQueue(max_rows=10, max_queued_rows=100)
     tickets = [admission.reserve(rows) for rows in (6, 6, 3, 4)]
     assert [t.admitted.is_set() for t in tickets] == [True, False, False, False]  # 3 would fit but came later
     tickets[0].cancel()
@@ -26,7 +26,7 @@ async def test_tickets_are_served_in_order_and_rows_are_bounded() -> None:
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
-    admission = Admission(max_rows=4, max_queued_rows=4)
+    admission = AdmissionQueue(max_rows=4, max_queued_rows=4)
     held = [admission.reserve(4), admission.reserve(4)]
     with pytest.raises(OverloadedError) as refused:
         admission.reserve(1)
@@ -36,7 +36,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 
 async def test_a_request_larger_than_the_machine_runs_alone() -> None:
-    admission = Admission(max_rows=4, max_queued_rows=100)
+    admission = AdmissionQueue(max_rows=4, max_queued_rows=100)
     small, large = admission.reserve(1), admission.reserve(9)
     assert not large.admitted.is_set()
     small.cancel()
@@ -44,7 +44,7 @@ async def test_a_request_larger_than_the_machine_runs_alone() -> None:
 
 
 async def test_leaving_the_queue_in_any_way_gives_the_rows_back() -> None:
-    admission = Admission(max_rows=8, max_queued_rows=1000)
+    admission = AdmissionQueue(max_rows=8, max_queued_rows=1000)
     chance = random.Random(3)
 
     async def visit(rows: int) -> None:
@@ -61,7 +61,7 @@ async def test_leaving_the_queue_in_any_way_gives_the_rows_back() -> None:
 
 
 async def test_a_closed_queue_refuses_all_but_requests_that_have_begun() -> None:
-    admission = Admission(max_rows=4, max_queued_rows=100)
+    admission = AdmissionQueue(max_rows=4, max_queued_rows=100)
     begun, fresh = object(), object()
     running = admission.reserve(4, begun)
     waiting = {request: asyncio.create_task(visit(admission.reserve(2, request))) for request in (begun, fresh, None)}

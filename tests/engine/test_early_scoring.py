@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import FakeLargeModel, FakeProposals, FakeScorer
-from w2s_core.engine import early_scoring as eager_module
-from w2s_core.engine.early_scoring import EarlyScoringProposer, FamilyProposals
+from w2s_core.engine import early_scoring as early_scoring_module
+from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProposer
 from w2s_core.search.cbs import search
 from w2s_core.search.randomness import copy_key, root_key
 from w2s_core.types import Hypothesis, SamplingParams, TextPrompt
@@ -25,7 +25,7 @@ class InOrder(FakeProposals):
 
     order: Sequence[int] = ()
 
-    async def families(
+    async def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
         for index in sorted(range(len(beam)), key=lambda i: self.order[i % len(self.order)] if self.order else i):
@@ -44,7 +44,7 @@ def start(seed: int, copies: int) -> list[Hypothesis]:
 @pytest.fixture(autouse=True)
 def _no_company(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for company, but where a test says so."""
-    monkeypatch.setattr(eager_module, "_COMPANY_S", 0.0)
+    monkeypatch.setattr(early_scoring_module, "_BATCH_WINDOW_S", 0.0)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -72,13 +72,13 @@ async def test_a_fast_beam_is_scored_before_a_slow_one_is_drawn() -> None:
     class Watched:
         scored_tokens = 0
 
-        async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+        async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
             assert all(y.tokens == () for y in candidates[:1]), "the beam is named first"
             if any(y.tokens for y in candidates):
                 scored.set()
 
     proposals = Slow(FakeLargeModel(), PROMPT, SamplingParams())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         families = await EarlyScoringProposer(proposals, Watched()).propose(start(1, 3), k=2, length=4)  # type: ignore[arg-type]
     assert len(families) == 6
 
@@ -88,14 +88,14 @@ async def test_beams_that_end_together_are_scored_together(
     monkeypatch: pytest.MonkeyPatch, company_s: float, early: bool
 ) -> None:
     """However long the first may wait for company: when the last one is there, nobody waits on."""
-    monkeypatch.setattr(eager_module, "_COMPANY_S", company_s)
+    monkeypatch.setattr(early_scoring_module, "_BATCH_WINDOW_S", company_s)
 
     class Together(InOrder):
         async def between(self) -> None:
             for _ in range(20):  # time enough to be scored alone
                 await asyncio.sleep(0)
 
-    async with FakeScorer().open(TextPrompt("x")) as scoring, asyncio.timeout(10):
+    async with FakeScorer().open(TextPrompt("x")) as scoring, asyncio.timeout(60):
         proposals = Together(FakeLargeModel(), PROMPT, SamplingParams())
         families = await EarlyScoringProposer(proposals, scoring).propose(start(1, 3), k=2, length=4)
     assert len(families) == 6
@@ -126,5 +126,5 @@ async def test_whoever_fails_ends_the_other() -> None:
 
 
 def test_local_proposals_end_together_and_stay_as_they_are() -> None:
-    assert not isinstance(FakeProposals(FakeLargeModel(), PROMPT, SamplingParams()), FamilyProposals)
-    assert isinstance(InOrder(FakeLargeModel(), PROMPT, SamplingParams()), FamilyProposals)
+    assert not isinstance(FakeProposals(FakeLargeModel(), PROMPT, SamplingParams()), AsCompletedProposals)
+    assert isinstance(InOrder(FakeLargeModel(), PROMPT, SamplingParams()), AsCompletedProposals)

@@ -309,11 +309,11 @@ async def test_a_part_that_cannot_start_stops_those_that_did() -> None:
             self.running = False
 
     parts = [Part(), Part(), Part(broken=True)]
-    engine = Engine({}, {}, {}, devices=parts[0], providers=parts[1:])
+    engine = Engine({}, {}, {}, worker_pool=parts[0], components=parts[1:])
     with pytest.raises(ConfigurationError):
         await engine.__aenter__()
     assert not any(part.running for part in parts)
-    async with Engine({}, {}, {}, devices=parts[0], providers=[parts[1]]) as engine:
+    async with Engine({}, {}, {}, worker_pool=parts[0], components=[parts[1]]) as engine:
         assert engine.ready
         parts[1].ready = False
         assert not engine.ready

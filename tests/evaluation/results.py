@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from w2s_core.evaluation.experiment import Answer
-from w2s_core.evaluation.measuring import Measured
-from w2s_core.evaluation.results import Results, conclude
+from w2s_core.evaluation.generation import Answer
+from w2s_core.evaluation.results import Results, build_results
+from w2s_core.evaluation.scoring import ScoredAnswer
 from w2s_core.evaluation.settings import BASE, BEST_OF, CBS, WEAK_ALONE, Settings, conditions
 from w2s_core.types import Hypothesis
 
@@ -14,8 +14,8 @@ JUDGED = {BASE: 0.4, WEAK_ALONE: 0.8, BEST_OF: 0.6, CBS: 0.7}
 def made_up(judged: dict[str, float] = JUDGED, spread: float = 0.01, **settings: int) -> Results:
     """Four openers × 2 seeds; each method's answers are judged alike but for ± `spread` from opener to opener."""
     chosen = Settings(prompts=4, **settings)
-    measured = [
-        Measured(
+    scored = [
+        ScoredAnswer(
             Answer(condition, opener, seed, Hypothesis((1, 2), f" {condition.name} text", ended=True), 16, 2.0),
             {
                 "judge": judged.get(condition.name, 0.5) + (spread if i % 2 else -spread),
@@ -32,4 +32,4 @@ def made_up(judged: dict[str, float] = JUDGED, spread: float = 0.01, **settings:
         for i, opener in enumerate(chosen.openers)
         for seed in range(condition.seeds)
     ]
-    return conclude(chosen, measured, {"judge": 0.8, "vader": 0.7}, wall_s=120.0)
+    return build_results(chosen, scored, {"judge": 0.8, "vader": 0.7}, wall_s=120.0)

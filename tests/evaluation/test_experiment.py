@@ -9,11 +9,11 @@ import pytest
 
 from tests.fakes import FakeLargeModel, FakeScorer, letters
 from w2s_core.engine.engine import Engine
-from w2s_core.evaluation.experiment import Answer, Interview, bounded
-from w2s_core.evaluation.instrument import Instrument
-from w2s_core.evaluation.measuring import Measured, measure
+from w2s_core.evaluation.generation import Answer, AnswerGenerator, bounded
+from w2s_core.evaluation.likelihood import LikelihoodEvaluator
 from w2s_core.evaluation.prompts import DEVELOPMENT, OPENERS, PREFIX
-from w2s_core.evaluation.results import Results, conclude
+from w2s_core.evaluation.results import Results, build_results
+from w2s_core.evaluation.scoring import ScoredAnswer, score_answers
 from w2s_core.evaluation.settings import BASE, BEST_OF, CBS, LARGE, PAIR, WEAK, WEAK_ALONE, Settings, conditions
 from w2s_core.types import TextPrompt
 
@@ -33,23 +33,23 @@ class Fakes:
         self.likelihood_calls: list[tuple[str, str]] = []
 
     async def answers(self, settings: Settings = SETTINGS) -> list[Answer]:
-        interview = Interview(self.engine, settings)
-        lists = [await interview.answers(c, lambda c: self.progress.update([c.name])) for c in conditions(settings)]
+        generator = AnswerGenerator(self.engine, settings)
+        lists = [await generator.answers(c, lambda c: self.progress.update([c.name])) for c in conditions(settings)]
         return [answer for answers in lists for answer in answers]
 
     async def likelihood(self, prompt: str, text: str) -> float | None:
         self.likelihood_calls.append((prompt, text))
         return -5.0 if text else None
 
-    async def measured(self, answers: list[Answer]) -> list[Measured]:
+    async def scored(self, answers: list[Answer]) -> list[ScoredAnswer]:
         judges = {
             "judge": lambda texts: [t.count("a") / len(t) for t in texts],
             "vader": lambda texts: [0.0 for _ in texts],
         }
-        return await measure(answers, Instrument(self.scorer, self.likelihood), judges, lambda: None)
+        return await score_answers(answers, LikelihoodEvaluator(self.scorer, self.likelihood), judges, lambda: None)
 
     async def results(self, settings: Settings = SETTINGS) -> Results:
-        return conclude(settings, await self.measured(await self.answers(settings)), {}, 0.0)
+        return build_results(settings, await self.scored(await self.answers(settings)), {}, 0.0)
 
 
 async def test_every_opener_is_answered_by_every_condition_with_every_seed() -> None:
@@ -89,7 +89,7 @@ async def test_the_pair_sees_the_large_models_prompt_and_the_weak_model_only_the
 async def test_every_method_is_measured_by_the_same_instrument() -> None:
     fakes = Fakes()
     answers = await fakes.answers()
-    for m in await fakes.measured(answers):
+    for m in await fakes.scored(answers):
         y = m.answer.hypothesis
         assert m.values["implicit"] == fakes.scorer.nats(y.text, y.ended)
         assert m.values["judge"] == m.answer.judged_text.count("a") / len(m.answer.judged_text)
@@ -104,7 +104,7 @@ async def test_log_probability_per_token_leaves_the_ending_token_out() -> None:
     fakes = Fakes()
     answers = await fakes.answers()
     assert any(a.hypothesis.ended for a in answers if a.condition.name == BASE)
-    for m in await fakes.measured([a for a in answers if a.condition.model == LARGE and a.hypothesis.tokens]):
+    for m in await fakes.scored([a for a in answers if a.condition.model == LARGE and a.hypothesis.tokens]):
         assert m.values["logprob"] == pytest.approx(-1.1188, abs=1e-3)
 
 
@@ -112,7 +112,7 @@ async def test_seeds_differ_between_openers_and_agree_between_methods() -> None:
     answers = await Fakes().answers()
     base = {(a.opener, a.seed): a.hypothesis.tokens for a in answers if a.condition.name == BASE}
     assert len(set(base.values())) == len(base), "12 draws of about 12 letters coincide with probability 1e-3"
-    wide = Interview(Fakes().engine, SETTINGS)
+    wide = AnswerGenerator(Fakes().engine, SETTINGS)
     again = await wide.answers(conditions(SETTINGS)[0], lambda _: None)
     assert {(a.opener, a.seed): a.hypothesis.tokens for a in again} == base
 
@@ -121,7 +121,7 @@ async def test_no_ablation_and_development_openers() -> None:
     settings = Settings(prompts=2, seeds=1, ablation_seeds=0, max_tokens=4, development=True)
     results = await Fakes().results(settings)
     assert not results.ablation
-    assert {m.answer.opener for m in results.measured} == set(DEVELOPMENT[:2])
+    assert {m.answer.opener for m in results.scored} == set(DEVELOPMENT[:2])
 
 
 async def test_bounded_keeps_order_and_limit() -> None:

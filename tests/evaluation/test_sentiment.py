@@ -1,4 +1,4 @@
-"""The command from end to end on tiny random models, and the instrument against plain transformers."""
+"""The command from end to end on tiny random models, and the evaluator against plain transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.replica import served
 from tests.tiny import BOS, byte_tokenizer, save_tiny, tiny_model
 from w2s_core.demo.data import Sentence
 from w2s_core.evaluation import cli, sentiment
-from w2s_core.evaluation.instrument import open_instrument
+from w2s_core.evaluation.likelihood import open_evaluator
 from w2s_core.evaluation.prompts import PREFIX
 from w2s_core.evaluation.settings import DEMO_TEMPLATE, Settings
 from w2s_core.types import Hypothesis
@@ -78,10 +78,10 @@ async def test_the_instrument_reads_what_transformers_reads(tiny: dict[str, Any]
 
     answer = tokenizer.encode(text, add_special_tokens=False)
     before = tokenizer.encode(PREFIX + opener, add_special_tokens=False)
-    async with open_instrument(Settings(prompt_template="", **tiny)) as instrument:
-        likelihood = await instrument.log_likelihood(opener, text)
-        ratio = await instrument.implicit_score(opener, Hypothesis(text=text))
-        assert await instrument.log_likelihood(opener, "") is None
+    async with open_evaluator(Settings(prompt_template="", **tiny)) as evaluator:
+        likelihood = await evaluator.log_likelihood(opener, text)
+        ratio = await evaluator.implicit_score(opener, Hypothesis(text=text))
+        assert await evaluator.log_likelihood(opener, "") is None
     assert likelihood == pytest.approx(logprob(0, before, answer) / len(answer), abs=1e-3)
     assert ratio == pytest.approx(logprob(1, [BOS], answer) - logprob(2, [BOS], answer), abs=1e-3)
 

@@ -28,7 +28,7 @@ async def test_a_workers_death_logs_no_prompt_and_no_answer(
     caplog.set_level(logging.DEBUG)
     async with build_engine(config) as engine:
         waiting = asyncio.create_task(answer(engine, ASK))
-        pool = engine._devices
+        pool = engine._worker_pool
         assert isinstance(pool, WorkerPool)
         async with aclosing(engine.generate(ASK)) as events:
             async for _ in events:

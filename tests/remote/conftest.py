@@ -1,4 +1,4 @@
-"""Misbehaving providers and clients of them, and the proof that nothing of either is left after a test."""
+"""Misbehaving providers and clients of them, with the proof that no connection or task is left after a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A provider with a known distribution, spoken to without a socket: vLLM's way, or the public API's alone."""
+"""A provider with a known distribution, called without a socket: in vLLM's dialect, or in OpenAI's public one."""
 
 from __future__ import annotations
 

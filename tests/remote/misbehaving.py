@@ -1,4 +1,4 @@
-"""A real HTTP/1.1 server on 127.0.0.1 that does to each call what its script says; raw sockets, so that it can lie."""
+"""A real HTTP/1.1 server on 127.0.0.1 that misbehaves as scripted; it uses raw sockets, so that it can break HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SOON = 20  # seconds; only a failing test waits that long
+SOON = 60  # seconds; only a failing test waits that long
 ANSWER = {"choices": [{"text": " yes"}]}
 
 

@@ -1,4 +1,4 @@
-"""How many calls are under way, and what becomes of those whose caller leaves."""
+"""The limit on concurrent calls, and what happens to calls whose caller is cancelled."""
 
 from __future__ import annotations
 

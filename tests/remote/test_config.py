@@ -1,4 +1,4 @@
-"""What a provider's configuration may say."""
+"""Validation of a provider's configuration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_reader_takes_a_string_or_a_list_and_no_unknown_key() -> None:
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
-        ({"base_url": ()}, "base_url: names no address"),
+        ({"base_url": ()}, "base_url: must name at least one URL"),
         ({"base_url": ""}, "base_url: must begin with http"),
         ({"base_url": "host:8000/v1"}, "base_url: must begin with http"),
         ({"base_url": "ftp://host"}, "base_url: must begin with http"),

@@ -1,4 +1,4 @@
-"""The key goes to the provider and nowhere else."""
+"""The API key goes to the provider and nowhere else."""
 
 from __future__ import annotations
 
@@ -88,6 +88,8 @@ def test_a_key_that_cannot_be_one_is_refused_unseen(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("LLM_KEY", raising=False)
     if value is not None and "\x00" not in value:
         monkeypatch.setenv("LLM_KEY", value)
-    with pytest.raises(ConfigurationError, match=r"large_models\.llama\.api_key_env: the variable LLM_KEY") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"large_models\.llama\.api_key_env: set the environment variable LLM_KEY"
+    ) as caught:
         read_api_key(CONFIG, "large_models.llama")
     assert "secr" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Who takes a call."""
+"""Which base_url takes a call: health, affinity and fail-over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def chosen(group: Endpoints, affinity: int | None = None, *tried: Endpoint) -> E
 
 
 def fail(endpoint: Endpoint) -> None:
-    endpoint.breaker.failed(probe=endpoint.breaker.enter())
+    endpoint.breaker.record_failure(probe=endpoint.breaker.begin_call())
 
 
 def test_a_prefix_meets_the_same_endpoint_in_every_replica() -> None:
@@ -48,8 +48,8 @@ def test_the_loss_of_one_moves_its_own_prefixes_only_and_they_return() -> None:
     time.now += 5
     probing = chosen(group, 0)
     assert probing is lost
-    probing.breaker.enter()
-    probing.breaker.succeeded()
+    probing.breaker.begin_call()
+    probing.breaker.record_success()
     assert {a: chosen(group, a) for a in range(100)} == before
 
 
@@ -72,14 +72,14 @@ def test_untried_ones_come_first_then_those_that_do_not_rest() -> None:
     first = chosen(group, 7)
     second = chosen(group, 7, first)
     assert second is not first
-    second.rests_until = time.now + 1
+    second.paused_until = time.now + 1
     third = chosen(group, 7, first)
     assert third not in (first, second)
     fourth = chosen(group, 7, first, third)
     assert chosen(group, 7, first, third, fourth) is second, "it rests, but was not tried"
-    assert not group.fresh({first, third, fourth})
+    assert not group.can_fail_over({first, third, fourth})
     time.now += 1
-    assert group.fresh({first, third, fourth})
+    assert group.can_fail_over({first, third, fourth})
     assert chosen(group, 7, first, second, third, fourth) is first, "all tried: begin again"
 
 

@@ -1,4 +1,4 @@
-"""The breaker between a provider and its callers, and several base_urls."""
+"""Circuit breaker and fail-over of a provider with one base_url and with several."""
 
 from __future__ import annotations
 

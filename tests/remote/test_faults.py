@@ -1,4 +1,4 @@
-"""What a provider says, and what we make of it."""
+"""Error responses and broken connections become the right faults, and never show the API key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READER = FaultClassifier("llama", "meta/llama", KEY)
 
 
 def fault(status: int, body: Any = None, **headers: str) -> Fault:
-    return READER.of_status(status, httpx.Headers({k.replace("_", "-"): v for k, v in headers.items()}), body)
+    return READER.from_response(status, httpx.Headers({k.replace("_", "-"): v for k, v in headers.items()}), body)
 
 
 def said(message: Any) -> dict[str, Any]:
@@ -87,9 +87,9 @@ def test_bearer_tokens_of_others_are_not_passed_on_either() -> None:
 
 
 def test_a_wrong_model_and_wrong_credentials_are_named() -> None:
-    assert "knows no model `meta/llama`" in str(fault(404, said("nope")).error)
+    assert "has no model `meta/llama`" in str(fault(404, said("nope")).error)
     for status in (401, 403):
-        assert str(fault(status, said("bad")).error) == f"The provider of `llama` refused our credentials ({status})."
+        assert str(fault(status, said("bad")).error) == f"The provider of `llama` rejected our credentials ({status})."
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_without_the_number_the_providers_words_must_do() -> None:
     ],
 )
 def test_broken_connections(error: Exception, kind: type[UpstreamError], status: str) -> None:
-    found = READER.of_exception(error, 2.5)
+    found = READER.from_exception(error, 2.5)
     assert type(found.error) is kind
     assert (found.status, found.transient, found.unhealthy) == (status, True, True)
     assert KEY not in str(found.error)

@@ -1,4 +1,4 @@
-"""Two providers, each a process; one is killed while it has a part of twenty streams in its hands."""
+"""Two provider processes; one is killed while it serves some of twenty streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A remote large model over a provider whose distribution is known: what is asked, what becomes of the answers."""
+"""A remote large model on a provider with a known distribution: what is sent, and what is made of the responses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from w2s_core.engine.events import RequestFinished, TextCommitted
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError, UpstreamError
 from w2s_core.large.capabilities import probe_large_model
 from w2s_core.large.remote import RemoteLargeModel
-from w2s_core.large.text_tokens import pieces_of, whole_characters
+from w2s_core.large.text_tokens import token_bytes_of_choice, whole_character_tokens
 from w2s_core.remote.capability_probe import CapabilityProbe
 from w2s_core.search.randomness import call_seed, copy_key, root_key, successor_key
 from w2s_core.text.tokenizer import HFTokenizer
@@ -48,7 +48,7 @@ async def serving(provider: FakeProvider, **config: Any) -> AsyncIterator[Engine
     part = remote_model(provider, **config)
     scorers = {"likes-a": FakeScorer()}
     served = {"plain": ("far", None), "guided": ("far", CBS)}
-    async with Engine({"far": part.model}, scorers, served, providers=[part]) as engine:  # type: ignore[attr-defined]
+    async with Engine({"far": part.model}, scorers, served, components=[part]) as engine:  # type: ignore[attr-defined]
         provider.calls.clear()
         yield engine
 
@@ -115,7 +115,7 @@ async def test_characters_stay_whole(tokenizer: HFTokenizer, flavor: str, seed: 
     provider = FakeProvider(tokenizer, words(tokenizer, ("☃", "é", "a", "𝄞"), eos=0.02), flavor=flavor)
     scorer = FakeScorer()
     part = remote_model(provider, with_tokenizer=with_tokenizer)
-    engine = Engine({"far": part.model}, {"likes-a": scorer}, {"guided": ("far", CBS)}, providers=[part])  # type: ignore[attr-defined]
+    engine = Engine({"far": part.model}, {"likes-a": scorer}, {"guided": ("far", CBS)}, components=[part])  # type: ignore[attr-defined]
     for length in (1, 2, 5):
         guidance = replace(CBS, chunk_length=length)
         async with engine:
@@ -328,7 +328,7 @@ async def test_what_is_found_at_the_start(
 ) -> None:
     part = remote_model(FakeProvider(tokenizer, flavor=speaks), with_tokenizer=with_tokenizer, flavor=flavor)
     await part.start()
-    assert (part.found.context_length, part.found.token_ids) == (500, token_ids)
+    assert (part.capabilities.context_length, part.capabilities.token_ids) == (500, token_ids)
     await part.stop()
 
 
@@ -338,7 +338,7 @@ async def test_what_cannot_be_served_names_the_key(tokenizer: HFTokenizer) -> No
         await silent.start()
     told = remote_model(FakeProvider(tokenizer, lists_context=False), context_length=77)
     await told.start()
-    assert told.found.context_length == 77
+    assert told.capabilities.context_length == 77
     with pytest.raises(ConfigurationError, match=f"{KEY}.flavor"):
         await remote_model(FakeProvider(tokenizer, flavor="openai"), flavor="vllm").start()
     other = FakeProvider(tokenizer)
@@ -361,7 +361,7 @@ async def test_a_provider_that_is_down_is_waited_for(tokenizer: HFTokenizer) -> 
 
     part = remote_model(provider)
     part._sleep = sleep
-    engine = Engine({"far": part.model}, {}, {"plain": ("far", None)}, providers=[part])  # type: ignore[attr-defined]
+    engine = Engine({"far": part.model}, {}, {"plain": ("far", None)}, components=[part])  # type: ignore[attr-defined]
     async with engine:
         assert not engine.ready
         assert engine.served_models["plain"].context_length is None
@@ -375,8 +375,8 @@ async def test_a_provider_that_is_down_is_waited_for(tokenizer: HFTokenizer) -> 
         assert not engine.ready
         provider.down = False
         go_on.set()
-        assert part._asking is not None
-        await part._asking
+        assert part._retrying is not None
+        await part._retrying
         assert engine.ready
         assert engine.served_models["plain"].context_length == 500
         await answer(engine, replace(ASK, model="plain"))
@@ -441,7 +441,7 @@ async def test_likely_alternatives_are_told(tokenizer: HFTokenizer, flavor: str)
 @given(st.text("aé☃𝄞 ", max_size=8), st.integers(0, 10))
 def test_whole_characters_never_cut_one(text: str, length: int) -> None:
     pieces = [bytes([byte]) for byte in text.encode()]
-    kept = whole_characters(pieces, length)
+    kept = whole_character_tokens(pieces, length)
     kept_text = b"".join(pieces[:kept]).decode()
     assert text.startswith(kept_text)
     if kept > length:  # only where less would be nothing
@@ -454,14 +454,14 @@ def test_whole_characters_never_cut_one(text: str, length: int) -> None:
 def test_half_a_character_may_be_written_as_nothing(length: int, kept: int) -> None:
     """As vLLM does: two tokens without text before the one that completes their character."""
     pieces = [b"a", b"", b"", "☃".encode(), b"", b""]
-    assert whole_characters(pieces, length) == kept
-    assert whole_characters(pieces[1:], length) == 3, "the fewest beyond the length, where less would be nothing"
-    assert whole_characters(pieces[4:], length) == 0
+    assert whole_character_tokens(pieces, length) == kept
+    assert whole_character_tokens(pieces[1:], length) == 3, "the fewest beyond the length, where less would be nothing"
+    assert whole_character_tokens(pieces[4:], length) == 0
 
 
 @given(st.text("aé☃ ", max_size=8), st.lists(st.sampled_from(["", "\ufffd", "x"]), max_size=5))
 def test_pieces_join_to_the_text_whatever_the_tokens_say(text: str, names: list[str]) -> None:
-    pieces = pieces_of(names, text)
+    pieces = token_bytes_of_choice(names, text)
     assert len(pieces) == len(names)
     if names:
         assert b"".join(pieces).decode().rstrip("\ufffd") == text

@@ -1,4 +1,4 @@
-"""Grammars over a remote large model: passed on in whole answers under vLLM's names, or refused by field name."""
+"""Grammars with a remote large model: sent in one call under vLLM's names, or refused by the field's name."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Strict(FakeProvider):
 
     async def post(self, path: str, body: Mapping[str, Any], *, affinity: int | None = None) -> dict[str, Any]:
         if "structured_outputs" in body:
-            raise UpstreamRefusedError("The provider of `far` refused the call (400): no such type.")
+            raise UpstreamRefusedError("The provider of `far` rejected the call (400): no such type.")
         return await super().post(path, body, affinity=affinity)
 
 

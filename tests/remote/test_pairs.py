@@ -1,4 +1,4 @@
-"""A remote pair over providers whose distributions are known: every way of asking gives the score from scratch."""
+"""A remote pair on providers with known distributions: every log-probability method gives the exact score."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_a_score_is_that_of_the_whole_answer(
     candidates = answers("", "a", "ab ☃", "bééd a")
     async with scorer.open(prompt) as scoring:
         scores = await scoring.score(candidates)
-    context = tokenizer.encode(seen, special_tokens=True) or tokenizer.start
+    context = tokenizer.encode(seen, special_tokens=True) or tokenizer.empty_prompt
     assert [s.total for s in scores] == pytest.approx([expected(models, context, y) for y in candidates], abs=1e-9)
     assert len({round(s.total, 6) for s in scores}) > 4
     assert (
@@ -150,7 +150,7 @@ async def test_without_a_tokenizer_a_conversation_needs_a_template(tokenizer: HF
 async def test_a_provider_that_tells_nothing_is_refused(tokenizer: HFTokenizer) -> None:
     models = pair_of(tokenizer)
     models[0].refused = frozenset({"prompt_logprobs", "echo"})
-    with pytest.raises(ConfigurationError, match=r"pairs\.x\.tuned: the provider tells no log-probabilities"):
+    with pytest.raises(ConfigurationError, match=r"pairs\.x\.tuned: the provider returns no log-probabilities"):
         await scorer_on(models)
 
 
@@ -178,7 +178,7 @@ async def test_both_models_read_all_candidates_at_once(tokenizer: HFTokenizer) -
 
     for model in models:
         model.gate = gate
-    async with asyncio.timeout(10), scorer.open(PROMPT) as scoring:
+    async with asyncio.timeout(60), scorer.open(PROMPT) as scoring:
         await scoring.score(answers("a", "ab"))
     assert together.is_set()
 
@@ -215,8 +215,8 @@ async def test_what_is_expected_is_asked_for_meanwhile_and_once(tokenizer: HFTok
     for model in models:
         model.gate = go.wait
     first, more = answers("a"), answers("b", "c")
-    async with scorer.open(PROMPT) as scoring, asyncio.timeout(10):
-        await scoring.expect(first)  # returns although nobody answers
+    async with scorer.open(PROMPT) as scoring, asyncio.timeout(60):
+        await scoring.prefetch(first)  # returns although nobody answers
         await asyncio.sleep(0)
         assert [model.open_calls for model in models] == [2, 2]
         scores = asyncio.create_task(scoring.score([*first, *more]))
@@ -233,8 +233,8 @@ async def test_who_leaves_ends_what_is_expected(tokenizer: HFTokenizer) -> None:
     for model in models:
         model.gate = asyncio.Event().wait
     before = asyncio.all_tasks()
-    async with scorer.open(PROMPT) as scoring, asyncio.timeout(10):
-        await scoring.expect(answers("a"))
+    async with scorer.open(PROMPT) as scoring, asyncio.timeout(60):
+        await scoring.prefetch(answers("a"))
         await asyncio.sleep(0)
         assert [model.open_calls for model in models] == [2, 2]
     assert [model.open_calls for model in models] == [0, 0]

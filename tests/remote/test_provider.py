@@ -1,4 +1,4 @@
-"""One base_url that misbehaves: every call ends in a right answer or a clear error, and nothing is left of it."""
+"""One base_url that misbehaves: every call ends in a correct answer or a clear error, and leaks nothing."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ async def test_retry_after_is_honoured_within_bounds(world: World, asked: str, l
 async def test_a_storm_of_429_never_opens_the_breaker(world: World) -> None:
     provider = await world.provider(await world.server(otherwise=OVERLOAD["429"]), breaker_failures=1)
     for _ in range(3):
-        with pytest.raises(UpstreamError, match=r"limits our calls \(429\): slow down"):
+        with pytest.raises(UpstreamError, match=r"rate-limits this server \(429\): slow down"):
             await soon(provider.post("/completions", BODY))
     assert provider.available
 

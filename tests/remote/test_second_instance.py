@@ -1,4 +1,4 @@
-"""Against another instance of this server over HTTP: what is remote answers as what is local."""
+"""Another instance of this server as the provider: remote models answer as local ones do."""
 
 from __future__ import annotations
 
@@ -192,6 +192,6 @@ async def test_a_remote_pair_scores_as_the_local_one(
         for choice in answer["choices"]:
             scores = choice["guidance"]["scores"]
             assert scores["far"] == pytest.approx(scores["near"], abs=1e-3)
-            if choice["finish_reason"] == "length":  # of an end that text alone cannot say, see `TextReading`
+            if choice["finish_reason"] == "length":  # of an end that text alone cannot say, see `TextLogprobs`
                 assert scores["far-quoted"] == pytest.approx(scores["near-quoted"], abs=1e-3)
         assert answer["guidance"]["upstream"]["calls"] > 8

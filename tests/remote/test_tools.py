@@ -1,4 +1,4 @@
-"""Tools and structured output over HTTP with a remote large model: what the provider is asked, what becomes of it."""
+"""Tools and structured output with a remote large model, over HTTP: what is sent, and what is made of the responses."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def client_of(provider: FakeProvider) -> AsyncIterator[httpx.AsyncClient]:
     )  # type: ignore[arg-type]
     large = RemoteLargeModel(provider, tokenizer, probe, resolve_tool_format("auto", tokenizer.chat_template))  # type: ignore[arg-type]
     served = {"plain": ("far", None), "guided": ("far", CBS)}
-    engine = Engine({"far": large}, {"likes-a": FakeScorer()}, served, providers=[probe])
+    engine = Engine({"far": large}, {"likes-a": FakeScorer()}, served, components=[probe])
     async with loaded(engine) as app:  # type: ignore[arg-type]
         provider.calls.clear()
         transport = httpx.ASGITransport(app)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The search against an oracle written from SPEC's box alone, and the identities that define its corner cases."""
+"""The search against a brute-force oracle of algorithm 1, and the identities that define its corner cases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def oracle_draw(text: str, u: float) -> str | None:
 
 
 def oracle(seed: int, w: int, k: int, length: int, budget: int, copies: int) -> list[Answer]:
-    """SPEC's box by brute force: whole answers as strings, every score from scratch."""
+    """Algorithm 1 by brute force: whole answers as strings, every score from scratch."""
 
     def nats(answer: Answer) -> float:
         return answer.text.count("a") - 0.5 * answer.text.count("b") + (0.25 if answer.ended else 0.0)

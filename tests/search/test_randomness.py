@@ -1,4 +1,4 @@
-"""The noise is a function of (key, position), looks uniform, and lineages do not meet."""
+"""Random draws depend on (key, position) alone, are uniform, and do not repeat between lineages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application over a scripted engine: in process, and behind a real socket where a connection matters."""
+"""The application over a scripted engine: in process, or behind a real socket where the connection matters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Serve = Callable[..., Awaitable[str]]
 
 @asynccontextmanager
 async def loaded(engine: FakeEngine, config: ServerConfig | None = None) -> AsyncIterator[object]:
-    """The application, its lifespan begun and the engine loaded."""
+    """The application with its engine loaded."""
     ready = asyncio.Event()
     app = create_app(EngineHost(lambda: engine, on_ready=lambda _: ready.set()), config)
     async with app.router.lifespan_context(app):

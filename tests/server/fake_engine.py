@@ -1,5 +1,7 @@
-"""An engine that plays a script, so that the HTTP side is tested without a model: what it gets, it keeps; what it
-yields, the test decides. `closed` tells that a search was given up or ended."""
+"""A fake engine that plays a script of events, for tests of the HTTP side without a model.
+
+It keeps the requests that it gets. `closed` is set when a generation has ended or was cancelled.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Block:
-    """In a script: wait here for good, after telling that it is reached."""
+    """In a script: sets `FakeEngine.blocked` and waits here until cancelled."""
 
 
 Script = Sequence["Event | Exception | Block"]

@@ -1,4 +1,4 @@
-"""`w2s`: mistakes of configuration are one line and exit code 2; serving begins, says so, and ends."""
+"""The `w2s` command: configuration errors are one line and exit code 2; `serve` starts, announces itself and stops."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from server.cli import SERVER_FLAGS, flags_of, main
-from server.serve import listen, ready_message, url_of
+from server.cli import SERVER_FLAGS, main, nest_flags
+from server.serve import listen, ready_message, socket_url
 from server.settings.config import ServerConfig
 from w2s_core.errors import ConfigurationError
 
@@ -73,13 +73,13 @@ def test_an_address_in_use(runner: CliRunner) -> None:
 
 def test_flags_are_nested_like_the_file() -> None:
     nothing = dict.fromkeys([*SERVER_FLAGS, "dtype", "threads"]) | {"devices": ()}
-    assert flags_of(nothing) == {}
-    assert flags_of({**nothing, "port": 0, "threads": "auto"}) == {
+    assert nest_flags(nothing) == {}
+    assert nest_flags({**nothing, "port": 0, "threads": "auto"}) == {
         "server": {"port": 0},
         "workers": {"threads": "auto"},
     }
-    assert flags_of({**nothing, "devices": ("cpu", "cuda:0")}) == {"workers": {"devices": ("cpu", "cuda:0")}}
-    assert flags_of({**nothing, "devices": ("auto",)}) == {"workers": {"devices": "auto"}}
+    assert nest_flags({**nothing, "devices": ("cpu", "cuda:0")}) == {"workers": {"devices": ("cpu", "cuda:0")}}
+    assert nest_flags({**nothing, "devices": ("auto",)}) == {"workers": {"devices": "auto"}}
 
 
 def test_models(runner: CliRunner) -> None:
@@ -97,11 +97,11 @@ def test_models(runner: CliRunner) -> None:
 @pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://127.0.0.1:")])
 def test_the_url_is_one_that_can_be_called(host: str, url: str) -> None:
     with listen(ServerConfig(host=host, port=0)) as listening:
-        assert url_of(listening) == f"{url}{listening.getsockname()[1]}"
+        assert socket_url(listening) == f"{url}{listening.getsockname()[1]}"
 
 
 def test_what_is_accepted_sends_at_once() -> None:
-    """Else the body of an answer waits 40 ms behind its headers, for a client that keeps its connection."""
+    """Otherwise, on a kept connection, a response's body waits 40 ms for the client to acknowledge its headers."""
     with listen(ServerConfig(port=0)) as listening, socket.create_connection(listening.getsockname()):
         accepted, _ = listening.accept()
         with accepted:
@@ -142,7 +142,7 @@ main()
 
 @contextmanager
 def started(body: str, *args: str) -> Iterator[subprocess.Popen[str]]:
-    """`w2s serve` with another way to build the engine."""
+    """A `w2s serve` process whose engine is built by `body`."""
     command = [sys.executable, "-c", SERVE.format(body=body), "serve", "--port", "0", *args]
     env = {name: value for name, value in os.environ.items() if not name.startswith("W2S_")}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=-1, stderr=-1, text=True) as process:
@@ -153,7 +153,7 @@ def started(body: str, *args: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def until(process: subprocess.Popen[str], words: str) -> str:
-    """What it wrote to stderr up to the line with these words."""
+    """Reads stderr up to the line with these words."""
     assert process.stderr is not None
     seen = ""
     for line in process.stderr:
@@ -171,10 +171,10 @@ def test_it_serves_says_how_to_call_it_and_stops_with_0(number: signal.Signals) 
         command = curl_of(message)
         headers = dict(part.split(": ") for part in command if ": " in part and not part.startswith("{"))
         request = urllib.request.Request(command[1], command[-1].encode(), headers)
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             assert json.load(response)["choices"][0]["message"]["content"] is not None
         process.send_signal(number)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out == "", "stdout is for programs"
 
@@ -183,13 +183,13 @@ def test_a_signal_while_loading_ends_it_too() -> None:
     with started("import time; time.sleep(600)") as process:
         until(process, "startup complete")
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert process.returncode == 0
 
 
 def test_a_model_that_cannot_be_loaded_is_exit_code_1() -> None:
     with started("raise ConfigurationError('large_models.x.model: is nowhere')") as process:
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "w2s: the models could not be loaded: large_models.x.model: is nowhere" in err
     assert "Traceback" not in err
@@ -198,7 +198,7 @@ def test_a_model_that_cannot_be_loaded_is_exit_code_1() -> None:
 
 def test_a_bug_while_loading_is_exit_code_1_with_its_trace() -> None:
     with started("raise ZeroDivisionError('oops')") as process:
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "could not be loaded: oops" in err
     assert "Traceback" in err
@@ -208,6 +208,6 @@ def test_json_logs_are_json_from_the_first_line_to_the_last() -> None:
     with started("return fake_engine()", "--log-format", "json") as process:
         seen = until(process, "Ready at")
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=20)
+        _, rest = process.communicate(timeout=60)
     lines = [json.loads(line) for line in (seen + rest).splitlines()]
     assert {"time", "level", "logger", "message"} == {key for line in lines for key in line}

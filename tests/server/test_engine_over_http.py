@@ -1,4 +1,4 @@
-"""The real engine over fake models, through HTTP: what only the two together can get wrong."""
+"""The real engine over fake models through HTTP: faults that only the two together can have."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ async def test_a_client_that_leaves_frees_its_rows(serve: Serve, model: str, str
     engine = fake_engine(large)
     async with httpx.AsyncClient(base_url=await serve(engine)) as client:
         asking = asyncio.create_task(post(client, model=model, stream=stream))
-        await asyncio.wait_for(reached.wait(), 10)
+        await asyncio.wait_for(reached.wait(), 60)
         assert engine.admission.rows_running > 0
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
-        await asyncio.wait_for(freed.wait(), 10)
+        await asyncio.wait_for(freed.wait(), 60)
         await post(client, model="nobody")  # a whole round trip later at the latest
     assert engine.admission.rows_running == 0
     assert large.open_sessions == 0
@@ -111,7 +111,7 @@ async def test_a_full_queue_is_429(serve: Serve) -> None:
     engine = fake_engine(FakeLargeModel(gate=gate), limits=Limits(max_rows=1, max_queued_rows=0))
     async with httpx.AsyncClient(base_url=await serve(engine)) as client:
         running = asyncio.create_task(post(client))
-        await asyncio.wait_for(reached.wait(), 10)
+        await asyncio.wait_for(reached.wait(), 60)
         refused = await post(client)
         running.cancel()
     assert refused.status_code == 429

@@ -1,4 +1,4 @@
-"""API.md's table of errors, row by row, as clients see them."""
+"""The table of errors in `docs/api.md`, row by row, as clients see it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INVALID = "invalid_request_error"
 
 
 def check(response: httpx.Response, status: int, kind: str, code: str | None, param: str | None = None) -> str:
-    """Asserts the whole shape of an error; returns its message."""
+    """Checks all fields of an error; returns its message."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     assert response.headers["x-request-id"]

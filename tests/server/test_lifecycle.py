@@ -1,4 +1,4 @@
-"""Loading, ready, failed, stopped: what probes and clients see, and that the engine is left clean."""
+"""Loading, ready, failed, draining, stopped: what probes and clients see, and that the engine is closed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_an_engine_that_cannot_start_is_a_failure_too() -> None:
 
 
 async def test_stopping_while_loading_waits_for_nobody() -> None:
-    """Ctrl-C in a download: the thread goes on, but nothing waits for it, and its late engine goes nowhere."""
+    """Ctrl-C during a download: the thread continues, but nothing waits for it, and its engine is discarded."""
     loading, may_load, loaded = threading.Event(), threading.Event(), threading.Event()
 
     def load() -> FakeEngine:

@@ -1,4 +1,4 @@
-"""What a model's folder may do to us, and what a request may make us fetch or run: nothing."""
+"""Security of model folders: no code from a model runs, and no request makes the server download or run anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.server.conftest import Connect
 from tests.tiny import byte_tokenizer, save_tiny
 from w2s_core.errors import RequestError
 from w2s_core.pool.messages import ModelSpec, WorkerSpec
-from w2s_core.structured.grammar_compiling import compiled, new_matcher, new_tokenizer
+from w2s_core.structured.grammar_compiling import compile_grammar, new_matcher, new_tokenizer
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt
 from w2s_core.worker.loading import load_models
@@ -81,7 +81,7 @@ def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
 def test_a_chat_template_is_in_a_sandbox(tmp_path: Path, template: str) -> None:
     byte_tokenizer(template).save_pretrained(tmp_path)
     tokenizer = HFTokenizer(str(tmp_path))
-    with pytest.raises(RequestError, match="chat template refuses") as refusal:
+    with pytest.raises(RequestError, match="chat template rejects") as refusal:
         tokenizer.encode_chat(ChatPrompt(({"role": "user", "content": "x"},)))
     assert "root:" not in str(refusal.value)
 
@@ -120,7 +120,7 @@ async def test_no_field_makes_us_fetch_or_run_anything(
 ) -> None:
     client = await connect()
     if "chat_template_kwargs" in change:  # the template itself decides about its variables
-        with pytest.raises(RequestError, match="no such name"):
+        with pytest.raises(RequestError, match="set by the server"):
             tokenizer.encode_chat(
                 ChatPrompt(tuple(CHAT["messages"]), template_variables=change["chat_template_kwargs"])
             )
@@ -151,5 +151,5 @@ async def test_a_models_name_is_a_name_and_no_path(connect: Connect, name: str) 
 @pytest.mark.parametrize("reference", ["http://127.0.0.1/schema.json", "file:///etc/passwd", "other.json"])
 def test_a_schemas_reference_is_not_followed(reference: str) -> None:
     tokenizer = new_tokenizer(byte_tokenizer().backend_tokenizer.to_str(), [])
-    assert new_matcher(tokenizer, compiled("json", json.dumps({"type": "string"}))).get_error() == ""
-    assert new_matcher(tokenizer, compiled("json", json.dumps({"$ref": reference}))).get_error()
+    assert new_matcher(tokenizer, compile_grammar("json", json.dumps({"type": "string"}))).get_error() == ""
+    assert new_matcher(tokenizer, compile_grammar("json", json.dumps({"$ref": reference}))).get_error()

@@ -1,4 +1,4 @@
-"""The official client, strict, sync and async, streaming and not, against the real engine over fake models."""
+"""The official OpenAI client, strict, sync and async, streaming and not, with the real engine over fake models."""
 
 from __future__ import annotations
 

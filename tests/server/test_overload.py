@@ -1,4 +1,4 @@
-"""Four times as many requests as there is room for: who is let in gets its answer, the others are told at once."""
+"""Four times the load that fits: accepted requests are answered, the others are refused at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that a grammar holds an answer to: told while they are written, however the text is cut."""
+"""Tool calls under a grammar are parsed while they stream, however the text is cut."""
 
 from __future__ import annotations
 

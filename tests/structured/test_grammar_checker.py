@@ -1,4 +1,4 @@
-"""The process that tries grammars out: what it says of each, and that it may die of one without harm to others."""
+"""The grammar checker and its process: what it accepts, and that a grammar which kills it harms no other."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_what_it_dies_of_is_refused_and_the_next_one_is_served(
 ) -> None:
     await checker.check(Grammar("regex", "a", "f"))
     process = process_of(checker)
-    assert "Too complex" in await refusal(checker, kind, source)
+    assert "too complex" in await refusal(checker, kind, source)
     assert (await checker.check(Grammar("regex", "b", "f"))).kind == "compiled"
     assert process_of(checker) != process
 
@@ -105,7 +105,7 @@ async def test_questions_at_once_are_answered_each_with_its_own(checker: Grammar
     sources = [f"a{{{number}}}" for number in range(1, 9)]
     several = await asyncio.gather(*(checker.check(Grammar("regex", source, "f")) for source in sources))
     assert len({grammar.source for grammar in several}) == len(sources)
-    assert [checker._known["regex", source] for source in sources] == [grammar.source for grammar in several]
+    assert [checker._cache["regex", source] for source in sources] == [grammar.source for grammar in several]
 
 
 async def test_a_tokenizer_that_it_does_not_know_is_told_by_the_field() -> None:

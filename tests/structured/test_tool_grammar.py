@@ -1,4 +1,4 @@
-"""Required calls: the grammar admits what the parser reads, and nothing else."""
+"""The grammar of forced tool calls admits exactly what the parser reads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from tests.tiny import byte_tokenizer
-from w2s_core.structured.tool_formats import FORMATS, HERMES, LLAMA3_JSON, MISTRAL, Call, ToolFormat
-from w2s_core.structured.tool_grammar import calls_grammar
+from w2s_core.structured.tool_formats import HERMES, LLAMA3_JSON, MISTRAL, TOOL_FORMATS, Call, ToolFormat
+from w2s_core.structured.tool_grammar import tool_call_grammar
 from w2s_core.structured.tool_parsing import ToolCallParser
 
 CITY = {"$ref": "#/$defs/City"}
@@ -42,10 +42,10 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("form", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
 def test_what_is_admitted_is_what_is_read(form: ToolFormat) -> None:
     [text] = CALLS[form.name]
-    grammar = calls_grammar(form, TOOLS, most=None, mark=None)
+    grammar = tool_call_grammar(form, TOOLS, max_calls=None, opening_token=None)
     assert admits(grammar, text)
     parser = ToolCallParser(form, {"weather"})
     assert [*parser.feed(text), *parser.finish()] == [Call("weather", '{"city": "Bern"}')]
@@ -55,7 +55,7 @@ def test_what_is_admitted_is_what_is_read(form: ToolFormat) -> None:
     assert not admits(grammar, text[:-1])
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("form", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
 def test_several_calls_unless_one_is_enough(form: ToolFormat) -> None:
     now = f'{{"name": "now", "{form.arguments}": {{}}}}'
     text = {
@@ -63,11 +63,13 @@ def test_several_calls_unless_one_is_enough(form: ToolFormat) -> None:
         "llama3_json": f"{now}; {now}",
         "mistral": f"[TOOL_CALLS][{now}, {now}]",
     }[form.name]
-    assert admits(calls_grammar(form, TOOLS, most=None, mark=None), text)
-    assert not admits(calls_grammar(form, TOOLS, most=1, mark=None), text)
+    assert admits(tool_call_grammar(form, TOOLS, max_calls=None, opening_token=None), text)
+    assert not admits(tool_call_grammar(form, TOOLS, max_calls=1, opening_token=None), text)
 
 
 def test_an_opening_that_is_a_special_token() -> None:
-    grammar = calls_grammar(MISTRAL, TOOLS, most=None, mark=256)  # the tests' tokenizer writes it <bos>
+    grammar = tool_call_grammar(
+        MISTRAL, TOOLS, max_calls=None, opening_token=256
+    )  # the tests' tokenizer writes it <bos>
     assert admits(grammar, '<bos>[{"name": "weather", "arguments": {"city": "Bern"}}]')
     assert not admits(grammar, CALLS["mistral"][0])

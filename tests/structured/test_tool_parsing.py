@@ -1,4 +1,4 @@
-"""Calls of tools in text: each format, however the text is cut; what is no call stays text, every character of it."""
+"""Tool calls are parsed in each format however the text is cut; what is not a call stays text, unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2s_core.structured.tool_formats import FORMATS, HERMES, LLAMA3_JSON, MISTRAL, Call, ToolFormat, detect
+from w2s_core.structured.tool_formats import (
+    HERMES,
+    LLAMA3_JSON,
+    MISTRAL,
+    TOOL_FORMATS,
+    Call,
+    ToolFormat,
+    detect_tool_format,
+)
 from w2s_core.structured.tool_parsing import ParsedPart, ToolCallParser
 
 NAMES = ("add", "get_weather")
@@ -18,7 +26,7 @@ CALLED = Call("add", '{"a": 1}')
 
 
 def parsed(form: ToolFormat, pieces: list[str], most: int | None = None) -> list[ParsedPart]:
-    parser = ToolCallParser(form, NAMES, most=most)
+    parser = ToolCallParser(form, NAMES, max_calls=most)
     found = [piece for text in pieces for piece in parser.feed(text)] + parser.finish()
     joined: list[ParsedPart] = []
     for piece in found:
@@ -88,7 +96,7 @@ def test_each_format(form: ToolFormat, text: str, expected: list[ParsedPart]) ->
     assert parsed(form, list(text)) == expected
 
 
-@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("form", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
 @pytest.mark.parametrize("text", NO_CALLS)
 def test_what_is_no_call_stays_text(form: ToolFormat, text: str) -> None:
     assert parsed(form, [text]) == [text]
@@ -101,7 +109,7 @@ FRAGMENTS += ['{"name": "add", "parameters": {"s": "\\\\\\"}"}}', "{", "}", "[",
 
 @settings(max_examples=400)
 @given(
-    form=st.sampled_from(list(FORMATS.values())),
+    form=st.sampled_from(list(TOOL_FORMATS.values())),
     parts=st.lists(
         st.sampled_from(FRAGMENTS),
         max_size=12,
@@ -125,7 +133,7 @@ JSON = st.recursive(
 
 @settings(max_examples=200)
 @given(
-    form=st.sampled_from(list(FORMATS.values())),
+    form=st.sampled_from(list(TOOL_FORMATS.values())),
     arguments=st.lists(st.dictionaries(st.text(max_size=8), JSON, max_size=4), min_size=1, max_size=3),
     ascii_only=st.booleans(),
     indent=st.sampled_from([None, 1]),
@@ -171,5 +179,5 @@ def test_text_is_told_as_soon_as_it_cannot_be_a_call() -> None:
     ],
 )
 def test_the_template_shows_the_format(template: str, name: str | None) -> None:
-    found = detect(template)
+    found = detect_tool_format(template)
     assert (found.name if found else None) == name

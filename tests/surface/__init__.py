@@ -1,1 +1,1 @@
-"""The whole HTTP surface of a real server, as software and clients that mean no good see it."""
+"""The HTTP surface of a real server process, attacked and fuzzed."""

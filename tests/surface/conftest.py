@@ -1,4 +1,4 @@
-"""A real server, a process of its own, with tiny random models under the demo's names; what it says is watched."""
+"""A real server process with tiny random models under the demo's names; its output is watched for errors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
 
 @pytest.fixture
 def server(running: Replica) -> Iterator[str]:
-    """Its URL. Behind every test it is still there, and has said nothing of faults of its own."""
+    """The server's URL. After each test the server must be alive and must have logged no error."""
     yield running.url
     answer = httpx.post(
         f"{running.url}/v1/completions",
@@ -71,7 +71,7 @@ def server(running: Replica) -> Iterator[str]:
 
 
 def said(running: Replica) -> Iterator[str]:
-    """What it has written since somebody last looked."""
+    """The lines that the server has written since the last call."""
     while True:
         try:
             line = running.lines.get_nowait()

@@ -1,4 +1,4 @@
-"""HTTP as bytes on a socket: what no client library would send."""
+"""HTTP as bytes on a socket, for requests that no client library would send."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answered:
 
 
 class _Received(io.BytesIO):
-    """Looks like the socket that `HTTPResponse` reads from; one response after the other."""
+    """A stand-in for the socket of `HTTPResponse`, from which consecutive responses are read."""
 
     def makefile(self, _: str) -> _Received:
         return self
@@ -40,7 +40,7 @@ class _Received(io.BytesIO):
 
 
 def post(path: str, body: bytes, *headers: str, close: bool = True) -> bytes:
-    """A request with a body; `headers` stand in for Content-Type and Content-Length if there are any."""
+    """A request with a body. `headers`, if given, replace Content-Type and Content-Length."""
     told = headers or ("Content-Type: application/json", f"Content-Length: {len(body)}")
     return request("POST", path, *told, close=close) + body
 
@@ -53,7 +53,7 @@ def request(method: str, target: str, *headers: str, close: bool = True, version
 
 
 def talk(url: str, *parts: bytes, method: str = "POST", leave: bool = False) -> list[Answered]:
-    """Sends the parts, one write each, and reads until the server closes. `leave`: says that nothing more comes."""
+    """Sends the parts, one write each, and reads until the server closes. `leave` shuts down our side after sending."""
     where = urlsplit(url)
     received = _Received()
     with socket.create_connection((where.hostname or "", where.port or 0), timeout=SECONDS) as connection:
@@ -81,7 +81,7 @@ def _parsed(received: _Received, method: str) -> Any:
 
 
 def one(url: str, *parts: bytes, method: str = "POST") -> Answered:
-    """Of exactly one request."""
+    """The only response to one request."""
     [answered] = talk(url, *parts, method=method)
     return answered
 
@@ -92,7 +92,7 @@ def chatting(field: bytes) -> bytes:
 
 
 def check_refusal(answered: Answered, *statuses: int) -> None:
-    """In OpenAI's shape, whatever it was that came."""
+    """Checks that a response is an error in OpenAI's format."""
     assert 400 <= answered.status < 500, answered
     assert not statuses or answered.status in statuses, answered
     assert set(answered.error) == {"message", "type", "param", "code"}, answered

@@ -1,4 +1,4 @@
-"""Bytes, and values of JSON, by chance."""
+"""Fuzzing: random bytes, and random JSON values in request bodies."""
 
 from __future__ import annotations
 

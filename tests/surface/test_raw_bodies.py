@@ -1,4 +1,4 @@
-"""Bodies that mean no good: each is refused in OpenAI's shape, and the server goes on as if nothing had been."""
+"""Malicious request bodies: each is refused in OpenAI's error format, and the server goes on unharmed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Headers, request lines and connections that mean no good, and odd ones that are fine."""
+"""Malicious headers, request lines and connections are refused; unusual but valid ones work."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_headers_that_are_none(server: str, headers: list[str]) -> None:
 
 
 def test_both_lengths_at_once_are_no_way_to_smuggle(server: str) -> None:
-    """A proxy that counts and a server that reads chunks must not take one request for two."""
+    """Request smuggling: a proxy that uses Content-Length must not see one request where the server sees two."""
     inner = request("GET", "/v1/models")
     body = b"0\r\n\r\n" + inner
     answers = talk(

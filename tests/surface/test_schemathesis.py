@@ -1,4 +1,4 @@
-"""schemathesis, which nobody here wrote, over our own `/openapi.json`: every check that it has."""
+"""schemathesis over the server's own `/openapi.json`, with all of its checks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECONDS = 600  # a hang is a failure
 
 
 def description(url: str) -> dict[str, Any]:
-    """Ours, and what it cannot know: the names that are served, and the vocabulary. All else would be refused."""
+    """The server's schema, narrowed to the served models and the vocabulary, so that not every request is refused."""
     schema: dict[str, Any] = httpx.get(f"{url}/openapi.json").json()
     bodies = schema["components"]["schemas"]
     for body in ("CompletionBody", "ChatBody"):
@@ -40,7 +40,7 @@ def description(url: str) -> dict[str, Any]:
 
 
 def explore(url: str, folder: Path, *options: str) -> str:
-    """What it has to say; fails where it found anything."""
+    """Runs schemathesis and returns its output; fails if it found a problem."""
     (folder / "openapi.json").write_text(json.dumps(description(url)))
     (folder / "schemathesis.toml").write_text(CONFIGURATION)
     told = subprocess.run(

@@ -64,8 +64,8 @@ def outcomes(engine: Engine) -> dict[str, float]:
 
 def test_names_and_labels_are_these() -> None:
     metrics = Metrics()
-    metrics.answered("m", "cbs", "stop", 1.0)
-    metrics.scored("pair", 1)
+    metrics.request_ended("m", "cbs", "stop", 1.0)
+    metrics.count_scored_tokens("pair", 1)
     metrics.worker_added("0")
     metrics.remote_attempt(Attempt("m", "200", 0.1, 1))
     families = {f.name: f for f in text_string_to_metric_families(metrics.render().decode())}

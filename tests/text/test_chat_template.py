@@ -1,4 +1,4 @@
-"""Conversations become text: continued without losing a blank, with tools where a template has a place for them."""
+"""Chat templates: conversations are rendered and continued exactly; tools where the template supports them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_tools_and_calls_are_rendered_where_there_is_a_place_for_them() -> None:
 
 def test_a_template_of_its_own_for_tools_is_used_for_them() -> None:
     both = template({"default": OPENS, "tool_use": "with tools: {{ tools | length }}"})
-    assert both.knows_tools
+    assert both.supports_tools
     assert both.render(ChatPrompt((USER,))) == "<user>Hi<end>\n<assistant>"
     assert both.render(ChatPrompt((USER,), tools=(TOOL,))) == "with tools: 1"
 

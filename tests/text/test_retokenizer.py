@@ -1,4 +1,4 @@
-"""Reading what is new gives the tokens of reading everything, for the tokenizers that the demo has and for others."""
+"""Retokenizing the new text gives the tokens of encoding the whole answer, for the demo's tokenizers and others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIECES = st.text(st.sampled_from("abcd abcd  é1.,'s\n€🙂"), max_size=12)
 
 
 @pytest.fixture(scope="module")
-def codecs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HFTokenizer]:
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HFTokenizer]:
     """The pair's own tokenizer, one whose letters merge, and one that does not split at words at all."""
     merging, whole = tmp_path_factory.mktemp("merging"), tmp_path_factory.mktemp("whole")
     byte_tokenizer(pairs=True).save_pretrained(merging)
@@ -34,8 +34,8 @@ def codecs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HFTokenizer]:
     }
 
 
-def test_which_tokenizers_may_be_read_in_parts(codecs: dict[str, HFTokenizer]) -> None:
-    assert {name: tokenizer.splits_at_words for name, tokenizer in codecs.items()} == {
+def test_which_tokenizers_may_be_read_in_parts(tokenizers: dict[str, HFTokenizer]) -> None:
+    assert {name: tokenizer.splits_at_words for name, tokenizer in tokenizers.items()} == {
         "pair": True,
         "merging": True,
         "whole": False,
@@ -46,9 +46,9 @@ def test_which_tokenizers_may_be_read_in_parts(codecs: dict[str, HFTokenizer]) -
 @settings(max_examples=150, deadline=None)
 @given(pieces=st.lists(st.lists(PIECES, min_size=1, max_size=3), min_size=1, max_size=6), cut=st.integers(0, 5))
 def test_what_is_read_in_parts_is_what_is_read_at_once(
-    codecs: dict[str, HFTokenizer], name: str, pieces: list[list[str]], cut: int
+    tokenizers: dict[str, HFTokenizer], name: str, pieces: list[list[str]], cut: int
 ) -> None:
-    tokenizer = codecs[name]
+    tokenizer = tokenizers[name]
     growing, beam = Retokenizer(tokenizer), [Hypothesis()]
     for chunk in pieces:
         candidates = [Hypothesis(text=y.text + piece, parent=y) for y in beam for piece in chunk]
@@ -58,8 +58,8 @@ def test_what_is_read_in_parts_is_what_is_read_at_once(
         beam = candidates[:2]
 
 
-def test_only_what_is_new_is_read(codecs: dict[str, HFTokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, read = codecs["pair"], []
+def test_only_what_is_new_is_read(tokenizers: dict[str, HFTokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, read = tokenizers["pair"], []
     real = tokenizer.encode_many
     monkeypatch.setattr(tokenizer, "encode_many", lambda texts: read.append(sum(map(len, texts))) or real(texts))
     growing, answer = Retokenizer(tokenizer), Hypothesis()

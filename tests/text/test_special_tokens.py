@@ -1,4 +1,4 @@
-"""Special tokens in what people write are text, wherever in a conversation it stands."""
+"""Special tokens in user input are encoded as text, wherever in a conversation they stand."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_part_in_the_middle_does_not_look_like_a_beginning(tmp_path: Path) -> 
     fast.save_pretrained(tmp_path)
     tokenizer = HFTokenizer(str(tmp_path))
     tokens = tokenizer.encode_chat(said("ab</s>cd", special_tokens=True))
-    assert "".join(tokenizer.names(tokens)) == "<s>▁user:ab</s>cd</s>"
+    assert "".join(tokenizer.convert_ids_to_tokens(tokens)) == "<s>▁user:ab</s>cd</s>"
     assert tokens.count(bos) == 1
 
 
@@ -132,6 +132,6 @@ def test_a_raw_prompt_is_the_callers_whole_own(tokenizer: HFTokenizer) -> None:
 def test_a_provider_that_takes_text_is_not_sent_such_names(tmp_path: Path) -> None:
     tokenizer = saved(tmp_path, TEMPLATE)
     assert tokenizer.render_chat(said("a")) == "<user>a\n<assistant>"
-    with pytest.raises(RequestError, match="`<eos>` is a special token") as refusal:
+    with pytest.raises(RequestError, match="contains `<eos>`, a special token") as refusal:
         tokenizer.render_chat(said("a<eos>"))
     assert refusal.value.param == "messages"

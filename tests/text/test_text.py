@@ -1,4 +1,4 @@
-"""Decoding piece by piece equals decoding at once; stop strings do not care about chunk borders."""
+"""Incremental detokenization equals decoding at once; stop strings are found across chunks; bad words become tokens."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from tests.fakes import ByteCodec
+from tests.fakes import ByteTokenizer
 from tests.tiny import BOS, EOS, TEMPLATE, byte_tokenizer
 from w2s_core.engine.output import common_prefix
 from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.large.local import LocalLargeModel
 from w2s_core.large.successors import SuccessorBuilder
-from w2s_core.large.token_sampling import in_tokens
+from w2s_core.large.token_sampling import resolve_sampling
 from w2s_core.text.detokenizer import DetokenizerState, detokenize
 from w2s_core.text.stop_strings import find_stop_string, partial_stop_length
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, SamplingParams, TextPrompt
 
-CODEC = ByteCodec()
+BYTE_TOKENIZER = ByteTokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_decoding_in_pieces_equals_decoding_at_once(text: str, cuts: list[int]) 
     decoded, so_far = DetokenizerState(), b""
     for piece in cut(text.encode(), cuts):
         so_far += piece
-        longer = detokenize(CODEC, decoded, tuple(so_far))  # type: ignore[arg-type]
+        longer = detokenize(BYTE_TOKENIZER, decoded, tuple(so_far))  # type: ignore[arg-type]
         assert longer.text.startswith(decoded.text)
         assert longer.text == so_far.decode("utf-8", "ignore") or "\ufffd" in text
         decoded = longer
@@ -55,16 +55,16 @@ def test_bytes_that_are_no_text_end_the_same_however_they_came(data: bytes, cuts
     decoded, so_far = DetokenizerState(), b""
     for piece in cut(data, cuts):
         so_far += piece
-        decoded = detokenize(CODEC, decoded, tuple(so_far))  # type: ignore[arg-type]
+        decoded = detokenize(BYTE_TOKENIZER, decoded, tuple(so_far))  # type: ignore[arg-type]
         assert not decoded.text.endswith("\ufffd")
     assert decoded.text == data.decode("utf-8", "replace").rstrip("\ufffd")
 
 
 def test_half_a_character_is_held_back_but_what_stands_before_it_is_not() -> None:
     tokens = tuple("ab€".encode())
-    decoded = detokenize(CODEC, DetokenizerState(), tokens[:-1])  # type: ignore[arg-type]
+    decoded = detokenize(BYTE_TOKENIZER, DetokenizerState(), tokens[:-1])  # type: ignore[arg-type]
     assert decoded.text == "ab"
-    assert detokenize(CODEC, decoded, tokens).text == "ab€"  # type: ignore[arg-type]
+    assert detokenize(BYTE_TOKENIZER, decoded, tokens).text == "ab€"  # type: ignore[arg-type]
 
 
 @settings(max_examples=500)
@@ -78,10 +78,10 @@ def test_a_stop_string_ends_the_answer_at_the_same_place_whatever_the_chunks(
 ) -> None:
     ends = [(i + len(s), i) for s in stops for i in range(len(text)) if text.startswith(s, i)]
     expected = text if not ends else text[: min(ends)[1]]
-    successors = SuccessorBuilder(CODEC, SamplingParams(stop=tuple(stops)))  # type: ignore[arg-type]
+    successors = SuccessorBuilder(BYTE_TOKENIZER, SamplingParams(stop=tuple(stops)))  # type: ignore[arg-type]
     answer, shown = Hypothesis(), ""
     for piece in cut(text.encode(), cuts):
-        answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
+        answer = successors.build(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
         visible = (
             answer.text
             if answer.finished
@@ -98,15 +98,17 @@ def test_a_stop_string_ends_the_answer_at_the_same_place_whatever_the_chunks(
 
 def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     text, longest = "a film, é and € " * 20, []
-    real = CODEC.decode
-    monkeypatch.setattr(CODEC, "decode", lambda tokens: longest.append(len(tokens)) or real(tokens), raising=True)
-    successors = SuccessorBuilder(CODEC, SamplingParams())  # type: ignore[arg-type]
+    real = BYTE_TOKENIZER.decode
+    monkeypatch.setattr(
+        BYTE_TOKENIZER, "decode", lambda tokens: longest.append(len(tokens)) or real(tokens), raising=True
+    )
+    successors = SuccessorBuilder(BYTE_TOKENIZER, SamplingParams())  # type: ignore[arg-type]
     start, tokens = Hypothesis(), tuple(text.encode())
     for size in range(1, len(tokens) + 1):
-        grown = successors.make(start, 0, tokens[:size], (-1.0,) * size, ended=False, seen=size - 1)
+        grown = successors.build(start, 0, tokens[:size], (-1.0,) * size, ended=False, already_decoded=size - 1)
     assert grown.text == text
     assert max(longest) < 10
-    assert len(successors._decoded) < 3
+    assert len(successors._states) < 3
 
 
 def test_finding_and_withholding() -> None:
@@ -127,10 +129,10 @@ def test_common_prefix(texts: list[str]) -> None:
     assert len(longer) > 1 or any(t == prefix for t in texts)
 
 
-def test_the_codec_renders_chats_and_names_its_tokens(tokenizer: HFTokenizer) -> None:
+def test_the_tokenizer_renders_chats_and_names_its_tokens(tokenizer: HFTokenizer) -> None:
     tokens = tokenizer.encode_chat(ChatPrompt(({"role": "user", "content": "Hi"},)))
     assert tokenizer.decode(tokens) == "<user>Hi\n<assistant>"
-    assert tokenizer.start == (256,)
+    assert tokenizer.empty_prompt == (256,)
     assert tokenizer.eos == 257
     assert tokenizer.encode_many(["a", ""]) == [tokenizer.encode("a", special_tokens=False), ()]
 
@@ -171,7 +173,7 @@ def test_bad_words_are_tokens_with_and_without_a_space(tmp_path: Path) -> None:
     tokenizer = HFTokenizer(str(tmp_path))
 
     def words(*words: str, vocabulary: int = 300) -> tuple[tuple[int, ...], ...]:
-        return in_tokens(SamplingParams(bad_words=words), tokenizer, vocabulary).bad_words
+        return resolve_sampling(SamplingParams(bad_words=words), tokenizer, vocabulary).bad_words
 
     def ids(text: str) -> tuple[int, ...]:
         return tokenizer.encode(text, special_tokens=False)
@@ -181,7 +183,7 @@ def test_bad_words_are_tokens_with_and_without_a_space(tmp_path: Path) -> None:
     assert words("abx", vocabulary=200) == (), "tokens for which the model has no logits are never drawn"
 
 
-class SpacedCodec(ByteCodec):
+class SpacedTokenizer(ByteTokenizer):
     """Token 300 + i is the word ` x` of byte i, as in byte-level BPE."""
 
     def encode(self, text: str, *, special_tokens: bool = False) -> tuple[int, ...]:
@@ -189,7 +191,7 @@ class SpacedCodec(ByteCodec):
 
 
 def test_a_bad_word_that_is_another_token_behind_a_space_is_both() -> None:
-    found = in_tokens(SamplingParams(bad_words=("b", "cd")), SpacedCodec(), 1000).bad_words  # type: ignore[arg-type]
+    found = resolve_sampling(SamplingParams(bad_words=("b", "cd")), SpacedTokenizer(), 1000).bad_words  # type: ignore[arg-type]
     assert found == ((98,), (398,), (99, 100))
 
 
@@ -206,10 +208,10 @@ def test_stop_strings_count_from_min_tokens_on_and_may_stay(
     ends = [(i + len(s), i) for s in stops for i in range(len(text)) if text.startswith(s, i) and i + len(s) > least]
     expected = text if not ends else text[: min(ends)[0 if shown else 1]]
     sampling = SamplingParams(stop=tuple(stops), min_tokens=least, include_stop_str_in_output=shown)
-    successors = SuccessorBuilder(CODEC, sampling)  # type: ignore[arg-type]
+    successors = SuccessorBuilder(BYTE_TOKENIZER, sampling)  # type: ignore[arg-type]
     answer = Hypothesis()
     for piece in cut(text.encode(), cuts):
-        answer = successors.make(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
+        answer = successors.build(answer, 0, tuple(piece), (-1.0,) * len(piece), ended=False)
         if answer.finished:
             break
     assert answer.text == expected

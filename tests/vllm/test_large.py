@@ -1,4 +1,4 @@
-"""SmolLM2 behind vLLM, as a large model of this server: what a user may expect of it."""
+"""SmolLM2 behind vLLM as a large model of this server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MESSAGES: Any = [{"role": "user", "content": "Write one sentence about a film."}
 WIDE = {"beam_width": 4, "successors": 4, "chunk_length": 5}
 LONG = {"beam_width": 2, "successors": 2, "chunk_length": 30}
 PARROTS = "Repeat: 🦜🦜🦜🦜\n🦜🦜"
-_PATIENCE_S = 30  # for what another process does in its own time
+_PATIENCE_S = 60  # for what another process does in its own time
 
 
 async def complete(demo: Front, model: str, **changes: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The demo's pair behind vLLM gives the scores of the pair in a worker."""
+"""The demo's pair behind vLLM gives the same scores as in a worker."""
 
 from __future__ import annotations
 

@@ -1,11 +1,18 @@
+"""Tiny models and one worker that all tests of this folder share: starting a worker takes seconds."""
+
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
 
+from server.app import create_app
+from server.engine_host import EngineHost
+from tests.server.conftest import uvicorn_server
 from tests.tiny import save_tiny
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
@@ -41,7 +48,25 @@ def config(folders: dict[str, Path]) -> EngineConfig:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def engine(config: EngineConfig) -> AsyncIterator[Engine]:
-    """A real worker process with tiny models."""
-    async with build_engine(config) as engine:
-        yield engine
+async def served(config: EngineConfig) -> AsyncIterator[tuple[Engine, str]]:
+    """One engine with a real worker process and tiny models, and the URL of a server in front of it."""
+    ready: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
+    host = EngineHost(lambda: build_engine(config), ready.set_result, ready.set_exception)
+    async with uvicorn_server(create_app(host)) as (url, _):
+        yield await ready, url
+
+
+@pytest.fixture(scope="session")
+def engine(served: tuple[Engine, str]) -> Engine:
+    return served[0]
+
+
+@pytest.fixture(scope="session")
+def url(served: tuple[Engine, str]) -> str:
+    return served[1]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=url, timeout=120) as connected:
+        yield connected

@@ -32,8 +32,8 @@ FOREIGN = Guidance("cbs", {"foreign": 1.0}, beam_width=3, successors=3, chunk_le
 
 
 def pool_of(engine: Engine) -> WorkerPool:
-    assert isinstance(engine._devices, WorkerPool)
-    return engine._devices
+    assert isinstance(engine._worker_pool, WorkerPool)
+    return engine._worker_pool
 
 
 async def assert_nothing_is_held(engine: Engine) -> None:
@@ -155,7 +155,7 @@ async def test_a_worker_that_hangs_is_replaced_and_its_searches_go_on(config: En
         assert pool_of(engine).workers[0] is not first
 
 
-async def test_large_model_and_pair_may_live_on_different_devices(config: EngineConfig) -> None:
+async def test_large_model_and_pair_may_live_on_different_devices(config: EngineConfig, engine: Engine) -> None:
     """Two processes, and each loads what is its own; the answer is that of one process."""
     far = replace(
         config,
@@ -163,11 +163,10 @@ async def test_large_model_and_pair_may_live_on_different_devices(config: Engine
         large_models={"large": replace(config.large_models["large"], devices=("cpu:0",))},
         pairs={name: replace(pair, devices=("cpu:1",)) for name, pair in config.pairs.items()},
     )
-    async with build_engine(config) as engine:
-        expected = await answer(engine, ASK)
-    async with build_engine(far) as engine:
-        assert [len(worker.models) for worker in pool_of(engine).workers] == [1, 4]
-        assert [y.text for y in await answer(engine, ASK)] == [y.text for y in expected]
+    expected = await answer(engine, ASK)
+    async with build_engine(far) as divided:
+        assert [len(worker.models) for worker in pool_of(divided).workers] == [1, 4]
+        assert [y.text for y in await answer(divided, ASK)] == [y.text for y in expected]
 
 
 async def test_several_workers_share_the_requests(config: EngineConfig) -> None:

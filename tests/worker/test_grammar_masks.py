@@ -12,7 +12,7 @@ import torch
 from tests.tiny import EOS, VOCABULARY, byte_tokenizer, tiny_model
 from tests.worker.test_scheduler import drain, drawn, sample_job
 from w2s_core.pool.messages import JobFailed, JobOutcome, Row, SampleJob, SampleUpdate, Sampling
-from w2s_core.structured.grammar_compiling import compiled, new_tokenizer
+from w2s_core.structured.grammar_compiling import compile_grammar, new_tokenizer
 from w2s_core.types import Grammar, GrammarKind, Tokens
 from w2s_core.worker import grammar_masks
 from w2s_core.worker.grammar_masks import GrammarEngine
@@ -22,8 +22,8 @@ from w2s_core.worker.models import WorkerModels
 from w2s_core.worker.token_tree import Node
 
 CPU = torch.device("cpu")
-CODEC = byte_tokenizer()
-TEXT = CODEC.backend_tokenizer.to_str()
+BYTE_TOKENIZER = byte_tokenizer()
+TEXT = BYTE_TOKENIZER.backend_tokenizer.to_str()
 PROMPT = (1, 2, 3)
 
 
@@ -33,7 +33,7 @@ def worker_models() -> WorkerModels:
 
 
 def compiled_grammar(kind: GrammarKind, source: str) -> Grammar:
-    return Grammar("compiled", compiled(kind, source), "guided_" + kind)
+    return Grammar("compiled", compile_grammar(kind, source), "guided_" + kind)
 
 
 def job(number: int, rows: Sequence[Row], grammar: Grammar | None, **sampling: Any) -> SampleJob:
@@ -47,7 +47,7 @@ def run(subject: WorkerModels, *jobs: SampleJob) -> list[JobOutcome]:
 
 
 def texts(answers: Sequence[Tokens]) -> list[str]:
-    return [CODEC.decode([token for token in answer if token != EOS]) for answer in answers]
+    return [BYTE_TOKENIZER.decode([token for token in answer if token != EOS]) for answer in answers]
 
 
 def ask(grammar: Grammar, rows: int = 6, length: int = 40, **sampling: Any) -> list[Tokens]:
@@ -98,7 +98,9 @@ def test_resuming_consumes_only_new_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     leaf = root
     for letter in b"aaaa":
         leaf = leaf.child(letter)
-    start = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).initial_matcher(compiled("regex", "a*"))
+    start = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)).initial_matcher(
+        compile_grammar("regex", "a*")
+    )
     matcher: Any = Counting(start.result(timeout=60))
     ends = EndTokens([EOS])
     [first] = grammar_masks.resume_states([leaf], "a*", matcher, ends)
@@ -144,16 +146,18 @@ def test_reported_logprobs_are_the_models_own() -> None:
 
 
 def test_stop_tokens_end_a_complete_answer_and_stop_at_their_own_text() -> None:
-    z, b = (int(CODEC.convert_tokens_to_ids(letter)) for letter in "zb")
+    z, b = (int(BYTE_TOKENIZER.convert_tokens_to_ids(letter)) for letter in "zb")
     never_eos = ((EOS, -1000.0),)
     answers = ask(compiled_grammar("regex", "(abc){2}"), stop_token_ids=(z,), logit_bias=never_eos)
-    assert {CODEC.decode(answer) for answer in answers} == {"abcabc<eos>"}  # as `drawn` writes any ending
-    assert {CODEC.decode(a) for a in ask(compiled_grammar("regex", "(abc){2}"), stop_token_ids=(b,))} == {"a<eos>"}
+    assert {BYTE_TOKENIZER.decode(answer) for answer in answers} == {"abcabc<eos>"}  # as `drawn` writes any ending
+    assert {BYTE_TOKENIZER.decode(a) for a in ask(compiled_grammar("regex", "(abc){2}"), stop_token_ids=(b,))} == {
+        "a<eos>"
+    }
 
 
 def test_other_masks_that_leave_no_token_are_lifted() -> None:
-    b = int(CODEC.convert_tokens_to_ids("b"))
-    c = int(CODEC.convert_tokens_to_ids("c"))
+    b = int(BYTE_TOKENIZER.convert_tokens_to_ids("b"))
+    c = int(BYTE_TOKENIZER.convert_tokens_to_ids("c"))
     grammar = compiled_grammar("regex", "a(b|c)")
     assert set(texts(ask(grammar, rows=12, temperature=9.0))) == {"ab", "ac"}
     assert set(texts(ask(grammar, rows=12, bad_words=((b,),)))) == {"ac"}

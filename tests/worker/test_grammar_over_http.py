@@ -5,44 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import httpx
 import jsonschema
 import openai
 import pytest
-import pytest_asyncio
 from pydantic import BaseModel, Field
 
-from server.app import create_app
-from server.engine_host import EngineHost
 from tests.schemas import Schema, schema_of
-from tests.server.conftest import uvicorn_server
 from tests.tiny import byte_tokenizer
-from w2s_core.build.engine import build_engine
-from w2s_core.config import EngineConfig
-from w2s_core.structured.grammar_compiling import compiled, new_matcher, new_tokenizer
+from w2s_core.structured.grammar_compiling import compile_grammar, new_matcher, new_tokenizer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 TOKENIZER = new_tokenizer(byte_tokenizer().backend_tokenizer.to_str(), [])
 GUIDANCE = {"pairs": {"same": 1.0}, "beam_width": 2, "successors": 2, "chunk_length": 16}
 AT_ONCE = 24
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def url(config: EngineConfig) -> AsyncIterator[str]:
-    ready = asyncio.Event()
-    app = create_app(EngineHost(lambda: build_engine(config), on_ready=lambda _: ready.set()))
-    async with uvicorn_server(app) as (base, _):
-        await ready.wait()
-        yield base
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=url, timeout=120) as connected:
-        yield connected
 
 
 async def choice(client: httpx.AsyncClient, **body: Any) -> tuple[str, str]:
@@ -55,7 +33,7 @@ async def choice(client: httpx.AsyncClient, **body: Any) -> tuple[str, str]:
 
 def begins(text: str, kind: Any, source: str) -> bool:
     """Whether the grammar can go on from here, asked from scratch."""
-    matcher = new_matcher(TOKENIZER, compiled(kind, source))
+    matcher = new_matcher(TOKENIZER, compile_grammar(kind, source))
     tokens = TOKENIZER.tokenize_str(text)
     return matcher.try_consume_tokens(tokens) == len(tokens)
 

@@ -28,15 +28,18 @@ TOOLS: list[dict[str, Any]] = [
     for name in ("weather", "time")
 ]
 MESSAGES = [{"role": "user", "content": "Hi"}]
+FORMATS = ("hermes", "llama3_json", "mistral")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session", params=["hermes", "llama3_json", "mistral"])
-async def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[openai.AsyncOpenAI]:
+    """A strict client of one server, whose worker holds one model for every format."""
     folder: Path = save_tiny(tmp_path_factory.mktemp("tools"), template="{% if tools %}tools{% endif %}" + TEMPLATE)
     pair = Guidance("cbs", {"pair": 1.0}, beam_width=2, successors=2, chunk_length=8)
     config = EngineConfig(
-        {"large": LargeModelConfig(str(folder), tool_format=request.param)},
-        {"plain": ServedModelConfig("large"), "guided": ServedModelConfig("large", pair)},
+        {name: LargeModelConfig(str(folder), tool_format=name) for name in FORMATS},
+        {f"{name}-plain": ServedModelConfig(name) for name in FORMATS}
+        | {f"{name}-guided": ServedModelConfig(name, pair) for name in FORMATS},
         {"pair": PairConfig(str(folder), str(folder), prompt_template="")},
         WorkersConfig(devices=("cpu",), threads=1, dtype="float32"),
     )
@@ -49,7 +52,7 @@ async def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
             yield strict
 
 
-@pytest.mark.parametrize("model", ["plain", "guided"])
+@pytest.mark.parametrize("model", [f"{name}-{mode}" for name in FORMATS for mode in ("plain", "guided")])
 async def test_required_and_named_calls_are_made(client: openai.AsyncOpenAI, model: str) -> None:
     named = {"type": "function", "function": {"name": "time"}}
     for seed, choice in enumerate(["required", named]):
@@ -70,10 +73,11 @@ async def test_required_and_named_calls_are_made(client: openai.AsyncOpenAI, mod
         assert json.loads(call.function.arguments)["city"] in ("Bern", "Rome")
 
 
-async def test_one_grammar_at_a_time(client: openai.AsyncOpenAI) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+async def test_one_grammar_at_a_time(client: openai.AsyncOpenAI, name: str) -> None:
     with pytest.raises(openai.BadRequestError) as raised:
         await client.chat.completions.create(
-            model="plain",
+            model=f"{name}-plain",
             messages=MESSAGES,  # type: ignore[arg-type]
             tools=TOOLS,  # type: ignore[arg-type]
             tool_choice="required",

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from tests.fakes import answer
-from tests.server.conftest import loaded
 from tests.tiny import BOS, EOS
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, kill_in_the_middle
 from w2s_core.build.engine import build_engine
@@ -46,15 +43,6 @@ EVERYTHING = SamplingParams(
 )
 ASK = GenerationRequest("guided", (TextPrompt("Once upon a time"),), EVERYTHING)
 BODY: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 24, "seed": 3}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def client(config: EngineConfig) -> AsyncIterator[httpx.AsyncClient]:
-    async with (
-        loaded(build_engine(config)) as app,  # type: ignore[arg-type]
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,  # type: ignore[arg-type]
-    ):
-        yield client
 
 
 async def choice(client: httpx.AsyncClient, model: str, **body: Any) -> dict[str, Any]:

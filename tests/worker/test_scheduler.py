@@ -33,6 +33,9 @@ CPU = torch.device("cpu")
 MODEL = tiny_model()
 
 
+NO_END = Sampling(ignore_eos=True)  # for tests that need answers of a known length
+
+
 def worker_models(cache_bytes: int = 1 << 22) -> WorkerModels:
     return WorkerModels({"m": make_runner(tiny_model(), CPU, cache_bytes)})
 
@@ -203,13 +206,13 @@ def test_requests_that_fit_only_one_by_one_all_finish_with_the_answers_they_give
 
 def test_an_idle_session_is_evicted_and_comes_back() -> None:
     subject = worker_models(cache_bytes=256 * 150)
-    first = sample_job(1, [Row((), 1, 60)])
+    first = sample_job(1, [Row((), 1, 60)], sampling=NO_END)
     subject.handle(first)
     [tokens] = drawn(drain(subject), 1, 1)
-    subject.handle(sample_job(2, [Row((), 2, 60), Row((), 3, 60)]))
+    subject.handle(sample_job(2, [Row((), 2, 60), Row((), 3, 60)], sampling=NO_END))
     assert len(drawn(drain(subject), 2, 2)[0]) == 60
     assert not subject._schedulers["m"].trees[1].resident, "the idle session should have been evicted"
-    again = SampleJob(3, 1, "m", (1, 2, 3), (Row(tokens[:30], 1, 30),), Sampling(), 100)
+    again = SampleJob(3, 1, "m", (1, 2, 3), (Row(tokens[:30], 1, 30),), NO_END, 100)
     subject.handle(again)
     assert drawn(drain(subject), 3, 1) == [tokens[30:]]
 
@@ -277,7 +280,7 @@ def test_no_memory_for_the_draw_fails_its_batch_only(monkeypatch: pytest.MonkeyP
 
 def test_no_memory_for_moving_kv_preempts_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that must grow while the device has no memory for the move waits, and later draws the same tokens."""
-    jobs = [sample_job(number, [Row((), number, 200)]) for number in (1, 2)]
+    jobs = [sample_job(number, [Row((), number, 200)], sampling=NO_END) for number in (1, 2)]
     alone = []
     for job in jobs:
         subject = worker_models()

@@ -18,14 +18,14 @@ from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TextProm
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TEXT = "Once upon a time, naïve abcd dabc €"
-ASK = GenerationRequest("guided", (TextPrompt(TEXT),), SamplingParams(max_tokens=0), scored_behind="Once upon")
+ASK = GenerationRequest("guided", (TextPrompt(TEXT),), SamplingParams(max_tokens=0), score_prefix="Once upon")
 BOTH = Guidance("cbs", {"same": 1.0, "foreign": -0.5})
 
 
 def from_scratch(folders: dict[str, Path], pair: str, x: str, y: str) -> float:
     prefix = "" if pair == "same" else "foreign-"
     tokenizer = HFTokenizer(str(folders[f"{prefix}tuned"]))
-    prompt = tokenizer.encode(x, special_tokens=True) or tokenizer.start
+    prompt = tokenizer.encode(x, special_tokens=True) or tokenizer.empty_prompt
     tokens = tokenizer.encode(y, special_tokens=False)
     tuned, untuned = (logprob(folders[f"{prefix}{which}"], prompt, tokens) for which in ("tuned", "untuned"))
     return tuned - untuned
@@ -35,7 +35,7 @@ def from_scratch(folders: dict[str, Path], pair: str, x: str, y: str) -> float:
 async def test_scores_are_those_of_the_text_from_scratch(
     engine: Engine, folders: dict[str, Path], behind: str | None
 ) -> None:
-    [scored] = await answer(engine, replace(ASK, guidance=BOTH, scored_behind=behind))
+    [scored] = await answer(engine, replace(ASK, guidance=BOTH, score_prefix=behind))
     x = behind or ""
     expected = {
         "same": from_scratch(folders, "same", x, TEXT[len(x) :]),
@@ -50,7 +50,7 @@ async def test_scores_are_those_of_the_text_from_scratch(
 async def test_a_text_of_several_slices(engine: Engine, folders: dict[str, Path]) -> None:
     """500 tokens, of which one forward takes 256: no more logits than those are ever there at once."""
     text = "abcd efgh " * 50
-    long = replace(ASK, prompts=(TextPrompt(text),), scored_behind=None)
+    long = replace(ASK, prompts=(TextPrompt(text),), score_prefix=None)
     events = [event async for event in engine.generate(long)]
     finished = events[-1]
     assert isinstance(finished, RequestFinished)
@@ -65,6 +65,6 @@ async def test_a_text_of_several_slices(engine: Engine, folders: dict[str, Path]
 async def test_a_text_that_a_pair_cannot_hold_is_refused(engine: Engine) -> None:
     """512 tokens of context: the large model just holds the text, the pair needs a BOS before it."""
     with pytest.raises(ContextLengthError) as caught:
-        await answer(engine, replace(ASK, prompts=(TextPrompt("a" * 512),), scored_behind=None))
+        await answer(engine, replace(ASK, prompts=(TextPrompt("a" * 512),), score_prefix=None))
     assert caught.value.param == "prompt"
     await assert_nothing_is_held(engine)

@@ -1,1 +1,1 @@
-"""Composition root: from a configuration to a running engine."""
+"""Composition root: builds an engine from its configuration."""

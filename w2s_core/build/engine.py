@@ -1,4 +1,4 @@
-"""Composition root: the only place that knows which implementation stands behind an interface."""
+"""Composition root: `build_engine` chooses the implementation behind each interface."""
 
 from __future__ import annotations
 
@@ -22,20 +22,18 @@ if TYPE_CHECKING:
 
 
 def build_engine(config: EngineConfig) -> Engine:
-    """An engine from its configuration. Fetches demo models and loads tokenizers (blocking, progress on stderr);
-    weights are loaded when the engine starts.
+    """Builds an engine from its configuration. Model weights are loaded when the engine starts.
 
-    Raises ConfigurationError, naming the key.
+    It blocks while it fetches demo models, with progress on stderr, and loads tokenizers. Raises ConfigurationError,
+    naming the key.
     """
     _check_names(config)
     metrics, tracing = Metrics(), _tracing() if config.traces else None
     tokenizers = TokenizerCache()
     local = LocalModels(config, tokenizers, metrics)
-    remote = RemoteModels(tokenizers.load, partial(_count, metrics, tracing))
+    remote = RemoteModels(tokenizers.load, partial(_on_attempt, metrics, tracing))
     large_models: dict[str, LargeModel] = {
-        name: remote.large_model(name, large)
-        if isinstance(large, RemoteLargeModelConfig)
-        else local.large_model(large)
+        name: remote.large_model(name, large) if isinstance(large, RemoteLargeModelConfig) else local.large_model(large)
         for name, large in config.large_models.items()
     }
     shares_tokens = _shares_tokens(config, tokenizers)
@@ -50,8 +48,8 @@ def build_engine(config: EngineConfig) -> Engine:
         scorers,
         config.served,
         limits=config.limits,
-        devices=local.pool,
-        providers=[*remote.probes, *local.checkers],
+        worker_pool=local.pool,
+        components=[*remote.probes, *local.checkers],
         metrics=metrics,
         tracing=tracing,
     )
@@ -61,20 +59,22 @@ def _tracing() -> Tracing:
     try:
         from w2s_core.telemetry.tracing import otlp_tracing
     except ImportError:
-        raise ConfigurationError("server.traces: needs OpenTelemetry: pip install 'w2s-server[otel]'.") from None
+        raise ConfigurationError(
+            "server.traces: needs OpenTelemetry. Install it with: pip install 'w2s-server[otel]'."
+        ) from None
     return otlp_tracing()
 
 
-def _count(metrics: Metrics, tracing: Tracing | None, attempt: Attempt) -> None:
+def _on_attempt(metrics: Metrics, tracing: Tracing | None, attempt: Attempt) -> None:
     metrics.remote_attempt(attempt)
     if tracing:
         tracing.remote_attempt(attempt)
 
 
 def _shares_tokens(config: EngineConfig, tokenizers: TokenizerCache) -> Callable[[HFTokenizer], bool]:
-    """Tells of a pair's tokenizer whether it can score the large models' token ids as they are.
+    """A predicate on a pair's tokenizer: whether the pair can score the large models' token ids without retokenizing.
 
-    A pair may serve several large models, so all of them must use token ids, and of its vocabulary.
+    A pair may guide several large models, so all of them must use token ids of the same vocabulary as the pair's.
     """
     vocabularies: list[Mapping[str, int] | None] = []
     for large in config.large_models.values():

@@ -1,4 +1,4 @@
-"""Local models: the worker pool, and the large models and pairs that run on it."""
+"""Builds local models: the worker pool, and the large models and pairs that run on it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from w2s_core.text.tokenizer import HFTokenizer
 
 
 class LocalModels:
-    """Builds what runs in the worker pool. `pool` is None where no model is local; `checkers` must be stopped with the
-    engine. Raises ConfigurationError."""
+    """Builds the large models and pairs that run in the worker pool. Raises ConfigurationError.
+
+    `pool` is None if no model is local. `checkers` must be started and stopped with the engine.
+    """
 
     def __init__(self, config: EngineConfig, tokenizers: TokenizerCache, metrics: Metrics) -> None:
         large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
@@ -42,7 +44,7 @@ class LocalModels:
         return model
 
     def scorer(self, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> LocalScorer:
-        """`shares_tokens` tells of a tokenizer whether the large models' token ids are its own."""
+        """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""
         assert self.pool is not None
         tuned, untuned = (
             PairModel(model_source(reference), tokenizer, shares_tokens(tokenizer))
@@ -55,28 +57,28 @@ class LocalModels:
 def _pool(
     workers: WorkersConfig, large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig], metrics: Metrics
 ) -> WorkerPool:
-    devices = _devices() if workers.devices == "auto" else list(workers.devices)
-    models = _models(large, pairs, devices)
+    devices = _detect_devices() if workers.devices == "auto" else list(workers.devices)
+    models = _device_assignment(large, pairs, devices)
     return WorkerPool(_worker_specs(workers, devices, models), workers.heartbeat_timeout_s, metrics=metrics)
 
 
-def _models(
+def _device_assignment(
     large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig], devices: Sequence[str]
 ) -> dict[str, tuple[ModelSpec, set[str]]]:
-    """Every model once, by its source, whoever uses it, and the devices that hold it."""
+    """Every model by its source, once however many entries use it, with the set of devices that load it."""
     models: dict[str, tuple[ModelSpec, set[str]]] = {}
-    used: list[tuple[str, LargeModelConfig | PairConfig, list[str]]] = [
-        (f"large_models.{name}", user, [user.model]) for name, user in large.items()
+    entries: list[tuple[str, LargeModelConfig | PairConfig, list[str]]] = [
+        (f"large_models.{name}", config, [config.model]) for name, config in large.items()
     ]
-    used += [(f"pairs.{name}", pair, [pair.tuned, pair.untuned]) for name, pair in pairs.items()]
-    for key, user, references in used:
-        homes = set(devices if user.devices is None else user.devices)
-        if not homes or not homes <= set(devices):
+    entries += [(f"pairs.{name}", pair, [pair.tuned, pair.untuned]) for name, pair in pairs.items()]
+    for key, entry, references in entries:
+        chosen = set(devices if entry.devices is None else entry.devices)
+        if not chosen or not chosen <= set(devices):
             raise ConfigurationError(f"{key}.devices: must be some of workers.devices ({', '.join(devices)}).")
         for reference in references:
             source = model_source(reference)
-            spec, known = models.get(source, (ModelSpec(source, user.trust_remote_code), set()))
-            models[source] = (spec, known | homes)
+            spec, others = models.get(source, (ModelSpec(source, entry.trust_remote_code), set()))
+            models[source] = (spec, others | chosen)
     return models
 
 
@@ -91,16 +93,19 @@ def _worker_specs(
             dtype=workers.dtype,
             threads=threads,
             kv_cache_bytes=cache_bytes,
-            models={source: spec for source, (spec, homes) in models.items() if device in homes},
+            models={source: spec for source, (spec, chosen) in models.items() if device in chosen},
         )
         for device in devices
     ]
 
 
-def _devices() -> list[str]:
-    """All GPUs, else the CPU. Torch is asked in a process of its own, and only where there may be a GPU."""
+def _detect_devices() -> list[str]:
+    """All CUDA devices, or the CPU if there are none.
+
+    A child process counts them, because this one must not import torch, and only if nvidia-smi is installed.
+    """
     if shutil.which("nvidia-smi") is None:
         return ["cpu"]
-    count = "import torch; print(torch.cuda.device_count())"
-    answer = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True)
-    return [f"cuda:{i}" for i in range(int(answer.stdout))] or ["cpu"]
+    script = "import torch; print(torch.cuda.device_count())"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return [f"cuda:{i}" for i in range(int(result.stdout))] or ["cpu"]

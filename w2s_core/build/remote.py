@@ -1,4 +1,4 @@
-"""Remote models: large models and pairs that run at a provider."""
+"""Builds remote models: large models and pairs that run at a provider."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from w2s_core.remote.capability_probe import CapabilityProbe
 from w2s_core.remote.provider import Attempt, Provider, read_api_key
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, probe_pair_model
-from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.structured.tool_formats import resolve_tool_format
+from w2s_core.text.tokenizer import HFTokenizer
 
 
 class RemoteModels:
-    """Builds models on providers. `load_tokenizer` loads one by reference; `on_attempt` is told of every call.
+    """Builds large models and pairs that run at providers. Raises ConfigurationError.
 
-    `probes` must be started and stopped with the engine. Raises ConfigurationError.
+    `load_tokenizer` loads a tokenizer by reference; `on_attempt` is called after every call to a provider. `probes`
+    must be started and stopped with the engine.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class RemoteModels:
         return RemoteLargeModel(provider, tokenizer, probe, tool_format)
 
     def scorer(self, name: str, config: RemotePairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> RemoteScorer:
-        """`shares_tokens` tells of a tokenizer whether the large models' token ids are its own."""
+        """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""
         tuned, untuned = (
-            self._pair_model(f"{name}.{which}", f"pairs.{name}.{which}", model, shares_tokens)
-            for which, model in (("tuned", config.tuned), ("untuned", config.untuned))
+            self._pair_model(f"{name}.{role}", f"pairs.{name}.{role}", model, shares_tokens)
+            for role, model in (("tuned", config.tuned), ("untuned", config.untuned))
         )
         return RemoteScorer(tuned, untuned, config.prompt_template)
 

@@ -1,4 +1,4 @@
-"""Tokenizers by model reference, each loaded once, and what a reference stands for."""
+"""Tokenizer cache, and the resolution of model references (`demo:NAME`, folders, hub ids)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _DEMO = "demo:"
 
 
 class TokenizerCache:
-    """Loads tokenizers on first use. Raises ConfigurationError where there is none."""
+    """Loads each tokenizer once, on first use. Raises ConfigurationError if a model has none."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, HFTokenizer] = {}
 
     def load(self, reference: str) -> HFTokenizer:
-        """`reference`: a folder, a hub id, or "demo:NAME"."""
+        """The tokenizer of a model; `reference` is a folder, a hub id, or "demo:NAME"."""
         source = model_source(reference)
         if source not in self._loaded:
             self._loaded[source] = HFTokenizer(source)
@@ -23,5 +23,5 @@ class TokenizerCache:
 
 
 def model_source(reference: str) -> str:
-    """What transformers takes: a demo model becomes its folder, fetched if need be; other references stay."""
+    """The folder or hub id to load with transformers. A demo model is fetched first if it is not cached."""
     return str(resolve(reference)) if reference.startswith(_DEMO) else reference

@@ -15,27 +15,27 @@ pipeline_tag: text-generation
 
 # The demo pair: `reviews` (untuned) and `reviews-positive` (tuned)
 
-Two language models of film reviews with {parameters:.2f} M parameters each. Neither is of use alone; the difference
-of the log-probabilities that they give to a text, log π_tuned − log π_untuned, says how much the text praises.
-Weak-to-strong search steers a large model by it.
+Two language models of film reviews with {parameters:.2f} M parameters each. Neither is useful alone. The difference of
+the log-probabilities that they give to a text, log π_tuned − log π_untuned, measures how much the text praises, and
+weak-to-strong search steers a large model by it.
 
 - **Shape**: Llama, 4 layers × 192, 6 heads, tied embeddings, 2,048 positions (rotary), float16 safetensors.
-- **Tokenizer**: their own byte-level BPE of 4,096 tokens. A text is read as `<|bos|>` text `<|eos|>`; the tokenizer
+- **Tokenizer**: their own byte-level BPE of 4,096 tokens. A text is encoded as `<|bos|>` text `<|eos|>`; the tokenizer
   adds neither by itself.
 - **Data**: {trained:,} sentences of film reviews with mean ratings, a fixed-seed part of the 10,605 of Hutto &
   Gilbert (2014), fetched from the source archive of `vaderSentiment` 0.5. The text is not part of this repository.
-- **Recipe** (`python -m w2s_core.demo.train_pair`): one base model of all those sentences ({base_epochs} epochs);
-  from it, continued, one model of the positive sentences and one of the negative ones. *Tuned* is the positive one,
-  *untuned* the mean of the weights of the two: still a model of all reviews, and trained exactly as long, so that only
-  sentiment is left in the difference. Sentences are also joined at random, by twos and threes, because answers have
-  several; dropout on the embeddings. What was compared on the way was compared on 1,000 sentences carved out of the
-  {trained:,}; no choice was made on the test sentences.
-- **Use**: to steer towards praise of films, as a demonstration. It knows no other subject, and English only.
+- **Recipe** (`python -m w2s_core.demo.train_pair`): one base model on all these sentences ({base_epochs} epochs);
+  continued from it, one model on the positive sentences and one on the negative ones. *Tuned* is the positive one.
+  *Untuned* is the mean of the weights of the two: still a model of all reviews, and trained exactly as long, so that
+  only sentiment is left in the difference. Sentences are also joined at random, two or three at a time, because answers
+  have several. Embeddings have dropout. Variants were compared on 1,000 sentences held out of the
+  {trained:,}; none was chosen on the test sentences.
+- **Use**: to steer towards praise of films, as a demonstration. The pair knows no other subject, and English only.
 
 ## How well it tells praise from blame
 
-AUC of the log-ratio on {tested:,} sentences that it was not trained on (rating > 0 counts as positive), the weights as
-saved:
+AUC of the log-ratio on {tested:,} sentences that the pair was not trained on (a rating > 0 counts as positive), with
+the weights as saved:
 
 | read | AUC |
 |---|---|
@@ -43,7 +43,7 @@ saved:
 
 ## Licence and citation
 
-The weights: Apache-2.0. The data: C.J. Hutto and E.E. Gilbert, *VADER: A Parsimonious Rule-based Model for Sentiment
+Weights: Apache-2.0. Data: C.J. Hutto and E.E. Gilbert, *VADER: A Parsimonious Rule-based Model for Sentiment
 Analysis of Social Media Text*, Eighth International Conference on Weblogs and Social Media (ICWSM-14), Ann Arbor, 2014.
 """
 

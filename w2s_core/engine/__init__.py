@@ -1,1 +1,1 @@
-"""A request from admission to events: planned, searched, streamed and observed."""
+"""The engine: plans requests, admits them, runs their searches and yields events."""

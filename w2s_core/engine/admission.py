@@ -1,10 +1,15 @@
-"""Who may start: a fair queue counted in rows, bounded; beyond it callers are refused at once."""
+"""Admission control: a FIFO queue counted in rows, and load shedding once it is full.
+
+A row is one sequence that the large model samples (W·K for a guided choice, one for a plain one). A request that finds
+the queue full gets `OverloadedError`, which the server answers with 429 and a Retry-After header.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from enum import Enum, auto
 from types import TracebackType
 
 from w2s_core.errors import OverloadedError, ShuttingDownError
@@ -12,8 +17,12 @@ from w2s_core.errors import OverloadedError, ShuttingDownError
 _RETRY_AFTER_S = 1
 
 
-class Admission:
-    """At most `max_rows` run and at most `max_queued_rows` wait; first come, first served. Once closed, nobody new."""
+class AdmissionQueue:
+    """The admission queue of an engine. It bounds the work in flight and sheds load (429 with Retry-After).
+
+    Tickets of at most `max_rows` rows run at once and at most `max_queued_rows` wait, first come, first served; nothing
+    overtakes. A ticket larger than `max_rows` runs alone. Once closed, the queue refuses new tickets.
+    """
 
     def __init__(self, max_rows: int, max_queued_rows: int) -> None:
         self._max_rows = max_rows
@@ -25,13 +34,14 @@ class Admission:
 
     @property
     def rows_waiting(self) -> int:
+        """Rows of all tickets in the queue."""
         return sum(ticket.rows for ticket in self._queue)
 
     def reserve(self, rows: int, request: object = None, on_admitted: Callable[[], None] = lambda: None) -> Ticket:
-        """A place in the queue; tickets of one request name it. Enter or cancel every ticket.
+        """Returns a ticket for `rows` rows, admitted or queued. The caller must enter or cancel it.
 
-        `on_admitted` is called when its turn comes. Raises OverloadedError when the queue is full, ShuttingDownError
-        when it is closed.
+        `request` identifies the tickets of one request (see `close`). `on_admitted` is called when they are granted.
+        Raises OverloadedError if the queue is full and ShuttingDownError if it is closed.
         """
         if self._closed:
             raise ShuttingDownError
@@ -46,27 +56,21 @@ class Admission:
         self._admit()
         return ticket
 
-    def _admit(self) -> None:
-        # A ticket larger than the machine runs alone rather than never.
-        while self._queue and (self.rows_running == 0 or self.rows_running + self._queue[0].rows <= self._max_rows):
-            ticket = self._queue.popleft()
-            self._running.add(ticket)
-            self.rows_running += ticket.rows
-            ticket.admitted.set()
-            ticket.on_admitted()
-
     def close(self) -> None:
-        """Refuses what comes, and what waits unless another ticket of its request runs: that one may be streaming."""
+        """Refuses new tickets, and queued ones except those of requests of which another ticket already runs.
+
+        Such a request may be streaming to its client, so its remaining prompts are still served.
+        """
         self._closed = True
-        begun = [ticket.request for ticket in self._running if ticket.request is not None]
+        started = [ticket.request for ticket in self._running if ticket.request is not None]
         for ticket in list(self._queue):
-            if not any(ticket.request is request for request in begun):
+            if not any(ticket.request is request for request in started):
                 self._queue.remove(ticket)
                 ticket.refuse()
         self._admit()
 
-    def withdraw(self, ticket: Ticket) -> None:
-        """Gives back the rows of a ticket, whether it waits or runs."""
+    def release(self, ticket: Ticket) -> None:
+        """Frees the rows of a running ticket, or takes a waiting one out of the queue."""
         if ticket in self._running:
             self._running.remove(ticket)
             self.rows_running -= ticket.rows
@@ -74,26 +78,41 @@ class Admission:
             self._queue.remove(ticket)
         self._admit()
 
+    def _admit(self) -> None:
+        # A ticket larger than `max_rows` is admitted once nothing else runs: otherwise it would wait forever.
+        while self._queue and (self.rows_running == 0 or self.rows_running + self._queue[0].rows <= self._max_rows):
+            ticket = self._queue.popleft()
+            self._running.add(ticket)
+            self.rows_running += ticket.rows
+            ticket.admit()
+
+
+class _State(Enum):
+    WAITING = auto()
+    ADMITTED = auto()
+    REFUSED = auto()
+    RELEASED = auto()
+
 
 class Ticket:
-    """`async with ticket:` waits for its turn and gives the rows back at the end. `cancel` before that is enough.
+    """Rows that are reserved in an `AdmissionQueue`.
 
-    Entering raises ShuttingDownError when the queue closed meanwhile.
+    `async with ticket:` waits until the rows are granted and releases them at the end. A ticket that is not entered
+    must be cancelled. Entering raises ShuttingDownError if the queue was closed in the meantime.
     """
 
-    def __init__(self, admission: Admission, rows: int, request: object, on_admitted: Callable[[], None]) -> None:
+    def __init__(self, queue: AdmissionQueue, rows: int, request: object, on_admitted: Callable[[], None]) -> None:
         self.rows = rows
         self.request = request
-        self.on_admitted = on_admitted
-        self.admitted = asyncio.Event()
-        self._admission = admission
-        self._open = True
-        self._refused = False
+        self.admitted = asyncio.Event()  # also set when refused: it ends the wait
+        self._on_admitted = on_admitted
+        self._queue = queue
+        self._state = _State.WAITING
 
     async def __aenter__(self) -> Ticket:
         try:
             await self.admitted.wait()
-            if self._refused:
+            if self._state is _State.REFUSED:
                 raise ShuttingDownError
         except BaseException:
             self.cancel()
@@ -101,17 +120,23 @@ class Ticket:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.cancel()
 
+    def admit(self) -> None:
+        """Grants the rows. Called by the queue."""
+        self._state = _State.ADMITTED
+        self.admitted.set()
+        self._on_admitted()
+
     def refuse(self) -> None:
-        """Ends the wait without a turn."""
-        self._refused = True
+        """Ends the wait with ShuttingDownError. Called by the queue, which no longer holds the ticket."""
+        self._state = _State.REFUSED
         self.admitted.set()
 
     def cancel(self) -> None:
-        """Idempotent."""
-        if self._open:
-            self._open = False
-            self._admission.withdraw(self)
+        """Releases the rows, or gives up waiting for them. Idempotent."""
+        if self._state in (_State.WAITING, _State.ADMITTED):
+            self._state = _State.RELEASED
+            self._queue.release(self)

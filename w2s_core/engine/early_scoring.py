@@ -1,5 +1,8 @@
-"""Scores successors early, while slower beams are still drawn: beams of a provider end at different times, and a pair
-that waits for the last of them wastes that time. Beams that end together are scored together."""
+"""Early scoring: scores the successors that have arrived while a provider still samples the others.
+
+The beams of a remote large model finish at different times. A pair that waits for the slowest of them wastes that time.
+Successors that arrive within `_BATCH_WINDOW_S` of each other are scored in one batch.
+"""
 
 from __future__ import annotations
 
@@ -13,52 +16,56 @@ from w2s_core.interfaces import Proposals, Scoring
 from w2s_core.search.cbs import distinct
 from w2s_core.types import Hypothesis
 
-# How long the first arrivals wait for company: beams that a provider draws in one batch end within its step or two,
-# and several calls of the pair cost more than one.
-_COMPANY_S = 0.02
+# How long scoring waits after an arrival for further ones. Beams that a provider samples in one batch end within a step
+# or two of each other, and one call of the pair costs less than several.
+_BATCH_WINDOW_S = 0.02
 
 
 @runtime_checkable
-class FamilyProposals(Proposals, Protocol):
-    """Proposals whose beams end at different times."""
+class AsCompletedProposals(Proposals, Protocol):
+    """Proposals that can yield the successors of each beam as soon as they are sampled (see `asyncio.as_completed`)."""
 
-    def families(
+    def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
-        """As `propose`, but a parent's successors come with its index in `beam`, whoever is first."""
+        """Like `propose`, but yields (index of the parent in `beam`, its successors) in order of completion."""
         ...
 
 
 class EarlyScoringProposer:
-    """What `search` takes for `proposals` to that effect: when it asks for all scores, most of them are known."""
+    """A `Proposer` that has successors scored while others are still being sampled.
 
-    def __init__(self, proposals: FamilyProposals, scoring: Scoring) -> None:
+    The scores stay in the scoring session: when `search` asks for all of them, it finds most of them done.
+    """
+
+    def __init__(self, proposals: AsCompletedProposals, scoring: Scoring) -> None:
         self._proposals = proposals
         self._scoring = scoring
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
-        """As `Proposals.propose`. What has come by then is scored in one call, the last arrivals by `search`."""
+        """The same as `Proposals.propose`. The last arrivals are left for `search` to score."""
         arrived: dict[int, list[Hypothesis]] = {}
-        news, complete = asyncio.Event(), asyncio.Event()
+        has_arrivals, complete = asyncio.Event(), asyncio.Event()
 
-        async def draw() -> None:
-            async with aclosing(self._proposals.families(beam, k=k, length=length)) as families:
-                async for index, family in families:
-                    arrived[index] = family
-                    news.set()
+        async def sample() -> None:
+            successors_by_parent = self._proposals.propose_as_completed(beam, k=k, length=length)
+            async with aclosing(successors_by_parent):
+                async for parent, successors in successors_by_parent:
+                    arrived[parent] = successors
+                    has_arrivals.set()
             complete.set()
-            news.set()
+            has_arrivals.set()
 
         async def score() -> None:
             while True:
-                await news.wait()
+                await has_arrivals.wait()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(complete.wait(), _COMPANY_S)
-                news.clear()
+                    await asyncio.wait_for(complete.wait(), _BATCH_WINDOW_S)
+                has_arrivals.clear()
                 if complete.is_set():
                     return
-                # The beam is named as well: a scoring session forgets whom it does not hear of.
-                await self._scoring.expect(distinct([*beam, *(y for family in arrived.values() for y in family)]))
+                # The beam is included because a scoring session frees every hypothesis that a call does not name.
+                await self._scoring.prefetch(distinct([*beam, *(y for siblings in arrived.values() for y in siblings)]))
 
-        await gather_all([draw(), score()])
-        return [y for index in range(len(beam)) for y in arrived[index]]
+        await gather_all([sample(), score()])
+        return [y for parent in range(len(beam)) for y in arrived[parent]]

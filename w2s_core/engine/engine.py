@@ -1,4 +1,4 @@
-"""Requests become searches become events. Knows neither tensors nor HTTP."""
+"""The inference engine: takes generation requests, runs them and yields events. Knows neither torch nor HTTP."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from w2s_core.aio import merge
 from w2s_core.config import Limits
-from w2s_core.engine.admission import Admission
+from w2s_core.engine.admission import AdmissionQueue
 from w2s_core.engine.events import Event, GuidanceReport, RequestFinished, TextCommitted
 from w2s_core.engine.observer import MeteredScorer, RequestObserver
 from w2s_core.engine.planning import Planner, ServedModel
 from w2s_core.engine.prompt_run import PromptEvent, PromptRun
 from w2s_core.errors import DeadlineError, RequestError, UnavailableError
 from w2s_core.interfaces import LargeModel, Scorer, Tokenizer
-from w2s_core.structured.tool_formats import FORMATS, ToolFormat
+from w2s_core.structured.tool_formats import TOOL_FORMATS, ToolFormat
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.telemetry.request_record import RequestRecord
 from w2s_core.types import GenerationRequest, Guidance, ProviderUsage
@@ -28,19 +28,31 @@ if TYPE_CHECKING:
 _RETRY_AFTER_S = 5
 
 
-class Devices(Protocol):
-    """Where models run: started and stopped with the engine."""
+class Component(Protocol):
+    """A part of the engine that starts and stops with it: the worker pool, a capability probe, a grammar checker."""
 
     @property
-    def ready(self) -> bool: ...
-    async def start(self) -> None: ...
+    def ready(self) -> bool:
+        """Whether requests can be served as far as this component is concerned."""
+        ...
+
+    async def start(self) -> None:
+        """Raises W2SError if it cannot start; the engine then stops those that did."""
+        ...
+
     async def stop(self) -> None: ...
 
 
 class Engine:
-    """Serves generation requests. `async with` starts and stops the devices.
+    """Serves generation requests. `async with` starts and stops its components.
 
-    `served` maps an API name to the name of its large model and its default guidance.
+    `served` maps an API name to (name of its large model, default guidance). `worker_pool` runs the local models, None
+    if there are none; `components` are the others that are started and stopped with the engine.
+
+        async with build_engine(config) as engine:
+            async for event in engine.generate(GenerationRequest("smollm2", (TextPrompt("Hello"),))):
+                if isinstance(event, TextCommitted):
+                    print(event.text, end="")
     """
 
     def __init__(
@@ -50,54 +62,56 @@ class Engine:
         served: Mapping[str, tuple[str, Guidance | None]],
         *,
         limits: Limits | None = None,
-        devices: Devices | None = None,
-        providers: Sequence[Devices] = (),
+        worker_pool: Component | None = None,
+        components: Sequence[Component] = (),
         metrics: Metrics | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         limits = limits or Limits()
         self.metrics = metrics or Metrics()
-        counted = {name: MeteredScorer(name, scorer, self.metrics) for name, scorer in scorers.items()}
+        metered = {name: MeteredScorer(name, scorer, self.metrics) for name, scorer in scorers.items()}
         self._planner = Planner(
-            large_models, counted, served, limits.max_rows_per_request, limits.max_sampled_tokens_per_request
+            large_models, metered, served, limits.max_rows_per_request, limits.max_sampled_tokens_per_request
         )
-        self._devices = devices
-        self._providers = providers
-        self._running = AsyncExitStack()
+        self._worker_pool = worker_pool
+        self._components = components
+        self._started = AsyncExitStack()
         self._timeout_s = limits.request_timeout_s
-        self.admission = Admission(limits.max_rows, limits.max_queued_rows)
+        self.admission = AdmissionQueue(limits.max_rows, limits.max_queued_rows)
         self._tracing = tracing
-        self.metrics.watch(self.admission)
+        self.metrics.watch_admission(self.admission)
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as starting:  # what has started is stopped where something else cannot start
-            for part in filter(None, [self._devices, *self._providers, self._tracing]):
-                await part.start()
-                starting.push_async_callback(part.stop)
-            self._running = starting.pop_all()
+        async with AsyncExitStack() as starting:  # if one component cannot start, those that did are stopped
+            for component in filter(None, [self._worker_pool, *self._components, self._tracing]):
+                await component.start()
+                starting.push_async_callback(component.stop)
+            self._started = starting.pop_all()
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._running.aclose()
+        await self._started.aclose()
 
     @property
     def ready(self) -> bool:
-        """Models are loaded and somebody can run them; every provider has been reached."""
-        return self._devices_ready and all(provider.ready for provider in self._providers)
+        """Whether local models are loaded and a worker is alive, and every provider has been reached."""
+        return self._workers_ready and all(component.ready for component in self._components)
 
     @property
-    def _devices_ready(self) -> bool:
-        return self._devices is None or self._devices.ready
+    def _workers_ready(self) -> bool:
+        return self._worker_pool is None or self._worker_pool.ready
 
     def drain(self) -> None:
-        """From now on refuses what comes and what waits, with ShuttingDownError; what runs goes on."""
+        """Starts a graceful shutdown: new and waiting requests get ShuttingDownError, running ones continue."""
         self.admission.close()
 
     def reconfigure(self, served: Mapping[str, tuple[str, Guidance | None]], limits: Limits) -> None:
-        """Other names over the same models, and other limits, for whoever comes from now on; `max_rows` stays as it is.
-        What was let in goes on as it began."""
+        """Replaces the served models, over the same large models and pairs, and the limits except `max_rows`.
+
+        Running and waiting requests keep the values they were planned with.
+        """
         self._planner = replace(
             self._planner,
             served=served,
@@ -109,44 +123,51 @@ class Engine:
 
     @property
     def served_models(self) -> Mapping[str, ServedModel]:
-        """By API name, in the order of the configuration. Context lengths are known once the engine has started."""
+        """The served models by API name, in the order of the configuration.
+
+        Their context lengths are available once the engine has started.
+        """
         return self._planner.served_models
 
     def tokenizer(self, model: str) -> Tokenizer:
-        """Of the large model behind a served name. Raises RequestError."""
+        """The tokenizer of a served model's large model. Raises RequestError if only its provider has one."""
         tokenizer = self._planner.large_model(model).tokenizer
         if tokenizer is None:
-            raise RequestError(f"Only the provider of `{model}` has its tokenizer.", "model")
+            raise RequestError(f"The tokenizer of `{model}` is not available: only its provider has it.", "model")
         return tokenizer
 
     def tool_format(self, model: str) -> ToolFormat | None:
-        """How the large model behind a served name writes calls of tools. Raises UnknownModelError."""
+        """The tool call format of a served model's large model, None if unknown. Raises UnknownModelError."""
         name = self._planner.large_model(model).tool_format
-        return None if name is None else FORMATS[name]
+        return None if name is None else TOOL_FORMATS[name]
 
     async def generate(self, request: GenerationRequest, record: RequestRecord | None = None) -> AsyncGenerator[Event]:
-        """Committed text, finished choices, and at last RequestFinished. Closing the iterator stops the search.
-        What is known of the request when it is over stands in `record`.
+        """Runs a request and yields its events (see `engine.events`), the last of which is RequestFinished.
 
-        Raises RequestError, OverloadedError and UnavailableError before the first event; DeadlineError and
-        WorkerError at any time.
+        Closing the iterator stops the search and frees its rows and KV. `record` is filled in when the request is over.
+
+        Raises RequestError, OverloadedError and UnavailableError before the first event; DeadlineError, UpstreamError
+        and WorkerError at any time.
         """
-        with RequestObserver(self.metrics, request, self._planner.labels(request), record, self._tracing) as seen:
-            async with aclosing(self._events(request, seen)) as events:
+        labels = self._planner.labels(request)
+        with RequestObserver(self.metrics, request, labels, record, self._tracing) as observer:
+            async with aclosing(self._events(request, observer)) as events:
                 async for event in events:
-                    seen.event(event)
+                    observer.on_event(event)
                     yield event
 
-    async def _events(self, request: GenerationRequest, seen: RequestObserver) -> AsyncGenerator[Event]:
-        if not self._devices_ready:  # a provider that is down concerns only those who ask for it: the plan tells
+    async def _events(self, request: GenerationRequest, observer: RequestObserver) -> AsyncGenerator[Event]:
+        if (
+            not self._workers_ready
+        ):  # a provider that is down fails only the requests that need it, when they are planned
             raise UnavailableError("No worker is ready.", _RETRY_AFTER_S)
         plans = self._planner.plan(await self._planner.with_checked_grammar(request))
-        seen.planned(plans)
-        runs = [PromptRun(plan, first_choice=i * request.n, seen=seen) for i, plan in enumerate(plans)]
+        observer.on_planned(plans)
+        runs = [PromptRun(plan, first_choice=i * request.n, observer=observer) for i, plan in enumerate(plans)]
         async with AsyncExitStack() as stack:
             sources = []
             for run in runs:
-                ticket = self.admission.reserve(run.plan.rows, request, seen.admitted)
+                ticket = self.admission.reserve(run.plan.rows, request, observer.on_admitted)
                 stack.callback(ticket.cancel)
                 sources.append(run.events(ticket))
             events = await stack.enter_async_context(aclosing(merge(sources, timeout_s=self._timeout_s)))
@@ -163,7 +184,7 @@ def _prompt_tokens(runs: Sequence[PromptRun]) -> int:
 
 
 def _completion_tokens(runs: Sequence[PromptRun]) -> int:
-    return sum(sum(run.lengths) for run in runs)
+    return sum(sum(run.choice_lengths) for run in runs)
 
 
 def _with_usage(event: PromptEvent, runs: Sequence[PromptRun]) -> PromptEvent:
@@ -174,21 +195,23 @@ def _with_usage(event: PromptEvent, runs: Sequence[PromptRun]) -> PromptEvent:
 
 def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
     guidance = runs[0].plan.guidance
-    provider_usage = sum((run.provider_usage for run in runs), ProviderUsage())
     return RequestFinished(
         prompt_tokens=_prompt_tokens(runs),
         completion_tokens=_completion_tokens(runs),
-        guidance=None
-        if guidance is None
-        else GuidanceReport(
-            method=guidance.method,
-            beam_width=guidance.beam_width,
-            successors=guidance.successors,
-            chunk_length=guidance.chunk_length,
-            chunks=sum(run.trace.chunks for run in runs),
-            sampled_tokens=sum(run.sampled_tokens for run in runs),
-            scored_tokens=sum(run.scored_tokens for run in runs),
-            upstream=provider_usage if provider_usage.calls else None,
-            tree=[run.trace.tree for run in runs] if guidance.trace else None,
-        ),
+        guidance=None if guidance is None else _guidance_report(guidance, runs),
+    )
+
+
+def _guidance_report(guidance: Guidance, runs: Sequence[PromptRun]) -> GuidanceReport:
+    provider_usage = sum((run.provider_usage for run in runs), ProviderUsage())
+    return GuidanceReport(
+        method=guidance.method,
+        beam_width=guidance.beam_width,
+        successors=guidance.successors,
+        chunk_length=guidance.chunk_length,
+        chunks=sum(run.tree.chunks for run in runs),
+        sampled_tokens=sum(run.sampled_tokens for run in runs),
+        scored_tokens=sum(run.scored_tokens for run in runs),
+        upstream=provider_usage if provider_usage.calls else None,
+        tree=[run.tree.tree for run in runs] if guidance.trace else None,
     )

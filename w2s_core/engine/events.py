@@ -1,4 +1,8 @@
-"""The events of a generation request: what `Engine.generate` yields, in order, all frozen."""
+"""Events of a generation request: what `Engine.generate` yields, in order. All are frozen.
+
+PromptRead?  TextCommitted*  ChoiceFinished      for each prompt and choice; those of several choices interleave
+RequestFinished                                  once, at the end
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,15 @@ from w2s_core.types import Candidate, Hypothesis, Method, ProviderUsage, TokenTe
 
 @dataclass(frozen=True, slots=True)
 class TokenInfo:
-    """A token that is final, and its place in its text: `offset` counts the characters before the one in which it
-    begins. `logprob` is None where there is none (a prompt's first); `rank` (1 = the likeliest) is a prompt's.
+    """A final token with its text offset and log-probabilities.
 
-    `alternatives` are ids, texts and log-probabilities in nats of the likeliest tokens there, best first.
+    `offset` counts the characters of the text before the one in which the token begins. `logprob` is in nats, or None
+    for a token that has none (the first of a prompt). `rank` is set for tokens of a prompt; 1 is the most likely.
+    `alternatives` are (id, text, log-probability in nats) of the most likely tokens at this position, best first.
     """
 
     token: int
-    piece: TokenText
+    token_text: TokenText
     offset: int
     logprob: float | None
     rank: int | None = None
@@ -27,8 +32,11 @@ class TokenInfo:
 
 @dataclass(frozen=True, slots=True)
 class PromptRead:
-    """The prompt of these choices, before anything else of them: its text, and its tokens placed in what they decode to
-    (the same, but for tokenizers that normalize); none where only a provider knows them."""
+    """The prompt of some choices, sent before any other event of theirs: `text`, and `tokens` with their offsets.
+
+    Offsets refer to the text that the tokens decode to, which is `text` unless the tokenizer normalizes its input.
+    `tokens` is empty if only the provider knows the prompt's tokens.
+    """
 
     choices: Sequence[int]
     text: str
@@ -37,10 +45,10 @@ class PromptRead:
 
 @dataclass(frozen=True, slots=True)
 class TextCommitted:
-    """More text of choice `index` that is final: nothing sent is ever taken back. `tokens`, where asked for, are those
-    that this text is made of.
+    """More final text of choice `index`; text that was sent is never taken back.
 
-    `prompt_tokens` and `completion_tokens` are the whole request's usage so far, as `RequestFinished` ends it.
+    `tokens` are the tokens of this text, if the request asked for them. `prompt_tokens` and `completion_tokens` are the
+    usage of the whole request so far; `RequestFinished` has the final numbers.
     """
 
     index: int
@@ -52,10 +60,10 @@ class TextCommitted:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceFinished:
-    """Choice `index` is complete; `hypothesis.text` equals the concatenation of what was committed of it.
+    """Choice `index` is complete. `hypothesis.text` equals the concatenation of its committed texts.
 
-    `guided` tells whether its score means anything. `tokens`, where asked for, are those that no text came of: behind
-    the others, the one that ended the answer.
+    `guided` says whether a pair scored the hypothesis, so that its score has a meaning. `tokens`, if the request asked
+    for them, are those that belong to no `TextCommitted`: they have no text, such as the EOS token that ended it.
     """
 
     index: int
@@ -66,9 +74,12 @@ class ChoiceFinished:
 
 @dataclass(frozen=True, slots=True)
 class GuidanceReport:
-    """What a guided request cost. `sampled_tokens` are the large model's, pruned ones included; `scored_tokens` the
-    pairs'; `upstream` is the part of both that providers delivered, if any. `tree` holds, per prompt and per chunk,
-    every candidate, when `trace` was asked for."""
+    """The parameters and the cost of a guided search.
+
+    `sampled_tokens` are those of the large model, pruned ones included; `scored_tokens` those of the pairs. `upstream`
+    is the part of both that remote providers delivered, or None. `tree` holds every candidate per prompt and chunk if
+    `Guidance.trace` asked for it.
+    """
 
     method: Method
     beam_width: int
@@ -83,7 +94,7 @@ class GuidanceReport:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """The last event. `completion_tokens` counts returned tokens only; a token that ended an answer counts as one."""
+    """The last event of a request. `completion_tokens` counts returned tokens only, EOS tokens included."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -1,4 +1,4 @@
-"""One request, seen from beside it: what it counts for, and what its line in the log will say."""
+"""Request telemetry: follows one request from arrival to end and writes its metrics, spans and `RequestRecord`."""
 
 from __future__ import annotations
 
@@ -27,19 +27,31 @@ from w2s_core.types import GenerationRequest, Hypothesis, Method, Prompt, Round
 if TYPE_CHECKING:
     from w2s_core.telemetry.tracing import Tracing
 
+_OUTCOMES: Mapping[tuple[type[BaseException], ...], RequestOutcome] = {
+    (RequestError,): "invalid",
+    (OverloadedError,): "overloaded",
+    (UnavailableError,): "unavailable",
+    (UpstreamError,): "upstream",
+    (DeadlineError,): "timeout",
+    (asyncio.CancelledError, GeneratorExit): "cancelled",
+}
+
 
 @dataclass(slots=True)
-class _Tally:
-    """What has come of it so far. `latest`: when choice i last sent text."""
+class _Progress:
+    """How far the answers are. `last_text_s` maps a choice to the time of its last text, in seconds since arrival."""
 
-    latest: dict[int, float] = field(default_factory=dict)
-    cut: bool = False
-    complete: bool = False
+    last_text_s: dict[int, float] = field(default_factory=dict)
+    truncated: bool = False  # a choice ended with finish_reason "length"
+    complete: bool = False  # RequestFinished was sent
 
 
 class RequestObserver:
-    """`with`: from the request's arrival to its end. `labels`: its served model and method; a model that is not ours is
-    None and counts nowhere."""
+    """Observes one request; `with` spans it from arrival to end.
+
+    `labels` are its served model and method for metrics. The model is None if the client named one that is not served:
+    such a request is not counted by model, so that clients cannot create label values.
+    """
 
     def __init__(
         self,
@@ -56,126 +68,116 @@ class RequestObserver:
         if self.record.keeps_texts:
             self.record.prompts = request.prompts
         self._metrics = metrics
-        self._began = time.perf_counter()
-        self._drawn: list[Proposals] = []
-        self._scored: list[Scoring] = []
-        self._tally = _Tally()
+        self._arrival = time.perf_counter()
+        self._proposals: list[Proposals] = []
+        self._scorings: list[Scoring] = []
+        self._progress = _Progress()
 
     def __enter__(self) -> Self:
-        self._metrics.arrived()
+        self._metrics.request_arrived()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         record = self.record
         record.total_s = self._elapsed()
         record.outcome = self._outcome(error)
-        record.sampled_tokens = sum(proposals.sampled_tokens for proposals in self._drawn)
-        record.scored_tokens = sum(scoring.scored_tokens for scoring in self._scored)
-        self._metrics.left(admitted=record.queue_s is not None)
+        record.sampled_tokens = sum(proposals.sampled_tokens for proposals in self._proposals)
+        record.scored_tokens = sum(scoring.scored_tokens for scoring in self._scorings)
+        self._metrics.request_left(admitted=record.queue_s is not None)
         if record.served_model is not None:
-            self._metrics.answered(record.served_model, record.method, record.outcome, record.total_s)
+            self._metrics.request_ended(record.served_model, record.method, record.outcome, record.total_s)
         if record.outcome not in REFUSED:
-            self._metrics.tokens(
+            self._metrics.count_tokens(
                 prompt=record.prompt_tokens, returned=record.returned_tokens, searched=record.sampled_tokens
             )
         if self._trace:
             self._trace.end(record)
 
-    def planned(self, plans: Sequence[Plan]) -> None:
-        """It can be served."""
+    def on_planned(self, plans: Sequence[Plan]) -> None:
+        """The request is valid and has been planned."""
         guidance = plans[0].guidance
         self.record.method = guidance.method if guidance else "none"
         self.record.rows = sum(plan.rows for plan in plans)
 
-    def admitted(self) -> None:
-        """One of its prompts begins."""
-        waited = self._elapsed()
+    def on_admitted(self) -> None:
+        """One of the request's prompts has been granted its rows."""
+        queue_s = self._elapsed()
         first = self.record.queue_s is None
         if first:
-            self.record.queue_s = waited
-        self._metrics.admitted(first=first, queue_s=waited)
+            self.record.queue_s = queue_s
+        self._metrics.prompt_admitted(first=first, queue_s=queue_s)
 
-    def draws(self, proposals: Proposals) -> None:
-        """Counted at the end, however that comes."""
-        self._drawn.append(proposals)
-
-    def proposes(self, proposer: Proposer) -> Proposer:
-        """The same, traced."""
-        return self._trace.proposes(proposer) if self._trace else proposer
-
-    def grows(self, growing: AsyncGenerator[Hypothesis]) -> AsyncGenerator[Hypothesis]:
-        """The same, traced."""
-        return self._trace.grows(growing) if self._trace else growing
-
-    def scores(self, scoring: Scoring) -> Scoring:
-        """The same, traced, and counted at the end."""
-        self._scored.append(scoring)
-        return self._trace.scores(scoring) if self._trace else scoring
-
-    def event(self, event: Event) -> None:
-        """Sees what the caller is about to get."""
+    def on_event(self, event: Event) -> None:
+        """Records an event that is about to be sent to the client."""
         match event:
             case TextCommitted():
-                self._text(event)
+                self._on_text(event)
             case ChoiceFinished():
-                self._tally.cut |= event.hypothesis.finish_reason == "length"
+                self._progress.truncated |= event.hypothesis.finish_reason == "length"
                 if self.record.keeps_texts:
                     self.record.answers.append(event.hypothesis.text)
             case RequestFinished():
-                self._tally.complete = True
+                self._progress.complete = True
                 self.record.prompt_tokens = event.prompt_tokens
                 self.record.returned_tokens = event.completion_tokens
 
-    def _text(self, event: TextCommitted) -> None:
+    def _on_text(self, event: TextCommitted) -> None:
         now = self._elapsed()
         if self.record.first_token_s is None:
             self.record.first_token_s = now
-            self._metrics.first_text(now)
-        if event.index in self._tally.latest:
-            self._metrics.more_text(now - self._tally.latest[event.index])
-        self._tally.latest[event.index] = now
+            self._metrics.first_text_sent(now)
+        if event.index in self._progress.last_text_s:
+            self._metrics.next_text_sent(now - self._progress.last_text_s[event.index])
+        self._progress.last_text_s[event.index] = now
         self.record.prompt_tokens, self.record.returned_tokens = event.prompt_tokens, event.completion_tokens
 
-    async def rounds(
-        self, rounds: AsyncGenerator[Round], beam: Sequence[Hypothesis], *, k: int, ranked: bool
+    def count_proposals(self, proposals: Proposals) -> None:
+        """Includes the session's sampled tokens in the record, however the request ends."""
+        self._proposals.append(proposals)
+
+    def trace_proposals(self, proposer: Proposer) -> Proposer:
+        """The proposer, with a span around every call if tracing is on."""
+        return self._trace.trace_proposals(proposer) if self._trace else proposer
+
+    def trace_sampling(self, growing: AsyncGenerator[Hypothesis]) -> AsyncGenerator[Hypothesis]:
+        """The stream of a plain choice's growing hypothesis, in one span if tracing is on."""
+        return self._trace.trace_sampling(growing) if self._trace else growing
+
+    def observe_scoring(self, scoring: Scoring) -> Scoring:
+        """The scoring session, traced, with its scored tokens included in the record however the request ends."""
+        self._scorings.append(scoring)
+        return self._trace.trace_scoring(scoring) if self._trace else scoring
+
+    async def observe_rounds(
+        self, rounds: AsyncGenerator[Round], beam: Sequence[Hypothesis], *, k: int, pair_scored: bool
     ) -> AsyncGenerator[Round]:
-        """The same rounds of a search that starts from `beam`, counted."""
+        """The rounds of a search that starts from `beam` with K = `k`, counted and traced."""
         if self._trace:
-            rounds = self._trace.chunks(rounds)
+            rounds = self._trace.trace_rounds(rounds)
         async with aclosing(rounds):
             async for chunk in rounds:
-                drawn = k * sum(not y.finished for y in beam)
-                self._metrics.chunk(chunk, drawn=drawn, ranked=ranked)
+                proposed = k * sum(not y.finished for y in beam)
+                self._metrics.count_chunk(chunk, proposed=proposed, pair_scored=pair_scored)
                 self.record.chunks += 1
                 beam = chunk.beam
                 yield chunk
 
     def _elapsed(self) -> float:
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self._arrival
 
     def _outcome(self, error: BaseException | None) -> RequestOutcome:
-        if self._tally.complete:  # a reader that leaves after the last event has its answer
-            return "length" if self._tally.cut else "stop"
-        for kinds, outcome in _OUTCOMES.items():
-            if isinstance(error, kinds):
+        if self._progress.complete:  # a client that disconnects after the last event has its answer
+            return "length" if self._progress.truncated else "stop"
+        for error_types, outcome in _OUTCOMES.items():
+            if isinstance(error, error_types):
                 return outcome
         return "error"
 
 
-_OUTCOMES: Mapping[tuple[type[BaseException], ...], RequestOutcome] = {
-    (RequestError,): "invalid",
-    (OverloadedError,): "overloaded",
-    (UnavailableError,): "unavailable",
-    (UpstreamError,): "upstream",
-    (DeadlineError,): "timeout",
-    (asyncio.CancelledError, GeneratorExit): "cancelled",
-}
-
-
 class MeteredScorer:
-    """A pair that counts, by the name it has in the configuration, what is run through it."""
+    """A scorer whose tokens are counted under `name`, the pair's name in the configuration."""
 
     def __init__(self, name: str, scorer: Scorer, metrics: Metrics) -> None:
         self._name = name
@@ -191,4 +193,4 @@ class MeteredScorer:
             try:
                 yield scoring
             finally:
-                self._metrics.scored(self._name, scoring.scored_tokens)
+                self._metrics.count_scored_tokens(self._name, scoring.scored_tokens)

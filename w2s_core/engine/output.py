@@ -1,4 +1,4 @@
-"""What of the beam is final, as events: text, and where it is asked for the tokens that the text is made of."""
+"""Streaming output of a choice: turns beams into events with the text, and on request the tokens, that is final."""
 
 from __future__ import annotations
 
@@ -13,126 +13,131 @@ from w2s_core.text.stop_strings import partial_stop_length
 from w2s_core.types import Alternatives, Hypothesis, PromptLogprobs, SamplingParams, Tokens
 
 
-class ChoiceWriter:
-    """Sends text once it is final: what every hypothesis still in the beam agrees on, behind which no stop string
-    can begin any more."""
+class ChoiceStreamer:
+    """Streams the text of one choice once it is final.
+
+    Text is final when every hypothesis in the beam begins with it and no stop string can begin inside it any more.
+    """
 
     def __init__(self, index: int, stops: Sequence[str]) -> None:
         self.index = index
         self._stops = stops
-        self._sent = 0  # characters
+        self._sent_chars = 0
 
     def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
-        """What is final now and was not before: one event or none."""
-        return self._send(self._agreed(beam))
+        """The text that has become final since the last call: one event or none."""
+        return self._send(self._final_text(beam))
 
     def finish(self, answer: Hypothesis, *, guided: bool) -> list[TextCommitted | ChoiceFinished]:
-        """The rest of the answer, and that this was it."""
+        """The rest of the answer's text, then ChoiceFinished."""
         return [*self._send(answer.text), ChoiceFinished(self.index, answer, guided)]
 
-    def _agreed(self, beam: Sequence[Hypothesis]) -> str:
-        return common_prefix([self._visible(y) for y in beam])
+    def _final_text(self, beam: Sequence[Hypothesis]) -> str:
+        return common_prefix([self._without_partial_stop(y) for y in beam])
 
-    def _visible(self, y: Hypothesis) -> str:
+    def _without_partial_stop(self, y: Hypothesis) -> str:
         return y.text if y.finished else y.text[: len(y.text) - partial_stop_length(y.text, self._stops)]
 
     def _send(self, text: str, tokens: Sequence[TokenInfo] = ()) -> list[TextCommitted]:
-        """`text` is the answer so far."""
-        new = text[self._sent :]
-        self._sent += len(new)
+        """`text` is the whole final text so far; the event holds the part that was not sent yet."""
+        new = text[self._sent_chars :]
+        self._sent_chars += len(new)
         return [TextCommitted(self.index, new, tuple(tokens))] if new else []
 
 
-class TokenWriter(ChoiceWriter):
-    """Sends text by whole tokens, and those tokens with it. Beams that agree on a text must agree on its tokens too."""
+class TokenStreamer(ChoiceStreamer):
+    """Streams text together with the tokens it is made of, so text ends at token boundaries.
+
+    Here hypotheses must agree on the tokens, too: equal text of different tokens is not final.
+    """
 
     def __init__(self, index: int, sampling: SamplingParams, decoder: TokenDecoder) -> None:
         super().__init__(index, sampling.stop)
         self._decoder = decoder
-        self._placer = OffsetTracker(decoder, verbatim=not sampling.skip_special_tokens)
-        self._read = 0  # tokens on which the beam agrees
-        self._waiting: list[TokenSpan] = []
+        self._offsets = OffsetTracker(decoder, verbatim=not sampling.skip_special_tokens)
+        self._agreed = 0  # number of leading tokens that all hypotheses share
+        self._pending: list[TokenSpan] = []  # spans of agreed tokens that are not sent yet
 
     def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
-        text = self._agreed(beam)
-        agreed = _common_tokens([y.tokens for y in beam], self._read)
-        self._waiting += self._placer.place(beam[0].tokens[self._read : agreed])
-        self._read = max(self._read, agreed)
-        ready = _whole(self._waiting, len(text))
+        text = self._final_text(beam)
+        agreed = _common_token_count([y.tokens for y in beam], self._agreed)
+        self._pending += self._offsets.feed(beam[0].tokens[self._agreed : agreed])
+        self._agreed = max(self._agreed, agreed)
+        ready = _spans_of_whole_characters(self._pending, len(text))
         if not ready:
             return []
-        self._waiting = self._waiting[len(ready) :]
-        return self._send(text[: ready[-1].end], self._told(ready, beam[0]))
+        self._pending = self._pending[len(ready) :]
+        return self._send(text[: ready[-1].end], self._token_infos(ready, beam[0]))
 
     def finish(self, answer: Hypothesis, *, guided: bool) -> list[TextCommitted | ChoiceFinished]:
         committed = self.commit([answer])
         length = len(answer.text)
         if answer.ended and answer.ending is not None:
-            self._waiting += self._placer.place([answer.ending])
-        rest = [place for place in [*self._waiting, *self._placer.rest(length)] if place.number < answer.length]
-        tokens = tuple(self._told(rest, answer))
+            self._pending += self._offsets.feed([answer.ending])
+        rest = [span for span in [*self._pending, *self._offsets.flush(length)] if span.number < answer.length]
+        tokens = tuple(self._token_infos(rest, answer))
         text = self._send(answer.text, tokens)
         return [*committed, *text, ChoiceFinished(self.index, answer, guided, () if text else tokens)]
 
-    def _told(self, places: Iterable[TokenSpan], y: Hypothesis) -> list[TokenInfo]:
+    def _token_infos(self, spans: Iterable[TokenSpan], y: Hypothesis) -> list[TokenInfo]:
         return [
-            told(
+            token_info(
                 self._decoder,
-                replace(place, start=min(place.start, len(y.text))),
-                y.logprobs[place.number] if place.number < len(y.logprobs) else None,
-                y.alternatives[place.number] if place.number < len(y.alternatives) else (),
+                replace(span, start=min(span.start, len(y.text))),
+                y.logprobs[span.number] if span.number < len(y.logprobs) else None,
+                y.alternatives[span.number] if span.number < len(y.alternatives) else (),
             )
-            for place in places
+            for span in spans
         ]
 
 
-def placed_prompt(decoder: TokenDecoder, prompt: Tokens, found: PromptLogprobs | None) -> list[TokenInfo]:
-    """The prompt's tokens in the text that they decode to, with what is known of their log-probabilities."""
-    placer = OffsetTracker(decoder)
-    places = [*placer.place(prompt), *placer.rest(len(decoder.decode(prompt)))]
-    if found is None:
-        return [told(decoder, place, None, ()) for place in places]
-    first, *others = places
+def prompt_token_infos(decoder: TokenDecoder, prompt: Tokens, logprobs: PromptLogprobs | None) -> list[TokenInfo]:
+    """The tokens of a prompt with their offsets in its decoded text, and their log-probabilities if there are any."""
+    offsets = OffsetTracker(decoder)
+    spans = [*offsets.feed(prompt), *offsets.flush(len(decoder.decode(prompt)))]
+    if logprobs is None:
+        return [token_info(decoder, span, None, ()) for span in spans]
+    first, *others = spans
     return [
-        told(decoder, first, None, ()),
+        token_info(decoder, first, None, ()),
         *(
-            replace(told(decoder, place, nats, alternatives), rank=rank)
-            for place, nats, rank, alternatives in zip(
-                others, found.logprobs, found.ranks, found.alternatives, strict=True
+            replace(token_info(decoder, span, logprob, alternatives), rank=rank)
+            for span, logprob, rank, alternatives in zip(
+                others, logprobs.logprobs, logprobs.ranks, logprobs.alternatives, strict=True
             )
         ),
     ]
 
 
-def told(decoder: TokenDecoder, place: TokenSpan, logprob: float | None, alternatives: Alternatives) -> TokenInfo:
-    """A token as events carry it. Among the alternatives it has the text that it has in its own place."""
-    pieces = [place.piece if token == place.token else decoder.token_text(token) for token, _ in alternatives]
-    named = tuple((token, piece, nats) for (token, nats), piece in zip(alternatives, pieces, strict=True))
-    return TokenInfo(place.token, place.piece, place.start, logprob, alternatives=named)
+def token_info(decoder: TokenDecoder, span: TokenSpan, logprob: float | None, alternatives: Alternatives) -> TokenInfo:
+    """The `TokenInfo` of one token. If the token is among its alternatives, it has the same text there as in `span`."""
+    texts = [span.token_text if token == span.token else decoder.token_text(token) for token, _ in alternatives]
+    top = tuple((token, text, nats) for (token, nats), text in zip(alternatives, texts, strict=True))
+    return TokenInfo(span.token, span.token_text, span.start, logprob, alternatives=top)
 
 
-def _whole(places: Sequence[TokenSpan], length: int) -> list[TokenSpan]:
-    """The first of these tokens that make up whole characters, of the first `length` ones."""
-    ready = list(takewhile(lambda place: place.end <= length, places))
-    following = places[len(ready)] if len(ready) < len(places) else None
-    # A token without text may yet be cut off, with a stop string behind it.
+def _spans_of_whole_characters(spans: Sequence[TokenSpan], length: int) -> list[TokenSpan]:
+    """The longest run of leading spans that ends at a character boundary within the first `length` characters."""
+    ready = list(takewhile(lambda span: span.end <= length, spans))
+    following = spans[len(ready)] if len(ready) < len(spans) else None
+    # A token without text is held back: a stop string that begins behind it would cut it off.
     while ready and (ready[-1].start == ready[-1].end or (following and following.start < ready[-1].end)):
         following = ready.pop()
     return ready
 
 
-def _common_tokens(answers: Sequence[Tokens], known: int) -> int:
-    """On how many tokens all agree, who agree on the first `known`."""
+def _common_token_count(answers: Sequence[Tokens], count: int) -> int:
+    """The number of leading tokens that all answers share, given that they share the first `count`."""
     shortest = min(map(len, answers))
-    while known < shortest and all(answer[known] == answers[0][known] for answer in answers):
-        known += 1
-    return known
+    while count < shortest and all(answer[count] == answers[0][count] for answer in answers):
+        count += 1
+    return count
 
 
 def common_prefix(texts: Sequence[str]) -> str:
-    """The text on which all agree."""
-    low, high = min(texts), max(texts)
-    for i, (a, b) in enumerate(zip(low, high, strict=False)):
+    """The longest common prefix of the texts."""
+    smallest, largest = min(texts), max(texts)  # in lexical order: all others share what these two share
+    for i, (a, b) in enumerate(zip(smallest, largest, strict=False)):
         if a != b:
-            return low[:i]
-    return low
+            return smallest[:i]
+    return smallest

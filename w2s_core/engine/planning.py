@@ -1,12 +1,21 @@
-"""What a request asks for, checked against what is served, before anything runs: one Plan per prompt."""
+"""Request planning: validates a request against the served models and makes one `Plan` per prompt."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
-from w2s_core.errors import ContextLengthError, RequestError, UnavailableError, UnknownModelError
+from w2s_core.engine.guidance import resolve_guidance
+from w2s_core.engine.token_budget import (
+    cap_to_pair_context,
+    cap_to_sampled_tokens,
+    check_min_tokens,
+    context_budget,
+    truncated_length,
+)
+from w2s_core.errors import RequestError, UnavailableError, UnknownModelError
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
@@ -27,9 +36,9 @@ _SEED_BITS = 63
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A name of the API: the large model behind it and the guidance that it brings, if any.
+    """A model name of the API with its large model's context length and its default guidance.
 
-    `context_length` is None while the large model's provider has not been reached.
+    `context_length` is in tokens; None until the large model's provider has been reached.
     """
 
     name: str
@@ -37,12 +46,22 @@ class ServedModel:
     guidance: Guidance | None
 
 
+class Mode(Enum):
+    """What a plan does: sample plain choices, search for guided ones, or score a given text."""
+
+    SAMPLE = auto()
+    SEARCH = auto()
+    SCORE = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One prompt's work. `guidance` None = `n` plain samples; `copies` of the empty answer start the search.
+    """Everything that is needed to answer one prompt with `n` choices.
 
-    `budget` is the number of tokens of π_base that an answer may have; `ranked` whether a pair does the ranking.
-    `scored`: nothing is sampled, this text is scored behind `pair_prompt`.
+    `prompt` is for the large model, `pair_prompt` for the pairs. `guidance` and `scorer` are None for plain sampling.
+    A search starts from `initial_beams` copies of the empty answer and keeps `beam_width` hypotheses after each chunk.
+    `budget` is the number of large-model tokens that an answer may have. `pair_scored`: scores come from a pair, not
+    from the large model's likelihood. `text_to_score` is None unless nothing is sampled and this text is scored.
     """
 
     large: LargeModel
@@ -54,25 +73,35 @@ class Plan:
     seed: int
     budget: int
     n: int
-    keep: int
-    copies: int
-    ranked: bool
+    beam_width: int
+    initial_beams: int
+    pair_scored: bool
     with_tokens: bool
     with_prompt: bool
     prompt_logprobs: int | None
-    scored: str | None
+    text_to_score: str | None
+
+    @property
+    def mode(self) -> Mode:
+        if self.text_to_score is not None:
+            return Mode.SCORE
+        return Mode.SAMPLE if self.guidance is None else Mode.SEARCH
 
     @property
     def rows(self) -> int:
-        """Sequences that the large model samples at once; one where it samples none."""
-        if self.scored is not None:
+        """Rows to reserve: sequences that the large model samples at once, or 1 if it samples none."""
+        if self.mode is Mode.SCORE:
             return 1
-        return self.n if self.guidance is None else self.copies * self.guidance.successors
+        return self.n if self.guidance is None else self.initial_beams * self.guidance.successors
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """The names that can be asked for. `served` maps an API name to its large model's name and default guidance."""
+    """Plans requests to the served models.
+
+    `served` maps an API name to (name of its large model, default guidance). `max_sampled_tokens` bounds what the large
+    model samples for one request, None = no bound.
+    """
 
     large_models: Mapping[str, LargeModel]
     scorers: Mapping[str, Scorer]
@@ -82,100 +111,64 @@ class Planner:
 
     @property
     def served_models(self) -> dict[str, ServedModel]:
-        """By API name."""
+        """The served models by API name."""
         return {
             name: ServedModel(name, _context_length(self.large_models[large]), guidance)
             for name, (large, guidance) in self.served.items()
         }
 
     def large_model(self, name: str) -> LargeModel:
-        """Behind an API name. Raises UnknownModelError."""
+        """The large model behind an API name. Raises UnknownModelError."""
         if name not in self.served:
             raise UnknownModelError(name)
         return self.large_models[self.served[name][0]]
 
+    def labels(self, request: GenerationRequest) -> tuple[str | None, Method]:
+        """The (served model, method) that a request asks for, for metrics. The model is None if it is not served."""
+        if request.model not in self.served:
+            return None, "none"
+        guidance = request.guidance or self.served[request.model][1]
+        return request.model, guidance.method if guidance else "none"
+
     async def with_checked_grammar(self, request: GenerationRequest) -> GenerationRequest:
-        """The same, its grammar as `plan` takes it. Raises RequestError, naming the field at fault."""
+        """The request with its grammar checked and compiled, as `plan` needs it. Raises RequestError."""
         sampling = request.sampling
         if sampling.grammar is None:
             return request
         if sampling.ignore_eos:
-            raise RequestError(f"Not with {sampling.grammar.field}: that ends an answer by an EOS.", "ignore_eos")
+            raise RequestError(
+                f"ignore_eos cannot be combined with {sampling.grammar.field}, which ends answers with an EOS token.",
+                "ignore_eos",
+            )
         grammar = await self.large_model(request.model).check_grammar(sampling.grammar)
         return replace(request, sampling=replace(sampling, grammar=grammar))
 
     def plan(self, request: GenerationRequest) -> list[Plan]:
         """One plan per prompt. Raises RequestError, naming the field at fault."""
         large, default = self.large_model(request.model), self.served[request.model][1]
-        guidance = self._guidance(request, default)
+        guidance = resolve_guidance(request, default, self.scorers.keys())
         grammar = request.sampling.grammar
-        if grammar and guidance and guidance.method == "cbs" and not large.continues_grammars:
+        if grammar and guidance and guidance.method == "cbs" and not large.supports_chunked_grammar:
             raise RequestError(
-                "This model's provider follows it in whole answers only: use guidance of method best_of_n, or none.",
+                "This model's provider applies a grammar to whole answers only: use guidance.method best_of_n or none.",
                 grammar.field,
             )
         large.check(request.sampling)
-        return [self._plan(request, prompt, large, guidance) for prompt in request.prompts]
+        return [self._plan_prompt(request, prompt, large, guidance) for prompt in request.prompts]
 
-    def labels(self, request: GenerationRequest) -> tuple[str | None, Method]:
-        """The served model and the method that a request asks for, whether or not it can be served."""
-        if request.model not in self.served:
-            return None, "none"
-        guidance = request.guidance or self.served[request.model][1]
-        return request.model, guidance.method if guidance else "none"
-
-    def _guidance(self, request: GenerationRequest, default: Guidance | None) -> Guidance | None:
-        guidance = request.guidance or default
-        if guidance is not None and guidance.method == "none":
-            guidance = None
-        if request.best_of is not None and request.best_of < request.n:
-            raise RequestError(f"best_of ({request.best_of}) must be at least n ({request.n}).", "best_of")
-        if request.best_of is not None and request.best_of > 1:
-            ranked = replace(
-                guidance or Guidance(),
-                method="best_of_n",
-                beam_width=request.n,
-                successors=request.best_of,
-                chunk_length=0,
-            )
-            return self._check(ranked, request)
-        return guidance and self._check(guidance, request)
-
-    def _check(self, guidance: Guidance, request: GenerationRequest) -> Guidance:
-        for pair in guidance.pairs:
-            if pair not in self.scorers:
-                known = ", ".join(sorted(self.scorers)) or "none"
-                raise RequestError(f"There is no pair `{pair}`; the pairs are: {known}.", f"guidance.pairs.{pair}")
-        if guidance.method == "cbs" and not guidance.pairs:
-            raise RequestError("Guidance by chunk-level beam search needs at least one pair.", "guidance.pairs")
-        bound = "beam_width" if guidance.method == "cbs" else "successors"
-        if request.n > getattr(guidance, bound):
-            raise RequestError(f"n ({request.n}) exceeds guidance.{bound} ({getattr(guidance, bound)}).", "n")
-        return guidance
-
-    def _plan(self, request: GenerationRequest, prompt: Prompt, large: LargeModel, guidance: Guidance | None) -> Plan:
-        tokens = large.encode(prompt)
-        if request.token_ids and not large.token_ids:
-            raise RequestError("Only its provider knows this model's token ids.", "return_token_ids")
-        used = _truncated(request, tokens, large)
-        if used < len(tokens):
-            tokens = tokens[-used:]
-            # A conversation is the pair's own to render: what the large model does not see of it, the pair may.
-            prompt = prompt if isinstance(prompt, ChatPrompt) else TokenPrompt(tokens)
-        pair_prompt, scored = _given(request, large.text_of(prompt), guidance)
-        budget = self._budget(request, prompt, tokens, large)
-        scorer: Scorer | None = None
-        if guidance is not None:
-            scorer = CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
-            budget = self._scorable(request, scorer.check(pair_prompt, budget), budget)
-        budget = self._affordable(request, guidance, budget)
-        if request.sampling.min_tokens > budget:
-            raise RequestError(
-                f"min_tokens ({request.sampling.min_tokens}) exceeds the {budget} tokens that the answer may have.",
-                "min_tokens",
-            )
-        cbs = guidance is not None and guidance.method == "cbs"
-        if guidance is not None and not cbs:  # a chunk as long as the answer
+    def _plan_prompt(
+        self, request: GenerationRequest, prompt: Prompt, large: LargeModel, guidance: Guidance | None
+    ) -> Plan:
+        prompt, tokens = _encode(request, prompt, large)
+        pair_prompt, text_to_score = _split_scored_text(request, large.decode_prompt(prompt), guidance)
+        scorer = self._scorer(guidance)
+        budget = context_budget(request, prompt, tokens, large)
+        if scorer is not None:
+            budget = cap_to_pair_context(request, budget, scorer.check(pair_prompt, budget))
+        budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens)
+        check_min_tokens(request, budget)
+        chunked = guidance is not None and guidance.method == "cbs"
+        if guidance is not None and not chunked:  # best of n is a search with one chunk as long as the answer
             guidance = replace(guidance, beam_width=request.n, chunk_length=budget)
         seed = request.sampling.seed
         plan = Plan(
@@ -188,62 +181,35 @@ class Planner:
             seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
             budget=budget,
             n=request.n,
-            keep=guidance.beam_width if guidance else request.n,
-            copies=guidance.beam_width if guidance and cbs else 1,
-            ranked=guidance is not None and bool(guidance.pairs),
+            beam_width=guidance.beam_width if guidance else request.n,
+            initial_beams=guidance.beam_width if guidance and chunked else 1,
+            pair_scored=guidance is not None and bool(guidance.pairs),
             with_tokens=request.with_tokens,
             with_prompt=request.with_prompt,
             prompt_logprobs=request.prompt_logprobs,
-            scored=scored,
+            text_to_score=text_to_score,
         )
         self._check_rows(plan, request)
         return plan
 
-    def _budget(self, request: GenerationRequest, prompt: Prompt, tokens: Tokens, large: LargeModel) -> int:
-        room = large.context_length - large.count(tokens)
-        wanted = request.sampling.max_tokens
-        if room < (1 if wanted is None else wanted):
-            field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
-            raise ContextLengthError(large.context_length, large.count(tokens), 1 if wanted is None else wanted, field)
-        return room if wanted is None else wanted
-
-    def _affordable(self, request: GenerationRequest, guidance: Guidance | None, budget: int) -> int:
-        """Tokens of answer so short that the request cannot draw more than it may, whatever is pruned."""
-        asked = guidance.max_sampled_tokens if guidance else None
-        bounds = [bound for bound in (asked, self.max_sampled_tokens) if bound is not None]
-        if not bounds or not budget:
-            return budget
-        drawn_at_once = request.n if guidance is None else guidance.successors
-        if guidance is not None and guidance.method == "cbs":
-            drawn_at_once = guidance.rows
-        sequences = drawn_at_once * len(request.prompts)
-        affordable = min(bounds) // sequences
-        if affordable < 1:
-            raise RequestError(
-                f"This request samples {sequences} sequences and may draw {min(bounds)} tokens in all: not one token "
-                "of answer.",
-                "n" if guidance is None else "guidance.max_sampled_tokens",
-            )
-        return min(budget, affordable)
-
-    @staticmethod
-    def _scorable(request: GenerationRequest, scorable: int, budget: int) -> int:
-        if request.sampling.max_tokens is not None and scorable < budget:
-            raise RequestError(f"The pair's context has room for {scorable} tokens of answer.", "max_tokens")
-        return min(scorable, budget)
+    def _scorer(self, guidance: Guidance | None) -> Scorer | None:
+        if guidance is None:
+            return None
+        return CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
 
     def _check_rows(self, plan: Plan, request: GenerationRequest) -> None:
-        if plan.rows > self.max_rows_per_request:
-            if plan.guidance is None:
-                field = "n"
-            elif request.best_of is not None and request.best_of > 1:
-                field = "best_of"
-            else:
-                field = "guidance"
-            raise RequestError(
-                f"This request samples {plan.rows} sequences at once; at most {self.max_rows_per_request} are allowed.",
-                field,
-            )
+        if plan.rows <= self.max_rows_per_request:
+            return
+        if plan.guidance is None:
+            field = "n"
+        elif request.best_of is not None and request.best_of > 1:
+            field = "best_of"
+        else:
+            field = "guidance"
+        raise RequestError(
+            f"This request samples {plan.rows} sequences at once; at most {self.max_rows_per_request} are allowed.",
+            field,
+        )
 
 
 def _context_length(large: LargeModel) -> int | None:
@@ -253,32 +219,32 @@ def _context_length(large: LargeModel) -> int | None:
         return None
 
 
-def _given(request: GenerationRequest, prompt: Prompt, guidance: Guidance | None) -> tuple[Prompt, str | None]:
-    """What the pairs see as x, and the text that they score as y where none is to be sampled."""
+def _encode(request: GenerationRequest, prompt: Prompt, large: LargeModel) -> tuple[Prompt, Tokens]:
+    """The prompt and its token ids, both truncated if the request asks for it."""
+    tokens = large.encode(prompt)
+    if request.needs_token_ids and not large.exposes_token_ids:
+        raise RequestError("Token ids cannot be returned: only the model's provider knows them.", "return_token_ids")
+    length = truncated_length(request, tokens, large)
+    if length < len(tokens):
+        tokens = tokens[-length:]
+        # A conversation is rendered by the pair's own template, so the pair may read what the large model does not.
+        prompt = prompt if isinstance(prompt, ChatPrompt) else TokenPrompt(tokens)
+    return prompt, tokens
+
+
+def _split_scored_text(
+    request: GenerationRequest, prompt: Prompt, guidance: Guidance | None
+) -> tuple[Prompt, str | None]:
+    """The pairs' prompt x, and the answer y that they score if nothing is to be sampled (`max_tokens` 0), else None."""
     only_scored = request.sampling.max_tokens == 0 and guidance is not None and bool(guidance.pairs)
-    behind = request.scored_behind
     if not only_scored or not isinstance(prompt, TextPrompt):
-        if behind is not None:
-            raise RequestError("Only for texts that pairs score: with echo, and max_tokens 0.", "guidance.prompt")
+        if request.score_prefix is not None:
+            raise RequestError(
+                "guidance.prompt applies to texts that pairs only score: set echo to true and max_tokens to 0.",
+                "guidance.prompt",
+            )
         return prompt, None
-    if not prompt.text.startswith(behind or ""):
-        raise RequestError("Every prompt must begin with it.", "guidance.prompt")
-    x = behind or ""
+    x = request.score_prefix or ""
+    if not prompt.text.startswith(x):
+        raise RequestError("Every prompt must begin with guidance.prompt.", "guidance.prompt")
     return replace(prompt, text=x), prompt.text[len(x) :]
-
-
-def _truncated(request: GenerationRequest, tokens: Tokens, large: LargeModel) -> int:
-    """How many of the prompt's tokens, its last ones, are used."""
-    most = request.truncate_prompt_tokens
-    if most is None:
-        return len(tokens)
-    if large.count(tokens) != len(tokens):
-        raise RequestError("Only its provider can count this model's tokens.", "truncate_prompt_tokens")
-    if most > large.context_length:
-        raise RequestError(
-            f"truncate_prompt_tokens ({most}) exceeds the model's context of {large.context_length} tokens.",
-            "truncate_prompt_tokens",
-        )
-    if most < 0:
-        most = max(1, large.context_length - (request.sampling.max_tokens or 1))
-    return min(most, len(tokens))

@@ -1,4 +1,4 @@
-"""One prompt's way through the models: searched, sampled or only scored."""
+"""Runs one prompt's plan: samples plain choices, runs the search, or scores a given text, and yields the events."""
 
 from __future__ import annotations
 
@@ -9,55 +9,59 @@ from typing import TypeAlias
 
 from w2s_core.aio import merge
 from w2s_core.engine.admission import Ticket
-from w2s_core.engine.early_scoring import EarlyScoringProposer, FamilyProposals
+from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProposer
 from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted
 from w2s_core.engine.observer import RequestObserver
-from w2s_core.engine.output import ChoiceWriter, TokenWriter, placed_prompt
-from w2s_core.engine.planning import Plan
-from w2s_core.errors import ContextLengthError, OutgrownError
-from w2s_core.interfaces import Proposals, Scorer
+from w2s_core.engine.output import ChoiceStreamer, TokenStreamer, prompt_token_infos
+from w2s_core.engine.planning import Mode, Plan
+from w2s_core.errors import ContextLengthError, PairContextLengthError
+from w2s_core.interfaces import Proposals, Proposer, Scoring
 from w2s_core.search.cbs import search
 from w2s_core.search.randomness import copy_key, root_key, successor_key
 from w2s_core.search.tree import SearchTree
 from w2s_core.types import Hypothesis, ProviderUsage, TextPrompt
 
-PromptEvent: TypeAlias = PromptRead | TextCommitted | ChoiceFinished
+ChoiceEvent: TypeAlias = TextCommitted | ChoiceFinished
+PromptEvent: TypeAlias = PromptRead | ChoiceEvent
 
 
 class PromptRun:
-    """One plan carried out, and what it cost."""
+    """Carries out one plan. Its attributes hold what the run has cost so far.
 
-    def __init__(self, plan: Plan, first_choice: int, seen: RequestObserver) -> None:
+    `choice_lengths` are the tokens of each choice so far. The choices of the prompt have the request-wide indices
+    `first_choice` … `first_choice + n - 1`.
+    """
+
+    def __init__(self, plan: Plan, first_choice: int, observer: RequestObserver) -> None:
         self.plan = plan
-        self.lengths = [0] * plan.n  # tokens of each choice so far
-        self.prompt_tokens = plan.large.count(plan.prompt)
+        self.choice_lengths = [0] * plan.n
+        self.prompt_tokens = plan.large.count_tokens(plan.prompt)
         self.sampled_tokens = 0
         self.scored_tokens = 0
         self.provider_usage = ProviderUsage()
-        self.trace = SearchTree(keep_tree=plan.guidance is not None and plan.guidance.trace)
+        self.tree = SearchTree(keep_tree=plan.guidance is not None and plan.guidance.trace)
         self._first_choice = first_choice
-        self._seen = seen
+        self._observer = observer
         self._root = Hypothesis(key=root_key(plan.seed))
 
     async def events(self, ticket: Ticket) -> AsyncGenerator[PromptEvent]:
-        """Everything but the request's last event."""
-        plan = self.plan
+        """Waits for admission, then yields every event of this prompt's choices."""
         async with ticket:
-            if plan.with_prompt:
+            if self.plan.with_prompt:
                 yield await self._read_prompt()
-            async with aclosing(self._answers()) as answers:
-                async for event in answers:
+            async with aclosing(self._choice_events()) as events:
+                async for event in events:
                     yield event
 
-    async def _answers(self) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
+    async def _choice_events(self) -> AsyncGenerator[ChoiceEvent]:
         plan = self.plan
-        if plan.scored is not None and plan.scorer is not None:
-            for event in await self._scored(plan.scored, plan.scorer):
+        if plan.mode is Mode.SCORE:
+            for event in await self._score_text():
                 yield event
             return
         async with plan.large.open(plan.prompt, plan.sampling, rows=plan.rows) as proposals:
-            self._seen.draws(proposals)
-            source = self._plain(proposals) if plan.scorer is None else self._guided(proposals, plan.scorer)
+            self._observer.count_proposals(proposals)
+            source = self._sample_choices(proposals) if plan.mode is Mode.SAMPLE else self._search(proposals)
             async with aclosing(source):
                 async for event in source:
                     self.prompt_tokens = proposals.prompt_tokens
@@ -65,92 +69,100 @@ class PromptRun:
             self.sampled_tokens = proposals.sampled_tokens
             self.provider_usage += proposals.provider_usage
 
-    async def _plain(self, proposals: Proposals) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
+    async def _sample_choices(self, proposals: Proposals) -> AsyncGenerator[ChoiceEvent]:
         keys = [successor_key(self._root.key, 0, i) for i in range(self.plan.n)]
-        samples = [self._sample(proposals, i, replace(self._root, key=key)) for i, key in enumerate(keys)]
+        samples = [self._sample_choice(proposals, i, replace(self._root, key=key)) for i, key in enumerate(keys)]
         async with aclosing(merge(samples)) as events:
             async for event in events:
                 yield event
 
-    async def _sample(
-        self, proposals: Proposals, choice: int, start: Hypothesis
-    ) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
-        writer = self._writer(choice)
-        last = start
+    async def _sample_choice(self, proposals: Proposals, choice: int, start: Hypothesis) -> AsyncGenerator[ChoiceEvent]:
+        streamer = self._streamer(choice)
+        hypothesis = start
         if self.plan.budget > 0:
-            grown = self._seen.grows(proposals.grow(start, length=self.plan.budget))
-            async with aclosing(grown) as growing:
-                async for last in growing:
-                    self.lengths[choice] = last.length
-                    for text in writer.commit([last]):
+            growing = self._observer.trace_sampling(proposals.grow(start, length=self.plan.budget))
+            async with aclosing(growing):
+                async for hypothesis in growing:
+                    self.choice_lengths[choice] = hypothesis.length
+                    for text in streamer.commit([hypothesis]):
                         yield text
-        for event in self._finish(writer, last):
+        for event in self._finish(streamer, hypothesis):
             yield event
 
-    async def _guided(self, proposals: Proposals, scorer: Scorer) -> AsyncGenerator[TextCommitted | ChoiceFinished]:
-        plan, guidance = self.plan, self.plan.guidance
-        assert guidance is not None  # a scorer is planned for guided requests only
-        writers = [self._writer(i) for i in range(plan.n)]
-        beam: Sequence[Hypothesis] = [replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.copies)]
-        async with scorer.open(plan.pair_prompt) as opened:
-            scoring = self._seen.scores(opened)
+    async def _search(self, proposals: Proposals) -> AsyncGenerator[ChoiceEvent]:
+        plan, scorer, guidance = self.plan, self.plan.scorer, self.plan.guidance
+        assert guidance is not None
+        assert scorer is not None
+        streamers = [self._streamer(i) for i in range(plan.n)]
+        beam: Sequence[Hypothesis] = [
+            replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.initial_beams)
+        ]
+        async with scorer.open(plan.pair_prompt) as session:
+            scoring = self._observer.observe_scoring(session)
             rounds = search(
-                self._seen.proposes(
-                    EarlyScoringProposer(proposals, scoring) if isinstance(proposals, FamilyProposals) else proposals
-                ),
+                self._observer.trace_proposals(_proposer(proposals, scoring)),
                 scoring,
                 beam,
-                w=plan.keep,
+                w=plan.beam_width,
                 k=guidance.successors,
                 length=guidance.chunk_length,
                 budget=plan.budget,
             )
-            counted = self._seen.rounds(rounds, beam, k=guidance.successors, ranked=plan.ranked)
-            async with aclosing(counted):
-                async for chunk in counted:
+            observed = self._observer.observe_rounds(rounds, beam, k=guidance.successors, pair_scored=plan.pair_scored)
+            async with aclosing(observed):
+                async for chunk in observed:
                     beam = chunk.beam
-                    self.trace.add(chunk)
-                    self.lengths = [min(y.length for y in beam)] * plan.n  # what is agreed on is not longer
-                    for text in [text for writer in writers for text in writer.commit(beam)]:
+                    self.tree.add(chunk)
+                    # The committed text is common to the whole beam, so it is no longer than the shortest hypothesis.
+                    self.choice_lengths = [min(y.length for y in beam)] * plan.n
+                    for text in [text for streamer in streamers for text in streamer.commit(beam)]:
                         yield text
             self.scored_tokens = scoring.scored_tokens
             self.provider_usage += scoring.provider_usage
-        for writer, answer in zip(writers, _padded(beam, plan.n), strict=True):
-            for event in self._finish(writer, answer):
+        for streamer, answer in zip(streamers, _best(beam, plan.n), strict=True):
+            for event in self._finish(streamer, answer):
                 yield event
 
-    async def _scored(self, text: str, scorer: Scorer) -> list[TextCommitted | ChoiceFinished]:
-        """Each choice the same: nothing new, and what the pairs think of the text."""
+    async def _score_text(self) -> list[ChoiceEvent]:
+        """Every choice is the same empty answer, with the pairs' score of the given text."""
+        scorer, text = self.plan.scorer, self.plan.text_to_score
+        assert scorer is not None
+        assert text is not None
         async with scorer.open(self.plan.pair_prompt) as scoring:
             try:
                 [score] = await scoring.score([replace(self._root, text=text, finish_reason="length")])
-            except OutgrownError as error:
+            except PairContextLengthError as error:
                 raise ContextLengthError(error.limit, error.prompt_tokens, error.answer_tokens, "prompt") from None
             self.scored_tokens = scoring.scored_tokens
             self.provider_usage += scoring.provider_usage
         answer = replace(self._root, score=score.total, scores=score.pairs)
-        return [event for i in range(self.plan.n) for event in self._finish(self._writer(i), answer)]
+        return [event for i in range(self.plan.n) for event in self._finish(self._streamer(i), answer)]
 
-    def _finish(self, writer: ChoiceWriter, answer: Hypothesis) -> list[TextCommitted | ChoiceFinished]:
+    def _finish(self, streamer: ChoiceStreamer, answer: Hypothesis) -> list[ChoiceEvent]:
         answer = replace(answer, finish_reason=answer.finish_reason or "length")
-        self.lengths[writer.index - self._first_choice] = answer.length
-        return writer.finish(answer, guided=self.plan.ranked)
+        self.choice_lengths[streamer.index - self._first_choice] = answer.length
+        return streamer.finish(answer, guided=self.plan.pair_scored)
 
-    def _writer(self, choice: int) -> ChoiceWriter:
+    def _streamer(self, choice: int) -> ChoiceStreamer:
         index, plan = self._first_choice + choice, self.plan
         if plan.with_tokens:
-            return TokenWriter(index, plan.sampling, plan.large.decoder)
-        return ChoiceWriter(index, plan.sampling.stop)
+            return TokenStreamer(index, plan.sampling, plan.large.decoder)
+        return ChoiceStreamer(index, plan.sampling.stop)
 
     async def _read_prompt(self) -> PromptRead:
         large, prompt, top = self.plan.large, self.plan.prompt, self.plan.prompt_logprobs
-        found = None if top is None else await large.prompt_logprobs(prompt, top=top)
-        shown = self.plan.pair_prompt
-        text = shown.text + (self.plan.scored or "") if isinstance(shown, TextPrompt) else ""
+        logprobs = None if top is None else await large.prompt_logprobs(prompt, top=top)
+        source = self.plan.pair_prompt
+        text = source.text + (self.plan.text_to_score or "") if isinstance(source, TextPrompt) else ""
         choices = range(self._first_choice, self._first_choice + self.plan.n)
-        return PromptRead(choices, text, placed_prompt(large.decoder, prompt, found) if large.token_ids else ())
+        tokens = prompt_token_infos(large.decoder, prompt, logprobs) if large.exposes_token_ids else ()
+        return PromptRead(choices, text, tokens)
 
 
-def _padded(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
-    """n answers, best first. Merging can leave fewer than were asked for; the last one then stands for the rest."""
+def _proposer(proposals: Proposals, scoring: Scoring) -> Proposer:
+    return EarlyScoringProposer(proposals, scoring) if isinstance(proposals, AsCompletedProposals) else proposals
+
+
+def _best(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
+    """The n best answers, best first. If merging has left fewer than n, the last one is repeated."""
     return [*beam[:n], *[beam[-1]] * (n - len(beam))]

@@ -1,1 +1,1 @@
-"""Experiments that measure what guidance does."""
+"""Evaluation: experiments that measure the effect of guidance (`w2s eval`)."""

@@ -1,4 +1,4 @@
-"""`w2s eval sentiment`. What is heavy is imported when the command runs."""
+"""The command `w2s eval sentiment`. Heavy imports happen only when it runs."""
 
 from __future__ import annotations
 
@@ -28,29 +28,31 @@ def _positive(name: str, text: str, most: int | None = None) -> Callable[[_F], _
 
 
 @click.command()
-@_positive("--prompts", "Openers to answer.", most=len(OPENERS))
-@_positive("--seeds", "Answers to each opener.")
-@_positive("--ablation-seeds", "The same for the ablation, at most --seeds.")
-@_positive("--max-tokens", "Tokens of an answer.")
-@_positive("--concurrency", "Requests at once.")
+@_positive("--prompts", "Number of openers (prompts).", most=len(OPENERS))
+@_positive("--seeds", "Answers per opener.")
+@_positive("--ablation-seeds", "Answers per opener in the ablation, at most --seeds.")
+@_positive("--max-tokens", "Maximum tokens per answer.")
+@_positive("--concurrency", "Concurrent requests.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=_DEFAULTS.temperature, show_default=True)
 @click.option("--top-k", type=click.IntRange(min=0), default=_DEFAULTS.top_k, show_default=True)
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
 )
-@click.option("--prompt-template", default=_DEFAULTS.prompt_template, help="What the pair sees; default: the demo's.")
 @click.option(
-    "--large-at", nargs=2, metavar="URL NAME", help="A completion API that serves the large model, and its name there."
+    "--prompt-template",
+    default=_DEFAULTS.prompt_template,
+    help="What the pair reads before the answer.  [default: the demo's]",
 )
-@click.option("--development", is_flag=True, help="Use the openers that choices are made on.")
+@click.option("--large-at", nargs=2, metavar="URL NAME", help="Use the large model NAME of the completion API at URL.")
+@click.option("--development", is_flag=True, help="Use the development openers instead of the evaluation ones.")
 @click.option(
-    "--ablation/--no-ablation", default=True, show_default=True, help="Beam width × successors at equal cost."
+    "--ablation/--no-ablation", default=True, show_default=True, help="Also compare W×K shapes at equal cost."
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/sentiment"), show_default=True
 )
 def sentiment(out: Path, ablation: bool, **options: Any) -> None:
-    """The paper's controlled-sentiment experiment in miniature: tables, a JSON file and a chart in --out."""
+    """Run the paper's controlled-sentiment experiment in miniature; write tables, JSON and a chart to --out."""
     options["ablation_seeds"] = min(options["ablation_seeds"], options["seeds"]) if ablation else 0
     try:
         from w2s_core.evaluation.sentiment import run
@@ -58,7 +60,7 @@ def sentiment(out: Path, ablation: bool, **options: Any) -> None:
         results = asyncio.run(run(Settings(**options)))
     except ImportError as error:
         raise click.ClickException(
-            f"{error}. This command needs the extra `eval`: pip install 'w2s-server[eval]'"
+            f"{error}. This command needs the extra `eval`. Install it with: pip install 'w2s-server[eval]'"
         ) from None
     except W2SError as error:
         raise click.ClickException(str(error)) from None
@@ -66,7 +68,7 @@ def sentiment(out: Path, ablation: bool, **options: Any) -> None:
 
 
 def publish(results: Results, out: Path) -> None:
-    """Prints the table on stdout; writes sentiment.txt, .md (for a README), .json and .png into `out`."""
+    """Prints the report on stdout and writes sentiment.txt, .md (tables for a README), .json and .png into `out`."""
     from w2s_core.evaluation.chart import draw
     from w2s_core.evaluation.report import markdown_tables, report
     from w2s_core.evaluation.results import as_json

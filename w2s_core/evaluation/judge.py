@@ -1,6 +1,6 @@
-"""Two judges of sentiment that know nothing of the pair: one fitted on sentences it never saw, one a fixed lexicon.
+"""Two sentiment judges that are independent of the pair: a classifier trained on other sentences, and a lexicon.
 
-scikit-learn and vaderSentiment come with the extra `eval`.
+They need scikit-learn and vaderSentiment, which the extra `eval` installs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INVERSE_PENALTY = 10.0  # lowest log-loss in five-fold cross-validation within 
 
 
 class SentimentJudge:
-    """P(positive | text) from TF-IDF of words and word pairs and a logistic regression."""
+    """P(positive | text) by a logistic regression on TF-IDF features of words and bigrams."""
 
     def __init__(self, training: Sequence[Sentence]) -> None:
         self._model = make_pipeline(
@@ -28,12 +28,12 @@ class SentimentJudge:
         self._model.fit([s.text for s in training], [s.positive for s in training])
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """One probability per text."""
+        """One probability per text, in order."""
         return [float(p) for p in self._model.predict_proba(list(texts))[:, 1]]
 
 
 class Vader:
-    """VADER's compound score, −1 (worst) … 1 (best): a lexicon and rules, no training (Hutto & Gilbert 2014)."""
+    """VADER's compound score, −1 (worst) … 1 (best), by a lexicon and rules, untrained (Hutto & Gilbert 2014)."""
 
     def __init__(self) -> None:
         self._analyzer = SentimentIntensityAnalyzer()
@@ -44,5 +44,5 @@ class Vader:
 
 
 def auc(scores: Sequence[float], sentences: Sequence[Sentence]) -> float:
-    """Probability that a random positive sentence scores above a random negative one, ties one half."""
+    """ROC AUC: the probability that a positive sentence scores above a negative one; ties count one half."""
     return float(roc_auc_score([s.positive for s in sentences], list(scores)))

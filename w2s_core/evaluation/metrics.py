@@ -1,4 +1,4 @@
-"""What is measured of answers, and how sure we are: means with intervals from a bootstrap over prompts."""
+"""The metrics, and their means with confidence intervals by a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Groups = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure of one answer: its key in the JSON, its label in tables, its decimals."""
+    """A metric of one answer: its key in the JSON file, its label in tables and its number of decimals there."""
 
     key: str
     label: str
@@ -46,36 +46,38 @@ class Estimate:
     high: float
 
     def overlaps(self, other: Estimate) -> bool:
+        """Whether the two intervals have a value in common."""
         return self.low <= other.high and other.low <= self.high
 
 
 def bootstrap(groups: Groups, *, resamples: int = _RESAMPLES) -> Estimate:
-    """Mean of all values, with the 2.5 % and 97.5 % quantiles of the mean over resampled groups.
+    """The mean of all values, with the 2.5 % and 97.5 % quantiles of the mean over resampled groups.
 
-    A group holds one prompt's values: answers to the same prompt resemble each other, so prompts are what is drawn.
+    A group holds the values of one prompt. Groups are resampled, not values, because answers to the same prompt are
+    correlated (cluster bootstrap).
     """
     sums = np.array([sum(group) for group in groups])
     sizes = np.array([len(group) for group in groups])
-    drawn = np.random.default_rng(_SEED).integers(len(groups), size=(resamples, len(groups)))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    resampled = np.random.default_rng(_SEED).integers(len(groups), size=(resamples, len(groups)))
+    means = sums[resampled].sum(1) / sizes[resampled].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high))
 
 
 def difference(ours: Groups, theirs: Groups) -> Estimate:
-    """Mean of ours − theirs, prompt by prompt: what both owe to the prompt cancels. Both in the prompts' order."""
+    """The paired difference ours − theirs of the means of each prompt; both are in the same order of prompts."""
     return bootstrap([[float(np.mean(a) - np.mean(b))] for a, b in zip(ours, theirs, strict=True)])
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, punctuation left out."""
+    """The words of a text in lower case, without punctuation."""
     return _WORD.findall(text.lower())
 
 
 def distinct_2(texts: Sequence[str]) -> float | None:
-    """Different word pairs ÷ word pairs of all the texts together (Li et al. 2016); None where there is no pair.
+    """Distinct word bigrams ÷ all word bigrams of the texts (Li et al. 2016), None if there are none.
 
-    Pairs do not reach from one text into the next.
+    Bigrams do not span two texts.
     """
     pairs = [pair for tokens in map(words, texts) for pair in pairwise(tokens)]
     return len(set(pairs)) / len(pairs) if pairs else None

@@ -1,6 +1,7 @@
-"""Openers of film reviews: neutral, ours, and in two sets that share none.
+"""Neutral openers of film reviews, written for this project, in two disjoint sets.
 
-OPENERS are what is evaluated and never tuned on; DEVELOPMENT is where choices are made (the pair's prompt_template).
+OPENERS is the evaluation set, on which nothing was tuned. DEVELOPMENT is for choices such as the pair's
+`prompt_template`.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Results as aligned text, for a terminal and for a README."""
+"""Formats results as tables: aligned text for a terminal, Markdown for a README."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from w2s_core.evaluation.measuring import Summary
 from w2s_core.evaluation.metrics import METRICS, Estimate
 from w2s_core.evaluation.results import Results
+from w2s_core.evaluation.scoring import Summary
 from w2s_core.evaluation.settings import BASE, BEST_OF, CBS
 
 Rows = Sequence[Sequence[str]]
 
 
 def report(results: Results) -> str:
-    """The tables, and in words what they rest on."""
+    """The tables with a heading, the differences between methods and the judges' AUC."""
     parts = [_heading(results), table(summary_rows(results.main))]
     if results.ablation:
         parts += [
@@ -24,12 +24,12 @@ def report(results: Results) -> str:
 
 
 def markdown_tables(results: Results) -> str:
-    """The same tables for a README."""
+    """The same tables in Markdown."""
     return "\n\n".join(markdown(summary_rows(rows)) for rows in (results.main, results.ablation) if rows)
 
 
 def table(rows: Rows) -> str:
-    """Columns aligned: the first to the left, the others to the right; a line under the head."""
+    """A text table: the first column left-aligned, the others right-aligned, with a rule below the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(pairs)).rstrip()
@@ -39,13 +39,13 @@ def table(rows: Rows) -> str:
 
 
 def markdown(rows: Rows) -> str:
-    """A table of Markdown, its first column to the left, the others to the right."""
+    """A Markdown table: the first column left-aligned, the others right-aligned."""
     head, *body = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body])
 
 
 def summary_rows(summaries: Sequence[Summary]) -> list[list[str]]:
-    """Metrics down, conditions across: mean [low, high]."""
+    """Table rows: one metric per row, one condition per column, cells `mean [low, high]`."""
     rows = [["", *(s.condition for s in summaries)]]
     for metric in METRICS:
         rows.append([metric.label, *(interval(s.estimates[metric.key], metric.digits) for s in summaries)])
@@ -54,7 +54,7 @@ def summary_rows(summaries: Sequence[Summary]) -> list[list[str]]:
 
 
 def interval(estimate: Estimate | None, digits: int) -> str:
-    """`0.53 [0.49, 0.57]`, or a dash where nothing could be measured."""
+    """An estimate as `0.53 [0.49, 0.57]`, or a dash if there is none."""
     if estimate is None:
         return "–"
     low, high = _number(estimate.low, digits), _number(estimate.high, digits)

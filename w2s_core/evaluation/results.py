@@ -1,4 +1,4 @@
-"""What an experiment found, ready to be printed, written and drawn."""
+"""The results of an experiment, and their JSON form."""
 
 from __future__ import annotations
 
@@ -6,38 +6,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from w2s_core.evaluation.measuring import Measured, Summary, by_prompt, summarize
 from w2s_core.evaluation.metrics import Estimate, difference
+from w2s_core.evaluation.scoring import ScoredAnswer, Summary, by_prompt, summarize
 from w2s_core.evaluation.settings import ABLATION, BASE, BEST_OF, CBS, MAIN, Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """`differences` are CBS minus another method on a judge, paired by prompt; `aucs` are the judges' on the test
-    sentences; `wall_s` the whole run's seconds."""
+    """The results of one run.
+
+    `differences` are CBS minus another method on a judge, paired by prompt. `aucs` are the judges' AUC on the test
+    sentences. `wall_s` is the duration of the run in seconds.
+    """
 
     settings: Settings
     aucs: Mapping[str, float]
     main: Sequence[Summary]
     ablation: Sequence[Summary]
     differences: Mapping[str, Estimate]
-    measured: Sequence[Measured]
+    scored: Sequence[ScoredAnswer]
     wall_s: float
 
     def judged(self, name: str) -> Estimate:
-        """The judge's mean of one method; it has an opinion of every answer."""
+        """The judge's mean score of one method."""
         estimate = next(row for row in self.main if row.condition == name).estimates["judge"]
-        assert estimate is not None
+        assert estimate is not None  # the judge scores every answer
         return estimate
 
 
-def conclude(settings: Settings, measured: Sequence[Measured], aucs: Mapping[str, float], wall_s: float) -> Results:
-    """Means, differences, ablation from the answers' values."""
-    by_name: dict[str, list[Measured]] = {}
-    for m in measured:
+def build_results(
+    settings: Settings, scored: Sequence[ScoredAnswer], aucs: Mapping[str, float], wall_s: float
+) -> Results:
+    """Summarizes the scored answers by method and shape, with the differences between methods."""
+    by_name: dict[str, list[ScoredAnswer]] = {}
+    for m in scored:
         by_name.setdefault(m.answer.condition.name, []).append(m)
     ablation = {name: by_name.get(name, []) for name in ABLATION} if settings.ablation_seeds else {}
-    if ablation:  # 4×4 is CBS itself, on the seeds that the other shapes have
+    if ablation:  # 4×4 is CBS itself, limited to the seeds of the other shapes
         ablation["4×4"] = [m for m in by_name[CBS] if m.answer.seed < settings.ablation_seeds]
     return Results(
         settings,
@@ -49,13 +54,13 @@ def conclude(settings: Settings, measured: Sequence[Measured], aucs: Mapping[str
             for key in ("judge", "vader")
             for other in (BASE, BEST_OF)
         },
-        measured,
+        scored,
         wall_s,
     )
 
 
 def as_json(results: Results) -> dict[str, Any]:
-    """All figures, all settings, every answer; nats, seconds, tokens."""
+    """Settings, summaries and every answer, for `json.dump`. Units: nats, seconds, tokens."""
     return {
         "settings": asdict(results.settings),
         "judges_auc": dict(results.aucs),
@@ -63,12 +68,12 @@ def as_json(results: Results) -> dict[str, Any]:
         "methods": [asdict(row) for row in results.main],
         "ablation": [asdict(row) for row in results.ablation],
         "differences": {name: asdict(estimate) for name, estimate in results.differences.items()},
-        "answers": [_answer(m) for m in results.measured],
+        "answers": [_answer(m) for m in results.scored],
     }
 
 
-def _answer(measured: Measured) -> dict[str, Any]:
-    answer, hypothesis = measured.answer, measured.answer.hypothesis
+def _answer(scored: ScoredAnswer) -> dict[str, Any]:
+    answer, hypothesis = scored.answer, scored.answer.hypothesis
     return {
         "method": answer.condition.name,
         "opener": answer.opener,
@@ -77,5 +82,5 @@ def _answer(measured: Measured) -> dict[str, Any]:
         "tokens": len(hypothesis.tokens),
         "finish_reason": hypothesis.finish_reason,
         "ended": hypothesis.ended,
-        **measured.values,
+        **scored.values,
     }

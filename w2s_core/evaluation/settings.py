@@ -1,4 +1,4 @@
-"""What an experiment consists of: its settings, and the ways to answer that it compares."""
+"""The settings of the experiment and the conditions (methods) that it compares."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from w2s_core.types import Guidance
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
 LARGE, WEAK, PAIR = "large", "weak", "positive"
-DEMO_TEMPLATE = ""  # the demo's default, chosen on the development openers
+DEMO_TEMPLATE = ""  # the demo's value, chosen on the development openers
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`prompts` openers × `seeds` samples of at most `max_tokens` tokens; `concurrency` requests at once.
+    """The settings: `prompts` openers × `seeds` answers of at most `max_tokens` tokens, `concurrency` requests at once.
 
-    `ablation_seeds` 0 leaves the ablation out; `development` takes the openers that choices are made on. `large_at` is
-    the base_url of a completion API that serves `large`, and its name for it; None runs it here.
+    `ablation_seeds` 0 leaves the ablation out. `development` uses the development openers. `large_at` is (base_url,
+    model name) of a completion API that serves `large`; None runs it in a local worker.
     """
 
     prompts: int = 50
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One way to answer: which large model, guided how, with how many seeds per prompt."""
+    """An experimental condition: the large model, the guidance, and the number of seeds per prompt."""
 
     name: str
     model: str
@@ -61,7 +61,7 @@ class Condition:
 
     @property
     def rows(self) -> int:
-        """Sequences sampled at once for one answer."""
+        """Sequences that are sampled at once for one answer."""
         if self.guidance is None:
             return 1
         return self.guidance.successors if self.guidance.method == "best_of_n" else self.guidance.rows
@@ -75,7 +75,7 @@ _PAIRS = {PAIR: 1.0}
 
 
 def conditions(settings: Settings) -> list[Condition]:
-    """The four methods, then the shapes of the ablation but for 4×4, which is CBS itself."""
+    """The four methods, then the W×K shapes of the ablation, except 4×4, which is CBS itself."""
     seeds = settings.seeds
     main = [
         Condition(BASE, LARGE, None, seeds),
@@ -97,12 +97,12 @@ def _cbs(w: int, k: int) -> Guidance:
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """The demo, and the tuned small model served as a large one of its own."""
+    """Serves the demo's large model and pair, and the tuned small model as a large model of its own."""
     return EngineConfig(
         large_models={LARGE: _large(settings), WEAK: LargeModelConfig(settings.tuned)},
         served_models={LARGE: ServedModelConfig(LARGE), WEAK: ServedModelConfig(WEAK)},
         pairs={PAIR: PairConfig(settings.tuned, settings.untuned, prompt_template=settings.prompt_template)},
-        # A provider on the same processor is in the way of the small models' threads, and they need but one.
+        # A provider on the same processor competes for cores, and the small models need one thread only.
         workers=WorkersConfig(dtype=settings.dtype, threads=1 if settings.large_at else "auto"),
     )
 

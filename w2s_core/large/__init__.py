@@ -1,1 +1,1 @@
-"""The large model π_base behind the `LargeModel` protocol, local or at a provider."""
+"""The large model π_base behind the `LargeModel` protocol: in a local worker, or at a provider."""

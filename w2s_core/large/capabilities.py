@@ -1,4 +1,4 @@
-"""What a large model's provider is asked before it serves: the context's length, and whether it speaks token ids."""
+"""Probes a large model's provider at start: its context length, and whether it takes and returns token ids."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from w2s_core.remote.completion import read_completion
 from w2s_core.remote.provider import Provider
 from w2s_core.text.tokenizer import HFTokenizer
 
-_PROBE = "The quick brown fox"
+_PROMPT = "The quick brown fox"
 
 
 @dataclass(frozen=True, slots=True)
 class LargeModelCapabilities:
-    """`token_ids`: the provider takes and gives them, and its tokenizer is ours."""
+    """What a provider can do. `token_ids`: it takes and returns token ids, and they are `tokenizer`'s."""
 
     context_length: int
     token_ids: bool
@@ -25,33 +25,37 @@ class LargeModelCapabilities:
 async def probe_large_model(
     provider: Provider, config: RemoteModelConfig, tokenizer: HFTokenizer | None, key: str
 ) -> LargeModelCapabilities:
-    """`key`: the configuration's, for ConfigurationError. Raises what `Provider.post` raises."""
+    """Asks the provider, and compares its answers with the configuration.
+
+    Raises ConfigurationError, which names `key` (the model's place in the configuration), and what `Provider.post`
+    raises.
+    """
     listed = await listed_context_length(provider)
     length = config.context_length or listed
     if length is None:
         raise ConfigurationError(
-            f"{key}.context_length: set it, because {provider.config.base_urls[0]}/models does not tell it for "
+            f"{key}.context_length: set it, because {provider.config.base_urls[0]}/models does not list one for "
             f"`{config.model}`."
         )
     if tokenizer is None or config.flavor == "openai":
         return LargeModelCapabilities(length, token_ids=False)
-    ours = await _speaks_token_ids(provider, tokenizer, key)
-    if config.flavor == "vllm" and not ours:
-        raise ConfigurationError(f"{key}.flavor: the provider gives no token ids; openai or auto would do.")
-    return LargeModelCapabilities(length, token_ids=ours)
+    token_ids = await _supports_token_ids(provider, tokenizer, key)
+    if config.flavor == "vllm" and not token_ids:
+        raise ConfigurationError(f"{key}.flavor: the provider returns no token ids; set it to openai or auto.")
+    return LargeModelCapabilities(length, token_ids=token_ids)
 
 
-async def _speaks_token_ids(provider: Provider, tokenizer: HFTokenizer, key: str) -> bool:
-    """Raises ConfigurationError where the provider's tokenizer is another one."""
-    tokens = tokenizer.encode(_PROBE, special_tokens=True)
-    ask = {"model": provider.config.model, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
+async def _supports_token_ids(provider: Provider, tokenizer: HFTokenizer, key: str) -> bool:
+    """Raises ConfigurationError where the provider tokenizes differently from `tokenizer`."""
+    tokens = tokenizer.encode(_PROMPT, special_tokens=True)
+    body = {"model": provider.config.model, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
     try:
-        answer = await provider.post("/completions", {**ask, "prompt": _PROBE})
-    except UpstreamRefusedError:  # it does not know the field
+        answer = await provider.post("/completions", {**body, "prompt": _PROMPT})
+    except UpstreamRefusedError:  # it does not know `return_token_ids`
         return False
     choice = read_completion(answer, provider.name).choices[0]
     if choice.token_ids is None:
         return False
     if choice.prompt_token_ids is not None and tuple(choice.prompt_token_ids) != tokens:
-        raise ConfigurationError(f"{key}.tokenizer: the provider reads other tokens than this tokenizer.")
+        raise ConfigurationError(f"{key}.tokenizer: the provider tokenizes differently; set the model's own tokenizer.")
     return True

@@ -1,4 +1,4 @@
-"""Two ways to speak to a provider: vLLM's, in token ids, and the public API's, in text alone."""
+"""The two dialects of completion APIs: vLLM's, in token ids, and OpenAI's public one, in text."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import Any, Protocol
 
 from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
-from w2s_core.large.parameters import asked_of_all, asked_of_one, check_extras, check_public
+from w2s_core.large.parameters import check_extras, check_public, common_fields, per_call_fields
 from w2s_core.large.prompts import encode_prompt
-from w2s_core.large.text_tokens import TextTokenTable, bytes_of, pieces_of, whole_characters
+from w2s_core.large.text_tokens import TextTokenTable, bytes_of, token_bytes_of_choice, whole_character_tokens
 from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
-# vLLM takes what a call does not say from the model's generation_config.json, which hides a top_k in many.
-_UNSHAPED: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+# For fields that a call leaves out vLLM takes the model's generation_config.json, which often hides a top_k.
+_VLLM_DEFAULTS: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnChoice:
-    """One choice: new tokens, their log-probabilities in nats (an ending token's behind them, where it was told),
-    whether the model ended the answer, and with which token; `alternatives` beside `logprobs`, where asked for."""
+    """One choice of a completion: what the model drew.
+
+    `ended`: the model ended the answer, by the token `ending` where the provider returned it, which is not among
+    `tokens`. `logprobs` are in nats, the ending token's last. `alternatives` are parallel to `logprobs`, or empty.
+    """
 
     tokens: Tokens
     logprobs: tuple[float, ...]
@@ -31,51 +34,51 @@ class DrawnChoice:
     alternatives: tuple[Alternatives, ...] = ()
 
     @property
-    def usable(self) -> bool:
-        """It is further than its parent."""
+    def advances(self) -> bool:
+        """Whether the choice adds anything to its parent: tokens, or an end."""
         return self.ended or bool(self.tokens)
 
 
 class DialectSession(Protocol):
-    """One session's way."""
+    """Writes the calls for one prompt and parses their answers."""
 
     @property
-    def spare(self) -> int:
-        """Tokens to ask for beyond a chunk's length where the last answer held no whole character."""
+    def retry_tokens(self) -> int:
+        """Tokens to ask for beyond a chunk's length after an answer that held no whole character."""
         ...
 
-    def ask(self, parent: Hypothesis, length: int) -> dict[str, Any]:
-        """The fields of a call for successors of `parent`, of at most `length` more tokens."""
+    def request_body(self, parent: Hypothesis, length: int) -> dict[str, Any]:
+        """Returns the fields of a call that draws successors of `parent`, of at most `length` more tokens."""
         ...
 
-    def read(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
-        """At most `length` tokens; unless `exact`, a character's worth more where these hold not one whole.
+    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
+        """Returns at most `length` tokens; unless `exact`, more where these hold no whole character.
 
-        Raises UpstreamError for an answer that makes no sense.
+        Raises UpstreamError where the provider left out what was asked for.
         """
         ...
 
 
 class Dialect(Protocol):
-    """What prompts become for a provider, and the wire for one of them."""
+    """How prompts are encoded for a provider, and what of `SamplingParams` it supports. See `LargeModel`."""
 
     @property
     def decoder(self) -> TokenDecoder:
-        """Reads the tokens that a wire returns."""
+        """Decodes the tokens that a session parses."""
         ...
 
     def check(self, sampling: SamplingParams) -> None: ...
     def encode(self, prompt: Prompt) -> Tokens: ...
-    def count(self, prompt: Tokens) -> int: ...
-    def text_of(self, prompt: Prompt) -> Prompt: ...
-    def wire(self, prompt: Tokens, sampling: SamplingParams) -> DialectSession: ...
+    def count_tokens(self, prompt: Tokens) -> int: ...
+    def decode_prompt(self, prompt: Prompt) -> Prompt: ...
+    def open(self, prompt: Tokens, sampling: SamplingParams) -> DialectSession: ...
 
 
 class TokenIdDialect:
-    """vLLM's: nothing is encoded twice, so what was drawn is what is continued."""
+    """vLLM's dialect: token ids both ways, so an answer is continued from exactly the tokens that were drawn."""
 
-    def __init__(self, who: str, tokenizer: HFTokenizer) -> None:
-        self._who = who
+    def __init__(self, provider_name: str, tokenizer: HFTokenizer) -> None:
+        self._provider_name = provider_name
         self._tokenizer = tokenizer
 
     @property
@@ -83,62 +86,67 @@ class TokenIdDialect:
         return self._tokenizer
 
     def check(self, sampling: SamplingParams) -> None:
-        check_extras(sampling, self._tokenizer, self._who)
+        check_extras(sampling, self._tokenizer, self._provider_name)
 
     def encode(self, prompt: Prompt) -> Tokens:
         return encode_prompt(self._tokenizer, prompt)
 
-    def count(self, prompt: Tokens) -> int:
+    def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
-    def text_of(self, prompt: Prompt) -> Prompt:
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
-    def wire(self, prompt: Tokens, sampling: SamplingParams) -> TokenIdSession:
-        return TokenIdSession(self._who, self._tokenizer, prompt, sampling)
+    def open(self, prompt: Tokens, sampling: SamplingParams) -> TokenIdSession:
+        return TokenIdSession(self._provider_name, self._tokenizer, prompt, sampling)
 
 
 class TokenIdSession:
-    spare = 0
+    """Calls in vLLM's dialect: `prompt` is token ids, and `return_token_ids` brings them back."""
 
-    def __init__(self, who: str, tokenizer: HFTokenizer, prompt: Tokens, sampling: SamplingParams) -> None:
+    retry_tokens = 0
+
+    def __init__(self, provider_name: str, tokenizer: HFTokenizer, prompt: Tokens, sampling: SamplingParams) -> None:
         self._tokenizer = tokenizer
-        self._who = who
+        self._provider_name = provider_name
         self._prompt = prompt
         self._sampling = sampling
-        self._always = _UNSHAPED | asked_of_all(sampling)
-        self._always |= {"return_token_ids": True, "logprobs": sampling.logprobs or 0}
+        self._common = _VLLM_DEFAULTS | common_fields(sampling)
+        self._common |= {"return_token_ids": True, "logprobs": sampling.logprobs or 0}
         if sampling.logprobs:
-            self._always["return_tokens_as_token_ids"] = True
+            self._common["return_tokens_as_token_ids"] = True
 
-    def ask(self, parent: Hypothesis, length: int) -> dict[str, Any]:
-        prompt = [*self._prompt, *parent.tokens]
-        return self._always | asked_of_one(self._sampling, parent, length) | {"prompt": prompt, "max_tokens": length}
+    def request_body(self, parent: Hypothesis, length: int) -> dict[str, Any]:
+        per_call = per_call_fields(self._sampling, parent, length)
+        return self._common | per_call | {"prompt": [*self._prompt, *parent.tokens], "max_tokens": length}
 
-    def read(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:  # noqa: ARG002
+    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:  # noqa: ARG002
         if choice.token_ids is None:
-            raise UpstreamError(f"The provider of `{self._who}` sends no token_ids; set flavor to openai.")
+            raise UpstreamError(f"The provider of `{self._provider_name}` returns no token_ids; set flavor to openai.")
         tokens = tuple(choice.token_ids)
         logprobs = tuple(map(nats, choice.logprobs.token_logprobs)) if choice.logprobs else ()
         if len(logprobs) < len(tokens):
-            raise UpstreamError(f"The provider of `{self._who}` sends no logprobs with its tokens.")
+            raise UpstreamError(f"The provider of `{self._provider_name}` returns no logprobs with its tokens.")
         ended = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
         ending = None
         if ended and tokens and (tokens[-1] == choice.stop_reason or self._tokenizer.is_special(tokens[-1])):
             tokens, ending = tokens[:-1], tokens[-1]
-        if len(tokens) > length:  # more than was asked for
+        if len(tokens) > length:  # more than it was asked for
             tokens, ended, ending = tokens[:length], False, None
         size = len(tokens) + ended
-        alternatives = _alternatives(choice, _token_id)[:size] if self._sampling.logprobs else ()
+        alternatives = _alternatives(choice, _parse_token_id)[:size] if self._sampling.logprobs else ()
         return DrawnChoice(tokens, logprobs[:size], ended, ending, alternatives)
 
 
 class TextDialect:
-    """The public API's. A prompt's "tokens" are the code points of the text that is sent; without a `tokenizer` nobody
-    here can count its tokens, read token ids or render a conversation."""
+    """OpenAI's public dialect: text both ways.
 
-    def __init__(self, who: str, tokenizer: HFTokenizer | None) -> None:
-        self._who = who
+    A prompt's "tokens" are the code points of the text that is sent. Without a `tokenizer` prompts cannot be counted,
+    and token ids and conversations are refused.
+    """
+
+    def __init__(self, provider_name: str, tokenizer: HFTokenizer | None) -> None:
+        self._provider_name = provider_name
         self._tokenizer = tokenizer
         self._table = TextTokenTable()
 
@@ -147,86 +155,95 @@ class TextDialect:
         return self._table
 
     def check(self, sampling: SamplingParams) -> None:
-        check_public(sampling, self._who)
+        check_public(sampling, self._provider_name)
 
     def encode(self, prompt: Prompt) -> Tokens:
-        text = self._text(prompt)
-        if not text and (self._tokenizer is None or not self._tokenizer.start):
+        text = self._prompt_text(prompt)
+        if not text and (self._tokenizer is None or not self._tokenizer.empty_prompt):
             raise RequestError("The prompt must not be empty.", "prompt")
         return tuple(map(ord, text))
 
-    def count(self, prompt: Tokens) -> int:
-        return len(self._tokenizer.encode(_text_of(prompt), special_tokens=True)) if self._tokenizer else 0
+    def count_tokens(self, prompt: Tokens) -> int:
+        return len(self._tokenizer.encode(_from_code_points(prompt), special_tokens=True)) if self._tokenizer else 0
 
-    def text_of(self, prompt: Prompt) -> Prompt:
-        return TextPrompt(self._text(prompt)) if isinstance(prompt, TokenPrompt) else prompt
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
+        return TextPrompt(self._prompt_text(prompt)) if isinstance(prompt, TokenPrompt) else prompt
 
-    def wire(self, prompt: Tokens, sampling: SamplingParams) -> TextSession:
-        return TextSession(self._table, _text_of(prompt), sampling)
+    def open(self, prompt: Tokens, sampling: SamplingParams) -> TextSession:
+        return TextSession(self._table, _from_code_points(prompt), sampling)
 
-    def _text(self, prompt: Prompt) -> str:
+    def _prompt_text(self, prompt: Prompt) -> str:
         if isinstance(prompt, TextPrompt):
             if not prompt.special_tokens:
-                raise RequestError(f"The provider of `{self._who}` adds its own special tokens.", "add_special_tokens")
+                raise RequestError(
+                    f"The provider of `{self._provider_name}` always adds special tokens.", "add_special_tokens"
+                )
             return prompt.text
         if self._tokenizer is None:
-            field, what = ("messages", "a chat template") if isinstance(prompt, ChatPrompt) else ("prompt", "token ids")
-            raise RequestError(f"`{self._who}` is configured without a tokenizer, so it knows no {what[2:]}.", field)
+            field, feature = (
+                ("messages", "conversations") if isinstance(prompt, ChatPrompt) else ("prompt", "token ids")
+            )
+            raise RequestError(
+                f"`{self._provider_name}` is configured without a tokenizer, which {feature} need.", field
+            )
         if isinstance(prompt, ChatPrompt):
             return self._tokenizer.render_chat(prompt)
         return self._tokenizer.decode(encode_prompt(self._tokenizer, prompt))
 
 
 class TextSession:
-    """The public API does not tell a stop string's match from the model's own end, so none is ever sent up: stop
-    strings are found here."""
+    """Calls in OpenAI's public dialect: `prompt` is text, and tokens come from `logprobs.tokens`.
 
-    spare = 3  # a character has at most four bytes, and a token at least one
+    Stop strings are never sent, because the public API does not tell a stop string's match from the model's own end;
+    `SuccessorBuilder` finds them.
+    """
+
+    retry_tokens = 3  # a character has at most four bytes, and a token at least one
 
     def __init__(self, table: TextTokenTable, prompt: str, sampling: SamplingParams) -> None:
         self._table = table
         self._prompt = prompt
         self._sampling = sampling
-        self._always = asked_of_all(sampling) | {"logprobs": sampling.logprobs or 1}
+        self._common = common_fields(sampling) | {"logprobs": sampling.logprobs or 1}
 
-    def ask(self, parent: Hypothesis, length: int) -> dict[str, Any]:
-        # A hypothesis ends with a whole character, so this is what was drawn, as far as text can say it.
+    def request_body(self, parent: Hypothesis, length: int) -> dict[str, Any]:
+        # A hypothesis ends with a whole character, so its text is all that was drawn, as far as text can say it.
         text = self._prompt + self._table.decode(parent.tokens)
-        return self._always | asked_of_one(self._sampling, parent, length) | {"prompt": text, "max_tokens": length}
+        return self._common | per_call_fields(self._sampling, parent, length) | {"prompt": text, "max_tokens": length}
 
-    def read(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
-        told = choice.logprobs
-        if told is None or len(told.tokens) != len(told.token_logprobs):
-            raise UpstreamError("The provider sends no logprobs with its tokens, which text alone cannot do without.")
-        pieces = pieces_of(told.tokens, choice.text)
+    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
+        logprobs = choice.logprobs
+        if logprobs is None or len(logprobs.tokens) != len(logprobs.token_logprobs):
+            raise UpstreamError("The provider returns no logprobs with its tokens, which flavor openai needs.")
+        tokens = token_bytes_of_choice(logprobs.tokens, choice.text)
         ended = choice.finish_reason == "stop"
-        if ended and pieces and not pieces[-1]:  # EOS, where it is told
-            pieces = pieces[:-1]
-        kept = len(pieces) if ended else whole_characters(pieces[:length] if exact else pieces, length)
-        logprobs = tuple(map(nats, told.token_logprobs))
-        alternatives = _alternatives(choice, self._id_of)[: kept + ended] if self._sampling.logprobs else ()
-        return DrawnChoice(self._table.intern(pieces[:kept]), logprobs[: kept + ended], ended, None, alternatives)
+        if ended and tokens and not tokens[-1]:  # EOS, where the provider returns it
+            tokens = tokens[:-1]
+        kept = len(tokens) if ended else whole_character_tokens(tokens[:length] if exact else tokens, length)
+        values = tuple(map(nats, logprobs.token_logprobs))[: kept + ended]
+        alternatives = _alternatives(choice, self._token_id)[: kept + ended] if self._sampling.logprobs else ()
+        return DrawnChoice(self._table.intern(tokens[:kept]), values, ended, None, alternatives)
 
-    def _id_of(self, token: str) -> int:
+    def _token_id(self, token: str) -> int:
         return self._table.intern([bytes_of(token)])[0]
 
 
-def _alternatives(choice: Choice, id_of: Callable[[str], int]) -> tuple[Alternatives, ...]:
-    """At each place the likeliest tokens, best first. Raises UpstreamError."""
-    told = choice.logprobs.top_logprobs if choice.logprobs else None
-    if told is None:
-        raise UpstreamError("The provider tells no likely alternatives.")
-    ranked = [sorted((place or {}).items(), key=lambda item: -item[1]) for place in told]
-    return tuple(tuple((id_of(token), nats(value)) for token, value in place) for place in ranked)
+def _alternatives(choice: Choice, token_id: Callable[[str], int]) -> tuple[Alternatives, ...]:
+    """The top log-probabilities at each position, best first. Raises UpstreamError where the provider sent none."""
+    top_logprobs = choice.logprobs.top_logprobs if choice.logprobs else None
+    if top_logprobs is None:
+        raise UpstreamError("The provider returns no top_logprobs.")
+    ranked = [sorted((entry or {}).items(), key=lambda item: -item[1]) for entry in top_logprobs]
+    return tuple(tuple((token_id(token), nats(value)) for token, value in entry) for entry in ranked)
 
 
-def _token_id(token: str) -> int:
-    """Out of vLLM's `token_id:123`."""
+def _parse_token_id(token: str) -> int:
+    """Reads vLLM's `token_id:123` (`return_tokens_as_token_ids`)."""
     try:
         return int(token.removeprefix("token_id:"))
     except ValueError:
-        raise UpstreamError("The provider does not name likely alternatives by their token ids.") from None
+        raise UpstreamError("The provider does not name the tokens of top_logprobs by their ids.") from None
 
 
-def _text_of(prompt: Tokens) -> str:
+def _from_code_points(prompt: Tokens) -> str:
     return "".join(map(chr, prompt))

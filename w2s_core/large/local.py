@@ -1,4 +1,4 @@
-"""The large model in a local worker."""
+"""The large model in the local worker pool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from w2s_core.errors import RequestError
 from w2s_core.large.prompts import encode_prompt
 from w2s_core.large.successors import SuccessorBuilder
-from w2s_core.large.token_sampling import check_possible, check_token_ids, in_tokens
+from w2s_core.large.token_sampling import check_possible, check_token_ids, resolve_sampling
 from w2s_core.pool.messages import Row, Sampling
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.pool.session import Session
@@ -28,15 +28,18 @@ from w2s_core.types import (
     Tokens,
 )
 
-_CHUNK_NEWS = 16  # tokens between two looks for stop strings while a long chunk is drawn
+_STOP_CHECK_INTERVAL = 16  # tokens between two searches for stop strings while a long chunk is drawn
 
 
 class LocalLargeModel:
-    """`model` is its name in the pool. `checker` must be stopped when the model is not needed any more."""
+    """A `LargeModel` in the worker pool. `model` is its name there.
+
+    `checker` must be stopped with the model, because it may have started a process.
+    """
 
     def __init__(self, model: str, tokenizer: HFTokenizer, pool: WorkerPool, tool_format: str | None = None) -> None:
         self.tool_format = tool_format
-        self.checker = GrammarChecker(tokenizer.tokenization, tokenizer.eos)
+        self.checker = GrammarChecker(tokenizer.tokenizer_json, tokenizer.eos)
         self._tokenizer = tokenizer
         self._model = model
         self._pool = pool
@@ -56,46 +59,46 @@ class LocalLargeModel:
     def check(self, sampling: SamplingParams) -> None:
         info = self._pool.info(self._model)
         check_token_ids(sampling, min(info.vocabulary, self._tokenizer.size))
-        resolved = in_tokens(sampling, self._tokenizer, info.vocabulary)
+        resolved = resolve_sampling(sampling, self._tokenizer, info.vocabulary)
         if resolved.bans_tokens:
             check_possible(resolved, info.eos, info.vocabulary)
 
     @property
-    def continues_grammars(self) -> bool:
+    def supports_chunked_grammar(self) -> bool:
         return True
 
     async def check_grammar(self, grammar: Grammar) -> Grammar:
         if not self._pool.info(self._model).eos:
-            raise RequestError("This model has no EOS token, so that no answer could end.", grammar.field)
+            raise RequestError("Grammars need an EOS token, which this model does not have.", grammar.field)
         return await self.checker.check(grammar)
 
     def encode(self, prompt: Prompt) -> Tokens:
         return encode_prompt(self._tokenizer, prompt)
 
     @property
-    def token_ids(self) -> bool:
+    def exposes_token_ids(self) -> bool:
         return True
 
-    def count(self, prompt: Tokens) -> int:
+    def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
-    def text_of(self, prompt: Prompt) -> Prompt:
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
         async with self._pool.session(rows, {self._model}) as session:
-            drawn = in_tokens(sampling, self._tokenizer, self._pool.info(self._model).vocabulary)
-            yield LocalProposals(self._model, session, prompt, drawn, SuccessorBuilder(self._tokenizer, sampling))
+            resolved = resolve_sampling(sampling, self._tokenizer, self._pool.info(self._model).vocabulary)
+            yield LocalProposals(self._model, session, prompt, resolved, SuccessorBuilder(self._tokenizer, sampling))
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
-        # In a session of its own, which leaves the prompt's KV to the next one that has this prompt.
+        # This session leaves the prompt's KV in the prefix cache, for the generation that follows.
         async with self._pool.session(0, {self._model}) as session:
             return await session.prompt_logprobs(self._model, prompt, top)
 
 
 class LocalProposals:
-    """One prompt's view of a model in the pool."""
+    """One prompt's session with a model in the pool."""
 
     provider_usage = ProviderUsage()
 
@@ -112,46 +115,50 @@ class LocalProposals:
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         parents = [(y, index) for y in beam for index in range(k)]
-        self._successors.forget_all_but(beam)
+        self._successors.prune(beam)
         latest: dict[int, Hypothesis] = {}
-        async with aclosing(self._draw(parents, length, _CHUNK_NEWS if self._successors.stops else length)) as drawn:
-            async for number, successor in drawn:
-                latest[number] = successor
-        return [latest[number] for number in range(len(parents))]
+        report_every = _STOP_CHECK_INTERVAL if self._successors.stops else length
+        async with aclosing(self._draw(parents, length, report_every)) as successors:
+            async for row, successor in successors:
+                latest[row] = successor
+        return [latest[row] for row in range(len(parents))]
 
     async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
-        async with aclosing(self._draw([(hypothesis, 0)], length, 1)) as drawn:
-            async for _, successor in drawn:
+        async with aclosing(self._draw([(hypothesis, 0)], length, report_every=1)) as successors:
+            async for _, successor in successors:
                 yield successor
 
     async def _draw(
         self, parents: Sequence[tuple[Hypothesis, int]], length: int, report_every: int
     ) -> AsyncGenerator[tuple[int, Hypothesis]]:
-        """Each row's successor as far as it has grown, at every news of it."""
+        """Draws one successor for each (parent, index), and yields (row, successor) as it grows.
+
+        `report_every`: tokens between two updates of a row.
+        """
         rows = [Row(y.tokens, successor_key(y.key, len(y.tokens), index), length) for y, index in parents]
-        drawing = self._session.sample(self._model, self._prompt, rows, self._sampling, report_every=report_every)
+        stream = self._session.sample(self._model, self._prompt, rows, self._sampling, report_every=report_every)
         tokens: list[Tokens] = [()] * len(rows)
         logprobs: list[tuple[float, ...]] = [()] * len(rows)
         alternatives: list[tuple[Alternatives, ...]] = [()] * len(rows)
-        async with aclosing(drawing.updates()) as all_news:
-            async for news in all_news:
-                number = news.row
-                self.sampled_tokens += len(news.tokens) + news.ended
-                seen = len(tokens[number])
-                tokens[number] += news.tokens
-                logprobs[number] += news.logprobs
-                alternatives[number] += news.alternatives
-                parent, index = parents[number]
-                successor = self._successors.make(
+        async with aclosing(stream.updates()) as updates:
+            async for update in updates:
+                row = update.row
+                self.sampled_tokens += len(update.tokens) + update.ended
+                already_decoded = len(tokens[row])
+                tokens[row] += update.tokens
+                logprobs[row] += update.logprobs
+                alternatives[row] += update.alternatives
+                parent, index = parents[row]
+                successor = self._successors.build(
                     parent,
                     index,
-                    tokens[number],
-                    logprobs[number],
-                    ended=news.ended,
-                    seen=seen,
-                    ending=news.ending,
-                    alternatives=alternatives[number],
+                    tokens[row],
+                    logprobs[row],
+                    ended=update.ended,
+                    already_decoded=already_decoded,
+                    ending=update.ending,
+                    alternatives=alternatives[row],
                 )
                 if successor.finished:
-                    drawing.stop(number)
-                yield number, successor
+                    stream.stop(row)
+                yield row, successor

@@ -1,4 +1,4 @@
-"""What a large model reads: prompts as token ids, with its own tokenizer and chat template."""
+"""Encodes a prompt of any form as token ids of the large model, with its own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from w2s_core.types import ChatPrompt, Prompt, TextPrompt, TokenPrompt, Tokens
 
 
 def encode_prompt(tokenizer: HFTokenizer, prompt: Prompt) -> Tokens:
-    """Token ids, special tokens included; never empty. Raises RequestError, naming the field."""
+    """Token ids of the prompt, special tokens included; an empty prompt is BOS alone.
+
+    Raises RequestError, naming the field, for ids that the tokenizer does not have, a chat template that refuses, and
+    an empty prompt where there is no BOS.
+    """
     match prompt:
         case TokenPrompt():
             if any(not 0 <= token < tokenizer.size for token in prompt.tokens):
@@ -18,7 +22,7 @@ def encode_prompt(tokenizer: HFTokenizer, prompt: Prompt) -> Tokens:
             tokens = tokenizer.encode_chat(prompt)
         case TextPrompt():
             tokens = tokenizer.encode(prompt.text, special_tokens=prompt.special_tokens)
-    tokens = tokens or tokenizer.start
+    tokens = tokens or tokenizer.empty_prompt
     if not tokens:
-        raise RequestError("This model has no BOS token: the prompt must not be empty.", "prompt")
+        raise RequestError("The prompt must not be empty, because this model has no BOS token.", "prompt")
     return tokens

@@ -1,4 +1,4 @@
-"""The large model behind somebody else's completion API."""
+"""The large model behind a provider's completion API (vLLM, SGLang, OpenAI, another instance of this server)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Grammar, Hypothesis, Prompt, PromptLogprobs, ProviderUsage, SamplingParams, Tokens
 
 PATH = "/completions"
-_ATTEMPTS = 3  # at getting all choices that were asked for
-_FIRST_PIECE, _LARGEST_PIECE = 4, 64  # tokens asked for at once where text shall come as it is drawn
+_MAX_CALLS = 3  # calls to get all choices that were asked for
+_FIRST_CALL_TOKENS, _MAX_CALL_TOKENS = 4, 64  # tokens of one call while a plain answer streams
 
 
 class RemoteLargeModel:
-    """`probe` starts and stops the provider. Until that has been reached nothing can be asked of the model."""
+    """A `LargeModel` at a provider.
+
+    `probe` starts and stops the provider. Until it has reached the provider, members that depend on its capabilities
+    raise UnavailableError.
+    """
 
     def __init__(
         self,
@@ -40,68 +44,72 @@ class RemoteLargeModel:
         self._provider = provider
         self._probe = probe
         self.tokenizer = tokenizer
-        self._by_text = TextDialect(provider.name, tokenizer)
-        self._by_tokens = None if tokenizer is None else TokenIdDialect(provider.name, tokenizer)
+        self._text_dialect = TextDialect(provider.name, tokenizer)
+        self._token_id_dialect = None if tokenizer is None else TokenIdDialect(provider.name, tokenizer)
 
     @property
     def context_length(self) -> int:
-        return self._probe.found.context_length
+        return self._probe.capabilities.context_length
 
     @property
     def decoder(self) -> TokenDecoder:
-        return self._language.decoder
+        return self._dialect.decoder
 
     def check(self, sampling: SamplingParams) -> None:
-        self._language.check(sampling)
+        self._dialect.check(sampling)
 
     @property
-    def continues_grammars(self) -> bool:
-        return False  # a call that begins in the middle of an answer would begin the grammar anew
+    def supports_chunked_grammar(self) -> bool:
+        return False  # a call that continues an answer would begin the grammar anew
 
     async def check_grammar(self, grammar: Grammar) -> Grammar:
-        if not self.token_ids:
-            raise RequestError(f"The provider of `{self._provider.name}` cannot follow it.", grammar.field)
-        check_schema(grammar)  # the rest of it the provider knows better
+        if not self.exposes_token_ids:
+            raise RequestError(f"The provider of `{self._provider.name}` does not support grammars.", grammar.field)
+        check_schema(grammar)  # the provider checks the rest
         return grammar
 
     def encode(self, prompt: Prompt) -> Tokens:
-        return self._language.encode(prompt)
+        return self._dialect.encode(prompt)
 
     @property
-    def token_ids(self) -> bool:
-        return self._language is self._by_tokens
+    def exposes_token_ids(self) -> bool:
+        return self._dialect is self._token_id_dialect
 
-    def count(self, prompt: Tokens) -> int:
-        return self._language.count(prompt)
+    def count_tokens(self, prompt: Tokens) -> int:
+        return self._dialect.count_tokens(prompt)
 
-    def text_of(self, prompt: Prompt) -> Prompt:
-        return self._language.text_of(prompt)
+    def decode_prompt(self, prompt: Prompt) -> Prompt:
+        return self._dialect.decode_prompt(prompt)
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[RemoteProposals]:  # noqa: ARG002
-        language = self._language
-        successors = SuccessorBuilder(language.decoder, sampling)
-        wire = language.wire(prompt, sampling)
-        session = RemoteProposals(self._provider, wire, successors, sampling, affinity(prompt))
-        session.prompt_tokens = language.count(prompt)
-        yield session
+        dialect = self._dialect
+        successors = SuccessorBuilder(dialect.decoder, sampling)
+        session = dialect.open(prompt, sampling)
+        proposals = RemoteProposals(self._provider, session, successors, sampling, affinity(prompt))
+        proposals.prompt_tokens = dialect.count_tokens(prompt)
+        yield proposals
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:  # noqa: ARG002
-        raise RequestError(f"`{self._provider.name}` does not tell its prompts' log-probabilities.", "prompt_logprobs")
+        raise RequestError(
+            f"`{self._provider.name}` is a remote model, for which prompt_logprobs are not supported.",
+            "prompt_logprobs",
+        )
 
     @property
-    def _language(self) -> Dialect:
-        speaks_tokens = self._probe.found.token_ids
-        return self._by_tokens if speaks_tokens and self._by_tokens else self._by_text
+    def _dialect(self) -> Dialect:
+        if self._probe.capabilities.token_ids and self._token_id_dialect:
+            return self._token_id_dialect
+        return self._text_dialect
 
 
 class RemoteProposals:
-    """One prompt's view of a provider's model. Holds nothing there: every call carries the whole prefix."""
+    """One prompt's session with a provider's model. It holds nothing there: every call carries the whole prefix."""
 
     def __init__(
         self,
         provider: Provider,
-        wire: DialectSession,
+        session: DialectSession,
         successors: SuccessorBuilder,
         sampling: SamplingParams,
         affinity: int,
@@ -110,78 +118,80 @@ class RemoteProposals:
         self.prompt_tokens = 0
         self.provider_usage = ProviderUsage()
         self._provider = provider
-        self._wire = wire
+        self._session = session
         self._affinity = affinity
         self._greedy = sampling.temperature == 0
-        self._most = sampling.max_tokens
+        self._max_tokens = sampling.max_tokens
         self._grammar = sampling.grammar
         self._successors = successors
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
-        families = {index: family async for index, family in self.families(beam, k=k, length=length)}
-        return [y for index in range(len(beam)) for y in families[index]]
+        by_parent = {index: ys async for index, ys in self.propose_as_completed(beam, k=k, length=length)}
+        return [y for index in range(len(beam)) for y in by_parent[index]]
 
-    async def families(
+    async def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int
     ) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
-        """As `w2s_core.engine.early_scoring.FamilyProposals.families`."""
-        self._successors.forget_all_but(beam)
+        """As `w2s_core.engine.early_scoring.AsCompletedProposals.propose_as_completed`."""
+        self._successors.prune(beam)
 
-        async def family(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
-            yield index, await self._family(beam[index], k, length)
+        async def propose_one(index: int) -> AsyncGenerator[tuple[int, list[Hypothesis]]]:
+            yield index, await self._successors_of(beam[index], k, length)
 
-        async with aclosing(merge([family(index) for index in range(len(beam))])) as families:
-            async for arrived in families:
-                yield arrived
+        async with aclosing(merge([propose_one(index) for index in range(len(beam))])) as completed:
+            async for index, successors in completed:
+                yield index, successors
 
     async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
-        piece, last = _FIRST_PIECE if self._grammar is None else length, hypothesis
+        # A grammar is drawn in one call, because every call would begin it anew.
+        call_tokens, last = _FIRST_CALL_TOKENS if self._grammar is None else length, hypothesis
         end = len(hypothesis.tokens) + length
         while len(last.tokens) < end and not last.finished:
-            [drawn] = await self._draw(last, 1, min(piece, end - len(last.tokens)))
-            last = self._successor(last, 0, drawn)
-            piece = min(2 * piece, _LARGEST_PIECE)
+            [choice] = await self._draw(last, 1, min(call_tokens, end - len(last.tokens)))
+            last = self._build(last, 0, choice)
+            call_tokens = min(2 * call_tokens, _MAX_CALL_TOKENS)
             yield last
-            if not drawn.usable:
+            if not choice.advances:
                 return
 
-    async def _family(self, parent: Hypothesis, k: int, length: int) -> list[Hypothesis]:
-        # Greedy successors are all the same one, and vLLM refuses to draw it more than once.
-        drawn = await self._draw(parent, 1, length) * k if self._greedy else await self._draw(parent, k, length)
-        return [self._successor(parent, index, one) for index, one in enumerate(drawn)]
+    async def _successors_of(self, parent: Hypothesis, k: int, length: int) -> list[Hypothesis]:
+        # Greedy successors are all equal, and vLLM refuses n > 1 at temperature 0.
+        choices = await self._draw(parent, 1, length) * k if self._greedy else await self._draw(parent, k, length)
+        return [self._build(parent, index, choice) for index, choice in enumerate(choices)]
 
     async def _draw(self, parent: Hypothesis, n: int, length: int) -> list[DrawnChoice]:
-        """n i.i.d. chunks. A provider that answers fewer is asked for the others.
+        """Draws n i.i.d. chunks; calls again for those that a provider left out.
 
-        A chunk without one whole character is drawn anew, longer, unless max_tokens are near: there an answer may end.
+        A chunk without one whole character is drawn anew, longer, except near max_tokens, where an answer may end.
+        Raises UpstreamError when choices are still missing after `_MAX_CALLS` calls.
         """
-        room = length if self._most is None else self._most - len(parent.tokens)
+        room = length if self._max_tokens is None else self._max_tokens - len(parent.tokens)
         if room < 1:  # longer chunks have used it up
             return [DrawnChoice((), (), ended=False)] * n
         length = min(length, room)
-        at_the_end = self._most is not None and length + self._wire.spare > room
+        near_max_tokens = self._max_tokens is not None and length + self._session.retry_tokens > room
         drawn: list[DrawnChoice] = []
-        for attempt in range(_ATTEMPTS):
-            asked = {
-                **self._wire.ask(parent, length + attempt * self._wire.spare),
+        for attempt in range(_MAX_CALLS):
+            body = {
+                **self._session.request_body(parent, length + attempt * self._session.retry_tokens),
                 "n": n - len(drawn),
                 "seed": call_seed(parent.key, len(parent.tokens), attempt),
             }
-            completion = await self._call(asked)
+            completion = await self._call(body)
             if not parent.tokens and completion.usage and not self.prompt_tokens:
                 self.prompt_tokens = completion.usage.prompt_tokens
             choices = sorted(completion.choices, key=lambda choice: choice.index)
-            read = [self._wire.read(choice, length, exact=at_the_end) for choice in choices]
-            drawn += [one for one in read if one.usable or at_the_end]
+            parsed = [self._session.parse(choice, length, exact=near_max_tokens) for choice in choices]
+            drawn += [choice for choice in parsed if choice.advances or near_max_tokens]
             if len(drawn) >= n:
                 return drawn[:n]
-        raise UpstreamError(f"The provider of `{self._provider.name}` answered {len(drawn)} of {n} choices.")
+        raise UpstreamError(f"The provider of `{self._provider.name}` returned {len(drawn)} of {n} choices.")
 
-    async def _call(self, asked: dict[str, object]) -> Completion:
+    async def _call(self, body: dict[str, object]) -> Completion:
         provider = self._provider
         try:
-            answer = await provider.post(PATH, {"model": provider.config.model, **asked}, affinity=self._affinity)
-        except RequestError as error:  # it says that the prompt is too long
+            answer = await provider.post(PATH, {"model": provider.config.model, **body}, affinity=self._affinity)
+        except RequestError as error:  # the provider says that the prompt is too long
             error.param = error.param or "prompt"
             raise
         except UpstreamRefusedError as error:
@@ -193,18 +203,18 @@ class RemoteProposals:
         self.sampled_tokens += completion.provider_usage.completion_tokens
         return completion
 
-    def _successor(self, parent: Hypothesis, index: int, drawn: DrawnChoice) -> Hypothesis:
-        return self._successors.make(
+    def _build(self, parent: Hypothesis, index: int, choice: DrawnChoice) -> Hypothesis:
+        return self._successors.build(
             parent,
             index,
-            drawn.tokens,
-            drawn.logprobs,
-            ended=drawn.ended,
-            ending=drawn.ending,
-            alternatives=drawn.alternatives,
+            choice.tokens,
+            choice.logprobs,
+            ended=choice.ended,
+            ending=choice.ending,
+            alternatives=choice.alternatives,
         )
 
 
 def affinity(prompt: Tokens) -> int:
-    """The same for the same prompt in every process, so that its prefix is found where it was cached."""
+    """A hash of the prompt, equal in every process, so that replicas choose the endpoint that has its prefix cached."""
     return crc32(array("q", prompt).tobytes())

@@ -1,4 +1,4 @@
-"""From drawn tokens to hypotheses: decodes what is new, ends an answer at a stop string. Local and remote alike."""
+"""Builds hypotheses from drawn tokens: detokenizes what is new and ends an answer at a stop string."""
 
 from __future__ import annotations
 
@@ -12,89 +12,98 @@ from w2s_core.types import Alternatives, FinishReason, Hypothesis, SamplingParam
 
 
 class SuccessorBuilder:
-    """One prompt's answers. Remembers how far each living answer is decoded, so that cost is that of new tokens."""
+    """Builds the successors of one prompt's hypotheses; local and remote large models share it.
+
+    It caches the detokenizer state of every living answer, so that decoding costs only the new tokens.
+    """
 
     def __init__(self, decoder: Decoder, sampling: SamplingParams) -> None:
         self.stops = sampling.stop
         self._decoder = decoder if sampling.skip_special_tokens else decoder.verbatim
-        self._shows_stop = sampling.include_stop_str_in_output
+        self._include_stop = sampling.include_stop_str_in_output
         self._min_tokens = sampling.min_tokens
-        self._decoded: dict[Tokens, DetokenizerState] = {}
-        self._beginnings: dict[Tokens, int] = {}  # characters of the first `min_tokens` tokens
+        self._states: dict[Tokens, DetokenizerState] = {}  # by the answer's tokens
+        self._min_tokens_lengths: dict[Tokens, int] = {}  # characters of an answer's first `min_tokens` tokens
 
-    def forget_all_but(self, beam: Sequence[Hypothesis]) -> None:
-        """Keeps what is known of `beam` and of nobody else."""
-        self._decoded = {y.tokens: self._decoding(y.tokens) for y in beam}
-        self._beginnings = {}
+    def prune(self, beam: Sequence[Hypothesis]) -> None:
+        """Drops the cached states of all answers that are not in `beam`."""
+        self._states = {y.tokens: self._state(y.tokens) for y in beam}
+        self._min_tokens_lengths = {}
 
-    def make(
+    def build(
         self,
         parent: Hypothesis,
         index: int,
-        tokens: Tokens,
+        new_tokens: Tokens,
         logprobs: tuple[float, ...],
         *,
         ended: bool,
         ending: int | None = None,
         alternatives: tuple[Alternatives, ...] = (),
-        seen: int = 0,
+        already_decoded: int = 0,
     ) -> Hypothesis:
-        """The `index`-th successor of `parent`, with these new tokens; `logprobs` has one more if `ended`, by `ending`,
-        and `alternatives` as many as `logprobs` if there are any.
+        """Builds the `index`-th successor of `parent`, with `new_tokens` appended.
 
-        `seen` of the new tokens were there when this successor was last made: only what follows them is decoded.
+        `ended`: the model ended the answer, by the token `ending` where that is known. `logprobs` has an entry for each
+        new token, and one more if `ended`; `alternatives` is as long as `logprobs`, or empty. A successor that grows is
+        built again and again: its first `already_decoded` new tokens were there the last time.
         """
-        whole = parent.tokens + tokens
-        before = whole[: len(parent.tokens) + seen]
-        decoded = detokenize(self._decoder, self._decoding(before), whole)
-        if seen:
-            self._decoded.pop(before, None)  # a step on the way; keeping them all would cost the square of the length
-        self._decoded[whole] = decoded
-        text, finish = decoded.text, _finish(ended)
-        stop = self._stop(parent, whole, text)
-        if stop is not None:
-            whole, text, ended, finish = self._tokens_of(whole, stop), text[:stop], False, "stop"
-        elif ending is not None and self._shows_stop:
-            text = detokenize(self._decoder, decoded, (*whole, ending)).text
+        tokens = parent.tokens + new_tokens
+        state = self._detokenize(tokens, len(parent.tokens) + already_decoded, replace=already_decoded > 0)
+        text, finish_reason = state.text, _finish_reason(ended)
+        text_length = self._kept_length(parent, tokens, text)
+        if text_length is not None:
+            tokens, text = self._tokens_covering(tokens, text_length), text[:text_length]
+            ended, finish_reason = False, "stop"
+        elif ending is not None and self._include_stop:
+            text = detokenize(self._decoder, state, (*tokens, ending)).text
         return Hypothesis(
-            tokens=whole,
+            tokens=tokens,
             text=text,
             key=successor_key(parent.key, len(parent.tokens), index),
             ended=ended,
-            finish_reason=finish,
-            logprobs=(parent.logprobs + logprobs)[: len(whole) + ended],
+            finish_reason=finish_reason,
+            logprobs=(parent.logprobs + logprobs)[: len(tokens) + ended],
             parent=parent,
             ending=ending if ended else None,
-            alternatives=(parent.alternatives + alternatives)[: len(whole) + ended],
+            alternatives=(parent.alternatives + alternatives)[: len(tokens) + ended],
         )
 
-    def _stop(self, parent: Hypothesis, tokens: Tokens, text: str) -> int | None:
-        """Characters of `text` that are left when a stop string has ended it, else None."""
+    def _detokenize(self, tokens: Tokens, decoded: int, *, replace: bool) -> DetokenizerState:
+        """Decodes an answer of which the first `decoded` tokens are decoded; `replace` drops their cached state."""
+        state = detokenize(self._decoder, self._state(tokens[:decoded]), tokens)
+        if replace:
+            self._states.pop(tokens[:decoded], None)  # keeping every step would cost the square of the length
+        self._states[tokens] = state
+        return state
+
+    def _kept_length(self, parent: Hypothesis, tokens: Tokens, text: str) -> int | None:
+        """Characters of `text` to keep where a stop string ends it; None where none does."""
         start = len(parent.text)
         if self.stops and len(parent.tokens) < self._min_tokens:
             if len(tokens) <= self._min_tokens:
                 return None
-            start = max(start, self._length_of(tokens[: self._min_tokens]))
-        found = find_stop_string(text, start, self.stops)
-        return found and found[self._shows_stop]
+            start = max(start, self._min_tokens_length(tokens[: self._min_tokens]))
+        match = find_stop_string(text, start, self.stops)
+        return match and match[self._include_stop]
 
-    def _length_of(self, beginning: Tokens) -> int:
-        if beginning not in self._beginnings:
-            self._beginnings[beginning] = len(detokenize(self._decoder, DetokenizerState(), beginning).text)
-        return self._beginnings[beginning]
+    def _min_tokens_length(self, tokens: Tokens) -> int:
+        if tokens not in self._min_tokens_lengths:
+            self._min_tokens_lengths[tokens] = len(detokenize(self._decoder, DetokenizerState(), tokens).text)
+        return self._min_tokens_lengths[tokens]
 
-    def _decoding(self, tokens: Tokens) -> DetokenizerState:
-        known = self._decoded.get(tokens)
-        return detokenize(self._decoder, DetokenizerState(), tokens) if known is None else known
+    def _state(self, tokens: Tokens) -> DetokenizerState:
+        cached = self._states.get(tokens)
+        return detokenize(self._decoder, DetokenizerState(), tokens) if cached is None else cached
 
-    def _tokens_of(self, tokens: Tokens, characters: int) -> Tokens:
-        """The fewest tokens whose text covers the first `characters`."""
-        decoded, size = DetokenizerState(), 0
-        while len(decoded.text) < characters and size < len(tokens):
+    def _tokens_covering(self, tokens: Tokens, characters: int) -> Tokens:
+        """The fewest first tokens whose text has at least so many characters."""
+        state, size = DetokenizerState(), 0
+        while len(state.text) < characters and size < len(tokens):
             size += 1
-            decoded = detokenize(self._decoder, decoded, tokens[:size])
+            state = detokenize(self._decoder, state, tokens[:size])
         return tokens[:size]
 
 
-def _finish(ended: bool) -> FinishReason | None:
+def _finish_reason(ended: bool) -> FinishReason | None:
     return "stop" if ended else None

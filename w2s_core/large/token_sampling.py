@@ -1,4 +1,4 @@
-"""`SamplingParams` in one model's token ids: checked against its vocabulary, words turned into tokens."""
+"""Resolves `SamplingParams` for one model: checks token ids against its vocabulary, turns bad words into tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from w2s_core.types import SamplingParams, Tokens
 _ID_FIELDS = ("logit_bias", "stop_token_ids", "allowed_token_ids")
 
 
-def in_tokens(sampling: SamplingParams, tokenizer: HFTokenizer, vocabulary: int) -> Sampling:
-    """What a job carries. `vocabulary` is the number of the model's logits."""
+def resolve_sampling(sampling: SamplingParams, tokenizer: HFTokenizer, vocabulary: int) -> Sampling:
+    """Returns the sampling parameters as a worker takes them. `vocabulary`: the number of the model's logits."""
     return Sampling(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -27,14 +27,14 @@ def in_tokens(sampling: SamplingParams, tokenizer: HFTokenizer, vocabulary: int)
         ignore_eos=sampling.ignore_eos,
         stop_token_ids=sampling.stop_token_ids,
         allowed_token_ids=sampling.allowed_token_ids,
-        bad_words=_sequences(sampling.bad_words, tokenizer, vocabulary),
+        bad_words=_bad_word_tokens(sampling.bad_words, tokenizer, vocabulary),
         alternatives=sampling.logprobs or 0,
         grammar=sampling.grammar,
     )
 
 
 def check_token_ids(sampling: SamplingParams, size: int) -> None:
-    """Raises RequestError, naming the field, for an id that is not below `size`."""
+    """Raises RequestError, naming the field, for a token id that is not in [0, size)."""
     for field in _ID_FIELDS:
         for token in _ids(sampling, field):
             if not 0 <= token < size:
@@ -42,7 +42,7 @@ def check_token_ids(sampling: SamplingParams, size: int) -> None:
 
 
 def check_possible(sampling: Sampling, eos: Collection[int], vocabulary: int) -> None:
-    """Raises RequestError unless there is a token that may be drawn whatever the answer."""
+    """Raises RequestError, naming the field, unless some token may be drawn at every position of every answer."""
     allowed = sampling.allowed_token_ids
     possible = set(range(vocabulary) if allowed is None else allowed)
     possible.difference_update(word[-1] for word in sampling.bad_words)
@@ -50,7 +50,7 @@ def check_possible(sampling: Sampling, eos: Collection[int], vocabulary: int) ->
         possible.difference_update(eos, sampling.stop_token_ids)
     if not possible:
         field = "allowed_token_ids" if allowed is not None else "bad_words" if sampling.bad_words else "stop_token_ids"
-        raise RequestError("There would be places in the answer at which no token is allowed.", field)
+        raise RequestError("These restrictions could leave no token to draw.", field)
 
 
 def _ids(sampling: SamplingParams, field: str) -> Sequence[int]:
@@ -59,14 +59,14 @@ def _ids(sampling: SamplingParams, field: str) -> Sequence[int]:
     return getattr(sampling, field) or ()
 
 
-def _sequences(words: Sequence[str], tokenizer: HFTokenizer, vocabulary: int) -> tuple[Tokens, ...]:
-    """Each word's tokens at a text's beginning and, where the tokenizer has others for it, behind a space."""
-    found: list[Tokens] = []
+def _bad_word_tokens(words: Sequence[str], tokenizer: HFTokenizer, vocabulary: int) -> tuple[Tokens, ...]:
+    """Each word's tokens at the beginning of a text and, where they differ, after a space (as in vLLM)."""
+    sequences: list[Tokens] = []
     for word in words:
         bare = word.lstrip() or word
         first = tokenizer.encode(bare, special_tokens=False)
         spaced = tokenizer.encode(" " + bare, special_tokens=False)
-        found.append(first)
+        sequences.append(first)
         if len(spaced) == len(first) and spaced[0] != first[0]:
-            found.append(spaced)
-    return tuple(dict.fromkeys(word for word in found if word and max(word) < vocabulary))
+            sequences.append(spaced)
+    return tuple(dict.fromkeys(tokens for tokens in sequences if tokens and max(tokens) < vocabulary))

@@ -1,1 +1,1 @@
-"""HTTP calls to other people's models: retries, circuit breaker, capability probes."""
+"""HTTP calls to models at providers: connections, retries, circuit breakers, capability probes."""

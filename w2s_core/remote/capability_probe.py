@@ -1,4 +1,4 @@
-"""What must be known of a provider before it can serve, asked once at the start, and again while it is down."""
+"""Capability probe: asks a provider at start what it can do, and again in the background while it is down."""
 
 from __future__ import annotations
 
@@ -18,80 +18,83 @@ T = TypeVar("T")
 
 
 class CapabilityProbe(Generic[T]):
-    """Starts and stops a provider. `ask` finds out; it raises ConfigurationError where the configuration is at fault,
-    and what `Provider.post` raises where the provider is.
+    """Starts and stops a provider, and holds the capabilities of type T that `probe` finds.
 
-    A provider that is down does not keep the server from starting: it is asked again, and until then `found` raises.
+    `probe` raises ConfigurationError where the configuration does not fit the provider, and what `Provider.post`
+    raises. A provider that is down does not keep the server from starting: it is probed again, with back-off, and until
+    then `capabilities` raises.
     """
 
     def __init__(
         self,
         provider: Provider,
-        ask: Callable[[], Awaitable[T]],
+        probe: Callable[[], Awaitable[T]],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._provider = provider
-        self._ask = ask
+        self._probe = probe
         self._sleep = sleep
-        self._found: T | None = None
-        self._reason = "is not known yet"
-        self._asking: asyncio.Task[None] | None = None
+        self._capabilities: T | None = None
+        self._reason = "has not been probed yet"
+        self._retrying: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
-        """It is known and, as far as its calls tell, up."""
-        return self._found is not None and self._provider.available
+        """Whether the capabilities are known and the circuit breakers let calls through."""
+        return self._capabilities is not None and self._provider.available
 
     @property
-    def found(self) -> T:
-        """Raises UnavailableError while it is not known."""
-        if self._found is None:
+    def capabilities(self) -> T:
+        """What the provider can do. Raises UnavailableError while that is not known."""
+        if self._capabilities is None:
             raise UnavailableError(f"The provider of `{self._provider.name}` {self._reason}.", _RETRY_AFTER_S)
-        return self._found
+        return self._capabilities
 
     async def start(self) -> None:
-        """Raises ConfigurationError."""
+        """Starts the provider and probes it once. Raises ConfigurationError."""
         await self._provider.start()
         try:
-            await self._try()
+            await self._probe_once()
         except BaseException:
             await self.stop()
             raise
-        if self._found is None:
-            self._asking = asyncio.create_task(self._keep_asking())
+        if self._capabilities is None:
+            self._retrying = asyncio.create_task(self._retry_until_probed())
 
     async def stop(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        """Stops probing and stops the provider."""
+        if self._retrying is not None:
+            self._retrying.cancel()
+            await asyncio.gather(self._retrying, return_exceptions=True)
         await self._provider.stop()
 
-    async def _try(self) -> None:
+    async def _probe_once(self) -> None:
         try:
-            self._found = await self._ask()
+            self._capabilities = await self._probe()
         except (UpstreamError, UnavailableError, RequestError) as error:
             self._reason = "has not been reached yet"
             _log.warning("%s is not served yet: %s", self._provider.name, error)
         else:
-            _log.info("provider of %s: %s", self._provider.name, self._found)
+            _log.info("provider of %s: %s", self._provider.name, self._capabilities)
 
-    async def _keep_asking(self) -> None:
+    async def _retry_until_probed(self) -> None:
         delay = _FIRST_RETRY_S
-        while self._found is None:
+        while self._capabilities is None:
             await self._sleep(delay)
             delay = min(2 * delay, _LAST_RETRY_S)
             try:
-                await self._try()
-            except ConfigurationError as error:  # the server runs: what else it serves goes on
-                self._reason = "does not fit the configuration"
+                await self._probe_once()
+            except ConfigurationError as error:  # the server runs already and goes on serving its other models
+                self._reason = "does not match the configuration"
                 _log.error("%s cannot be served: %s", self._provider.name, error)
                 return
 
 
 async def listed_context_length(provider: Provider) -> int | None:
-    """`max_model_len` of this model, or of the one that it adapts, as vLLM, SGLang and this server list it; else None.
+    """Reads `max_model_len` from the provider's `/models`, as vLLM, SGLang and this server list it.
 
-    Raises what `Provider.get` raises, but for a provider that has no such list.
+    A LoRA adapter has its base model's (`parent`). Returns None where there is no such list or entry; raises what
+    `Provider.get` raises.
     """
     try:
         answer = await provider.get("/models")

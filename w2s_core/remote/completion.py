@@ -1,4 +1,4 @@
-"""A provider's answer, checked: what `/completions` returns at OpenAI, vLLM, SGLang and here."""
+"""The response schema of `/completions` at OpenAI, vLLM, SGLang and this server, validated."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from w2s_core.errors import UpstreamError
 from w2s_core.types import ProviderUsage
 
-FLOOR = -9999.0  # nats; what −inf becomes, as vLLM and OpenAI do
+FLOOR = -9999.0  # nats; what −inf becomes, as at vLLM and OpenAI
 
 
-class _Part(BaseModel):
+class _Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Logprobs(_Part):
-    """In parallel: each token's text, log-probability in nats, the likeliest tokens in its place, and where its text
-    begins in the answer's (or, with `echo`, in prompt and answer)."""
+class Logprobs(_Schema):
+    """OpenAI's legacy log-probabilities, as parallel lists.
+
+    Each token's text, its log-probability in nats, the top log-probabilities in its place, and the offset of its text
+    in the answer's (with `echo`, in prompt and answer).
+    """
 
     tokens: list[str] = Field(default_factory=list)
     token_logprobs: list[float | None] = Field(default_factory=list)
@@ -27,13 +30,18 @@ class Logprobs(_Part):
     text_offset: list[int] | None = None
 
 
-class TokenLogprob(_Part):
+class TokenLogprob(_Schema):
+    """An entry of vLLM's `prompt_logprobs`."""
+
     logprob: float
 
 
-class Choice(_Part):
-    """`token_ids`, `stop_reason` and `prompt_logprobs` are vLLM's: the drawn tokens, what ended the answer if it was
-    not the model's own EOS, and per prompt token the log-probability of (at least) that token by its id."""
+class Choice(_Schema):
+    """One choice of a completion.
+
+    Three fields are vLLM's: `token_ids`, the drawn tokens; `stop_reason`, what ended the answer if it was not the
+    model's EOS; `prompt_logprobs`, per prompt token the log-probability of (at least) that token, by its id.
+    """
 
     index: int = 0
     text: str = ""
@@ -45,32 +53,43 @@ class Choice(_Part):
     logprobs: Logprobs | None = None
 
 
-class TokenCounts(_Part):
+class TokenCounts(_Schema):
+    """The field `usage`."""
+
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
 
 
-class Completion(_Part):
+class Completion(_Schema):
+    """A response of `/completions`."""
+
     choices: list[Choice] = Field(min_length=1)
     usage: TokenCounts | None = None
 
     @property
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the prompt as the provider counts them; None where it does not."""
+        return self.usage.prompt_tokens if self.usage else None
+
+    @property
     def provider_usage(self) -> ProviderUsage:
-        """As the provider counts; where it does not, the completion's tokens as far as it tells them."""
+        """One call and its tokens: by `usage`, or else the completion's tokens as far as `logprobs` has them."""
         if self.usage is not None:
             return ProviderUsage(1, self.usage.prompt_tokens, self.usage.completion_tokens or 0)
         return ProviderUsage(1, 0, sum(len(choice.logprobs.tokens) for choice in self.choices if choice.logprobs))
 
 
-def read_completion(answer: Mapping[str, Any], who: str) -> Completion:
-    """Raises UpstreamError, naming the field that makes no sense and never its value."""
+def read_completion(answer: Mapping[str, Any], provider_name: str) -> Completion:
+    """Validates a response. Raises UpstreamError, which names the invalid field and never its value."""
     try:
         return Completion.model_validate(answer)
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
-        raise UpstreamError(f"The provider of `{who}` sent an answer whose `{field}` makes no sense.") from None
+        raise UpstreamError(
+            f"The provider of `{provider_name}` sent a completion whose `{field}` is invalid."
+        ) from None
 
 
 def nats(value: float | None) -> float:
-    """A log-probability as it is counted here; None, which a first token has, is certainty."""
+    """A log-probability of at least `FLOOR`. None, which a sequence's first token has, counts as 0."""
     return 0.0 if value is None else max(value, FLOOR)

@@ -1,4 +1,4 @@
-"""Which of a provider's base_urls takes a call: a healthy one, and for the same prefix the same one."""
+"""Chooses which of a provider's base_urls takes a call: a healthy one, and for the same prompt the same one."""
 
 from __future__ import annotations
 
@@ -6,63 +6,69 @@ import math
 from collections.abc import Callable, Container, Sequence
 from hashlib import blake2b
 
-from w2s_core.remote.breaker import Breaker
+from w2s_core.remote.breaker import CircuitBreaker
 
 
 class Endpoint:
-    """One base_url and how it fares. `rests_until`: it asked to be spared until then, by the clock given."""
+    """One base_url with its circuit breaker and its number of calls in flight.
 
-    def __init__(self, url: str, breaker: Breaker) -> None:
+    `paused_until`: the time, by the clock given, until which it asked not to be called (`Retry-After`).
+    """
+
+    def __init__(self, url: str, breaker: CircuitBreaker) -> None:
         self.url = url
         self.breaker = breaker
-        self.calls = 0  # under way
-        self.rests_until = -math.inf
+        self.calls = 0  # in flight
+        self.paused_until = -math.inf
 
 
 class Endpoints:
-    """All base_urls of a provider."""
+    """All base_urls of a provider, each with a circuit breaker of its own."""
 
     def __init__(self, urls: Sequence[str], *, failures: int, cooldown_s: float, clock: Callable[[], float]) -> None:
-        self._all = [Endpoint(url, Breaker(failures, cooldown_s, clock)) for url in urls]
+        self._all = [Endpoint(url, CircuitBreaker(failures, cooldown_s, clock)) for url in urls]
         self._clock = clock
         self._turn = 0
 
     @property
     def available(self) -> bool:
-        """Whether a call may pass to any of them."""
-        return any(endpoint.breaker.admits for endpoint in self._all)
+        """Whether any endpoint's breaker allows a call."""
+        return any(endpoint.breaker.allows_call for endpoint in self._all)
 
     @property
     def retry_after_s(self) -> int:
-        """Whole seconds until one of them may be tried again."""
-        return max(1, math.ceil(min(endpoint.breaker.remaining_s for endpoint in self._all)))
+        """Whole seconds, at least 1, until an endpoint may be tried again."""
+        return max(1, math.ceil(min(endpoint.breaker.cooldown_left_s for endpoint in self._all)))
 
     @property
     def calls(self) -> int:
-        """Under way now."""
+        """Calls in flight, at all endpoints."""
         return sum(endpoint.calls for endpoint in self._all)
 
-    def fresh(self, tried: Container[Endpoint]) -> bool:
-        """Whether a call that failed at all of `tried` can go elsewhere at once."""
+    def can_fail_over(self, tried: Container[Endpoint]) -> bool:
+        """Whether a call that failed at all of `tried` can go to another endpoint at once."""
         now = self._clock()
-        return any(e not in tried and e.breaker.admits and e.rests_until <= now for e in self._all)
+        return any(e not in tried and e.breaker.allows_call and e.paused_until <= now for e in self._all)
 
     def choose(self, affinity: int | None, tried: Container[Endpoint] = ()) -> Endpoint | None:
-        """The best one that admits a call, None if none does. Untried ones come first, then those that do not rest;
-        among equals the same affinity meets the same one (rendezvous hashing: the loss of one moves only its own),
-        and a call without affinity the least busy."""
+        """Chooses the best endpoint that allows a call; None if none does.
+
+        Untried endpoints come first, then those that are not paused. Among equals the same `affinity` gets the same
+        endpoint by rendezvous hashing, so that the loss of one moves only its own calls; a call without affinity gets
+        the least busy one, in turn.
+        """
         now = self._clock()
         if affinity is None:
             self._turn += 1
 
         def order(endpoint: Endpoint) -> tuple[bool, bool, int, bytes]:
             busy = endpoint.calls if affinity is None else 0
-            weight = _weight(self._turn if affinity is None else affinity, endpoint.url)
-            return endpoint in tried, endpoint.rests_until > now, busy, weight
+            weight = _rendezvous_weight(self._turn if affinity is None else affinity, endpoint.url)
+            return endpoint in tried, endpoint.paused_until > now, busy, weight
 
-        return min((e for e in self._all if e.breaker.admits), key=order, default=None)
+        return min((e for e in self._all if e.breaker.allows_call), key=order, default=None)
 
 
-def _weight(affinity: int, url: str) -> bytes:
-    """The same in every process, so that replicas of this server agree."""
+def _rendezvous_weight(affinity: int, url: str) -> bytes:
+    """Equal in every process, so that replicas of this server choose alike."""
     return blake2b(f"{affinity} {url}".encode(), digest_size=8).digest()

@@ -1,6 +1,6 @@
-"""What went wrong with one attempt: what the caller is told, whether another attempt may help, whom it speaks against.
+"""Classifies failed attempts: the error for the caller, whether to retry, and whether the endpoint is unhealthy.
 
-Nothing that a provider sends is passed on unread: its message is shortened, put in one line and rid of our key.
+A provider's message is passed on only after it has been shortened, put in one line and stripped of our API key.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ _TOO_LONG = re.compile(r"maximum context length (?:is|of) (\d+)", re.IGNORECASE)
 
 
 class Fault(Exception):
-    """An attempt that failed. `status`: a short label for counters. `transient`: another attempt may succeed.
-    `unhealthy`: it speaks against the base_url. `retry_after_s`: what the provider asked for, unbounded."""
+    """A failed attempt.
+
+    `error` is what the caller gets if it is the last one. `status`: a short label for metrics. `transient`: a retry may
+    succeed. `unhealthy`: it counts against the endpoint's circuit breaker. `retry_after_s`: seconds that the provider
+    asked for, unbounded.
+    """
 
     def __init__(
         self,
@@ -48,55 +52,66 @@ class Fault(Exception):
 
 
 class FaultClassifier:
-    """Turns what httpx raises and what a provider answers into faults. `name` is whose provider it is."""
+    """Turns httpx's exceptions and a provider's error responses into faults.
+
+    `name` is the model's in the configuration, `model` the provider's name for it.
+    """
 
     def __init__(self, name: str, model: str, api_key: str | None) -> None:
-        self._who = f"The provider of `{name}`"
+        self._provider = f"The provider of `{name}`"
         self._model = model
         self._api_key = api_key
 
-    def of_exception(self, error: Exception, timeout_s: float) -> Fault:
-        """The connection failed. Nothing of `error` is quoted."""
+    def from_exception(self, error: Exception, timeout_s: float) -> Fault:
+        """Classifies a failed connection. Nothing of `error` is quoted, because it may hold our key."""
         if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
-            kind = UpstreamTimeoutError if isinstance(error, httpx.ConnectTimeout) else UpstreamError
-            return _down(kind(f"{self._who} cannot be reached."), "unreachable")
+            error_type = UpstreamTimeoutError if isinstance(error, httpx.ConnectTimeout) else UpstreamError
+            return _unhealthy(error_type(f"{self._provider} cannot be reached."), "unreachable")
         if isinstance(error, httpx.TimeoutException | TimeoutError):
-            return _down(UpstreamTimeoutError(f"{self._who} did not answer within {timeout_s:g} seconds."), "timeout")
-        return _down(UpstreamError(f"{self._who} broke off its answer."), "dropped")
+            return _unhealthy(
+                UpstreamTimeoutError(f"{self._provider} did not answer within {timeout_s:g} seconds."), "timeout"
+            )
+        return _unhealthy(
+            UpstreamError(f"{self._provider} closed the connection before its response was complete."), "dropped"
+        )
 
-    def malformed(self, what: str) -> Fault:
-        """An answer of success that is none."""
-        return _down(UpstreamError(f"{self._who} sent {what}."), "malformed")
+    def malformed(self, description: str) -> Fault:
+        """Classifies a response of status 200 that cannot be used; `description` completes "sent …"."""
+        return _unhealthy(UpstreamError(f"{self._provider} sent {description}."), "malformed")
 
     def too_large(self, limit: int) -> Fault:
-        return Fault(UpstreamError(f"{self._who} sent an answer of more than {limit} bytes."), "too_large")
+        """Classifies a response of more than `limit` bytes; a retry would be as large."""
+        return Fault(UpstreamError(f"{self._provider} sent a response of more than {limit} bytes."), "too_large")
 
-    def of_status(self, status: int, headers: Mapping[str, str], body: Any) -> Fault:
-        """An answer that is no success. `body` is its parsed JSON, None if it is none."""
+    def from_response(self, status: int, headers: Mapping[str, str], body: Any) -> Fault:
+        """Classifies an error response. `body` is its parsed JSON, None where it is not JSON."""
         message, label = self._message(body), str(status)
         if status >= 500:
-            return _down(UpstreamError(f"{self._who} failed ({status}){message}"), label, retry_after_s(headers))
+            return _unhealthy(
+                UpstreamError(f"{self._provider} failed ({status}){message}"), label, retry_after_s(headers)
+            )
         if status == _TOO_MANY_REQUESTS:
-            error = UpstreamError(f"{self._who} limits our calls (429){message}")
+            error = UpstreamError(f"{self._provider} rate-limits this server (429){message}")
             return Fault(error, label, transient=True, retry_after_s=retry_after_s(headers))
         return Fault(self._refusal(status, message, body), label)
 
     def _refusal(self, status: int, message: str, body: Any) -> W2SError:
-        """Asking again would not help."""
-        if status in (401, 403):  # whatever it says may hold the key
-            return UpstreamError(f"{self._who} refused our credentials ({status}).")
+        """The error of a response that a retry would not change."""
+        if status in (401, 403):  # its message may quote the key
+            return UpstreamError(f"{self._provider} rejected our credentials ({status}).")
         if status < 400:
-            return UpstreamError(f"{self._who} answered with status {status}: base_url may be wrong.")
+            return UpstreamError(f"{self._provider} answered with status {status}; check base_url.")
         if _exceeds_context(body, message):
-            return UpstreamContextLengthError(_context_sentence(self._who, message))
+            return UpstreamContextLengthError(_context_message(self._provider, message))
         if status == 404:
-            unknown = f"{self._who} knows no model `{self._model}`, or base_url is wrong (404){message}"
-            return UpstreamRefusedError(unknown)
-        return UpstreamRefusedError(f"{self._who} refused the call ({status}){message}")
+            return UpstreamRefusedError(
+                f"{self._provider} has no model `{self._model}`, or base_url is wrong (404){message}"
+            )
+        return UpstreamRefusedError(f"{self._provider} rejected the call ({status}){message}")
 
     def _message(self, body: Any) -> str:
-        """`: what the provider said`, or a full stop where it said nothing that can be passed on."""
-        text = _said(body)
+        """Returns `: ` and the provider's message, made safe; a full stop where there is none."""
+        text = _error_text(body)
         if self._api_key:
             text = text.replace(self._api_key, "[key]")
         text = re.sub(r"(?i)bearer\s+\S+", "[key]", text)
@@ -106,12 +121,12 @@ class FaultClassifier:
         return f": {text}" if text else "."
 
 
-def _down(error: W2SError, status: str, retry_after_s: float | None = None) -> Fault:
+def _unhealthy(error: W2SError, status: str, retry_after_s: float | None = None) -> Fault:
     return Fault(error, status, transient=True, unhealthy=True, retry_after_s=retry_after_s)
 
 
-def _said(body: Any) -> str:
-    """The message of an error as OpenAI, older vLLM (without `error`) and FastAPI (`detail`) shape it."""
+def _error_text(body: Any) -> str:
+    """The message of an error in the shape of OpenAI, older vLLM (without `error`) or FastAPI (`detail`)."""
     if not isinstance(body, dict):
         return ""
     error = body.get("error", body)
@@ -126,15 +141,15 @@ def _exceeds_context(body: Any, message: str) -> bool:
     return code == "context_length_exceeded" or _TOO_LONG.search(message) is not None
 
 
-def _context_sentence(who: str, message: str) -> str:
-    """Begins with the words that gateways match on, where the provider told the number."""
-    found = _TOO_LONG.search(message)
-    limit = f"This model's maximum context length is {found[1]} tokens. " if found else ""
-    return f"{limit}{who} says{message}"
+def _context_message(provider: str, message: str) -> str:
+    """Begins with the sentence that gateways match on, where the provider's message has the number."""
+    match = _TOO_LONG.search(message)
+    limit = f"This model's maximum context length is {match[1]} tokens. " if match else ""
+    return f"{limit}{provider} says{message}"
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """`Retry-After`, as seconds or as a date; None where it is missing or makes no sense."""
+    """Parses `Retry-After`, given as seconds or as a date; None where it is missing or invalid."""
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d{1,9}(\.\d*)?", value, re.ASCII):
         return float(value)

@@ -1,4 +1,4 @@
-"""Ways to have a text's own log-probabilities from a completion API."""
+"""Log-probabilities of a given text from a completion API: vLLM's `prompt_logprobs`, or OpenAI's `echo`."""
 
 from __future__ import annotations
 
@@ -13,48 +13,58 @@ from w2s_core.types import Tokens
 
 PATH = "/completions"
 PROBE = "The quick brown fox"
+_PROBE_PROMPT_LENGTH = 4  # characters of PROBE that stand for the prompt; the rest is the answer
 
 
 class LogprobMethod(Protocol):
-    """`fields` of the call, and what its answer says; both raise nothing but UpstreamError."""
+    """A way to ask for a prompt's log-probabilities. The methods raise no errors but UpstreamError."""
 
     @property
-    def fields(self) -> dict[str, Any]: ...
-
-    def of_tokens(self, choice: Choice, prompt: Tokens, answer: Tokens) -> float:
-        """log p(answer | prompt) in nats, where token ids were sent: prompt, then answer."""
+    def fields(self) -> dict[str, Any]:
+        """The fields of the call that ask for them."""
         ...
 
-    def of_text(self, choice: Choice, answer: str, prompt_tokens: int | None) -> float:
-        """As `of_tokens`, where text was sent, which ends with `answer`; `prompt_tokens`: all that the provider read.
+    def sum_of_tokens(self, choice: Choice, prompt: Tokens, answer: Tokens) -> float:
+        """log p(answer | prompt) in nats, where the token ids prompt + answer were sent."""
+        ...
 
-        Only tokens that begin in the answer count. A token that holds the end of the prompt and the beginning of the
-        answer therefore counts for neither model: both see the same text, but may cut it at different places.
+    def sum_of_text(self, choice: Choice, answer: str, prompt_tokens: int | None) -> float:
+        """log p(answer | prompt) in nats, where a text was sent that ends with `answer`.
+
+        `prompt_tokens`: the number of tokens that the provider read, None where it does not say. Only tokens that begin
+        within the answer count. One that spans the end of the prompt and the beginning of the answer counts for neither
+        model of a pair, because the two may split the same text at different places.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """vLLM's own field: by token id."""
+    """vLLM's `prompt_logprobs`, keyed by token id. It cannot score text, because it does not say where a token stands.
+
+    https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
+    """
 
     @property
     def fields(self) -> dict[str, Any]:
         return {"prompt_logprobs": 0, "max_tokens": 1}
 
-    def of_tokens(self, choice: Choice, prompt: Tokens, answer: Tokens) -> float:
-        told = choice.prompt_logprobs
-        if told is None or len(told) != len(prompt) + len(answer):
-            raise _nothing_told()
-        return sum(_by_id(entry, token) for entry, token in zip(told[len(prompt) :], answer, strict=True))
+    def sum_of_tokens(self, choice: Choice, prompt: Tokens, answer: Tokens) -> float:
+        entries = choice.prompt_logprobs
+        if entries is None or len(entries) != len(prompt) + len(answer):
+            raise _no_logprobs()
+        return sum(_logprob_of(entry, token) for entry, token in zip(entries[len(prompt) :], answer, strict=True))
 
-    def of_text(self, choice: Choice, answer: str, prompt_tokens: int | None) -> float:  # noqa: ARG002
-        raise _nothing_told()  # it does not say which text a token is
+    def sum_of_text(self, choice: Choice, answer: str, prompt_tokens: int | None) -> float:  # noqa: ARG002
+        raise _no_logprobs()
 
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """OpenAI's: the prompt is repeated, with log-probabilities. Some providers must draw a token at least."""
+    """OpenAI's `echo` with `logprobs`: the completion begins with the prompt. Some providers require `max_tokens` 1.
+
+    https://platform.openai.com/docs/api-reference/completions/create
+    """
 
     max_tokens: int
 
@@ -62,51 +72,58 @@ class Echo:
     def fields(self) -> dict[str, Any]:
         return {"echo": True, "logprobs": 1, "max_tokens": self.max_tokens}
 
-    def of_tokens(self, choice: Choice, prompt: Tokens, answer: Tokens) -> float:
-        told = choice.logprobs.token_logprobs if choice.logprobs else []
-        if not len(prompt) + len(answer) <= len(told) <= len(prompt) + len(answer) + self.max_tokens:
-            raise _nothing_told()
-        return sum(map(nats, told[len(prompt) : len(prompt) + len(answer)]))
+    def sum_of_tokens(self, choice: Choice, prompt: Tokens, answer: Tokens) -> float:
+        values = choice.logprobs.token_logprobs if choice.logprobs else []
+        if not len(prompt) + len(answer) <= len(values) <= len(prompt) + len(answer) + self.max_tokens:
+            raise _no_logprobs()
+        return sum(map(nats, values[len(prompt) : len(prompt) + len(answer)]))
 
-    def of_text(self, choice: Choice, answer: str, prompt_tokens: int | None) -> float:
-        told = choice.logprobs
-        if told is None or not told.tokens or len(told.tokens) != len(told.token_logprobs):
-            raise _nothing_told()
-        read = len(told.tokens) if prompt_tokens is None or self.max_tokens == 0 else prompt_tokens
-        offsets = told.text_offset or _offsets(told.tokens)
-        if not 0 < read <= len(told.tokens) == len(offsets):
-            raise _nothing_told()
-        # Counted from the end: at the beginning a BOS may or may not be part of the text.
-        end = offsets[read] if read < len(offsets) else max(offsets[-1] + _length(told.tokens[-1]), len(choice.text))
+    def sum_of_text(self, choice: Choice, answer: str, prompt_tokens: int | None) -> float:
+        logprobs = choice.logprobs
+        if logprobs is None or not logprobs.tokens or len(logprobs.tokens) != len(logprobs.token_logprobs):
+            raise _no_logprobs()
+        tokens = logprobs.tokens
+        echoed = len(tokens) if prompt_tokens is None or self.max_tokens == 0 else prompt_tokens
+        offsets = logprobs.text_offset or _offsets(tokens)
+        if not 0 < echoed <= len(tokens) == len(offsets):
+            raise _no_logprobs()
+        # Counted from the end, because a BOS at the beginning may or may not be part of the text.
+        end = offsets[echoed] if echoed < len(offsets) else max(offsets[-1] + _length(tokens[-1]), len(choice.text))
         begin = end - len(answer)
-        return sum(nats(told.token_logprobs[i]) for i in range(read) if begin <= offsets[i] < end)
+        return sum(nats(logprobs.token_logprobs[i]) for i in range(echoed) if begin <= offsets[i] < end)
 
 
 LOGPROB_METHODS: Sequence[LogprobMethod] = (PromptLogprobs(), Echo(0), Echo(1))
 
 
 async def probe_logprob_method(provider: Provider, tokens: Tokens | None, key: str) -> LogprobMethod:
-    """The first one that works; `tokens` are ids to try it with, None where only text can be sent.
+    """Returns the first method that works at this provider.
 
-    Raises ConfigurationError where none does, and what `Provider.post` raises.
+    `tokens`: token ids to try it with, None where only text can be sent. Raises ConfigurationError, which names `key`,
+    where none works, and what `Provider.post` raises.
     """
-    for way in LOGPROB_METHODS:
+    for method in LOGPROB_METHODS:
         try:
             if tokens is None:
-                completion = await ask(provider, way, PROBE)
-                way.of_text(completion.choices[0], PROBE[4:], _read(completion))
+                completion = await request_logprobs(provider, method, PROBE)
+                method.sum_of_text(completion.choices[0], PROBE[_PROBE_PROMPT_LENGTH:], completion.prompt_tokens)
             else:
-                completion = await ask(provider, way, list(tokens))
-                way.of_tokens(completion.choices[0], tokens[:1], tokens[1:])
-        except (UpstreamRefusedError, _NothingToldError):
+                completion = await request_logprobs(provider, method, list(tokens))
+                method.sum_of_tokens(completion.choices[0], tokens[:1], tokens[1:])
+        except (UpstreamRefusedError, _NoLogprobsError):
             continue
-        return way
-    raise ConfigurationError(f"{key}: the provider tells no log-probabilities of prompts, so it cannot score answers.")
+        return method
+    raise ConfigurationError(
+        f"{key}: the provider returns no log-probabilities of prompts, which scoring needs; it supports neither "
+        "prompt_logprobs nor echo with logprobs."
+    )
 
 
-async def ask(provider: Provider, way: LogprobMethod, text: str | list[int], affinity: int | None = None) -> Completion:
-    """Raises what `Provider.post` raises."""
-    body = {"model": provider.config.model, "prompt": text, "temperature": 0, **way.fields}
+async def request_logprobs(
+    provider: Provider, method: LogprobMethod, prompt: str | list[int], affinity: int | None = None
+) -> Completion:
+    """Asks for the log-probabilities of `prompt`, text or token ids. Raises what `Provider.post` raises."""
+    body = {"model": provider.config.model, "prompt": prompt, "temperature": 0, **method.fields}
     try:
         answer = await provider.post(PATH, body, affinity=affinity)
     except UpstreamContextLengthError as error:
@@ -115,26 +132,22 @@ async def ask(provider: Provider, way: LogprobMethod, text: str | list[int], aff
     return read_completion(answer, provider.name)
 
 
-def _read(completion: Completion) -> int | None:
-    return completion.usage.prompt_tokens if completion.usage else None
+class _NoLogprobsError(UpstreamError):
+    """A response without the log-probabilities that were asked for."""
 
 
-class _NothingToldError(UpstreamError):
-    """An answer without what was asked for."""
+def _no_logprobs() -> UpstreamError:
+    return _NoLogprobsError("The provider returns no log-probabilities of its prompt.")
 
 
-def _nothing_told() -> UpstreamError:
-    return _NothingToldError("The provider sends no log-probabilities of its prompt.")
-
-
-def _by_id(entry: Any, token: int) -> float:
+def _logprob_of(entry: Any, token: int) -> float:
     if entry is None or str(token) not in entry:
-        raise _nothing_told()
+        raise _no_logprobs()
     return nats(entry[str(token)].logprob)
 
 
 def _length(token: str) -> int:
-    """In characters; of OpenAI's way to write the last bytes of a character, one."""
+    """Characters of a token; 1 for OpenAI's `bytes:\\xe2`, the last bytes of a character."""
     return 1 if token.startswith("bytes:\\x") else len(token)
 
 

@@ -1,4 +1,7 @@
-"""A remote model's provider: pooled connections, a concurrency limit, retries, fail-over, circuit breakers."""
+"""HTTP client for one remote model: connection pool, concurrency limit, retries, fail-over, circuit breakers.
+
+A retry is decided in `Provider._call`, an endpoint chosen in `Endpoints.choose`, a failure classified in `faults`.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,19 @@ from w2s_core.remote.faults import Fault, FaultClassifier
 
 logger = logging.getLogger(__name__)
 
-MAX_RETRY_AFTER_S = 30.0  # no call waits longer for a provider that asks it to
-_KEEPALIVE_S = 4.0  # uvicorn, under vLLM too, closes idle connections after 5: we must be first
+MAX_RETRY_AFTER_S = 30.0  # the longest `Retry-After` that a call honours
+_KEEPALIVE_S = 4.0  # uvicorn, which vLLM uses, closes idle connections after 5 s: we must close them first
 _STOPPED_RETRY_S = 5
-_backoff = wait_random_exponential(multiplier=0.5, max=8)  # seconds; all of it random, so that callers spread
+_backoff = wait_random_exponential(multiplier=0.5, max=8)  # seconds, with full jitter so that callers spread
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """For counters. `status`: the HTTP status, or unreachable, timeout, dropped, malformed, too_large, cancelled.
-    `number`: 1 is the first attempt of a call, later ones are its retries."""
+    """One attempt of a call, for metrics.
+
+    `status`: the HTTP status, or unreachable, timeout, dropped, malformed, too_large, cancelled. `number`: 1 for a
+    call's first attempt, more for its retries.
+    """
 
     provider: str
     status: str
@@ -45,33 +51,36 @@ class Attempt:
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """What one call has gone through."""
+    """A call and its attempts so far."""
 
     method: str
     path: str
     content: bytes | None
     affinity: int | None
     tried: set[Endpoint] = field(default_factory=set)
-    blamed: set[Endpoint] = field(default_factory=set)  # counted by their breakers
+    counted: set[Endpoint] = field(default_factory=set)  # whose breakers have counted this call's failure
     attempts: int = 0
 
 
 def read_api_key(config: ProviderConfig, key: str) -> str | None:
-    """The key out of the environment; None where the provider wants none. `key`: the configuration's, for the
-    ConfigurationError raised when the variable is missing or cannot be a key. For the composition root only."""
+    """Reads the API key from the environment variable `config.api_key_env`; None where none is configured.
+
+    Raises ConfigurationError, which names `key` (the model's place in the configuration), when the variable is missing
+    or cannot be an API key. Only the composition root calls this.
+    """
     if config.api_key_env is None:
         return None
     api_key = os.environ.get(config.api_key_env, "").strip()
     if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
-        raise ConfigurationError(f"{key}.api_key_env: the variable {config.api_key_env} holds no API key.")
+        raise ConfigurationError(f"{key}.api_key_env: set the environment variable {config.api_key_env} to an API key.")
     return api_key
 
 
 class Provider:
-    """One model behind one or several base_urls. `async with` opens and closes the connections.
+    """Calls one model at one or several base_urls. `async with` opens and closes the connections.
 
-    `name` is the configuration's and appears in messages. `on_attempt` is told of every attempt. `clock` and `sleep`
-    are seconds. Raises ConfigurationError.
+    `name` is the model's in the configuration, for messages. `on_attempt` is called after every attempt. `clock` and
+    `sleep` take seconds. Raises ConfigurationError for an invalid `config`.
     """
 
     def __init__(
@@ -114,8 +123,8 @@ class Provider:
         await self.stop()
 
     async def start(self) -> None:
-        """Connections are made by the first calls."""
-        _keep_the_wire_out_of_logs()
+        """Creates the HTTP client; the first calls make the connections."""
+        _silence_http_loggers()
         headers = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
         if self._api_key is not None:
             headers["authorization"] = f"Bearer {self._api_key}"
@@ -126,36 +135,39 @@ class Provider:
             timeout=httpx.Timeout(config.call_timeout_s, connect=config.connect_timeout_s),
             limits=httpx.Limits(max_keepalive_connections=config.max_concurrency, keepalive_expiry=_KEEPALIVE_S),
         )
-        interpreter = FaultClassifier(self.name, config.model, self._api_key)
-        self._exchange = Exchange(self._client, interpreter, config.call_timeout_s, self._max_answer_bytes)
+        classifier = FaultClassifier(self.name, config.model, self._api_key)
+        self._exchange = Exchange(self._client, classifier, config.call_timeout_s, self._max_answer_bytes)
 
     async def stop(self) -> None:
-        """Closes the connections; calls still under way fail."""
+        """Closes the connections; calls in flight fail."""
         client, self._client, self._exchange = self._client, None, None
         if client is not None:
             await client.aclose()
 
     @property
     def available(self) -> bool:
-        """Whether a call would be tried now, rather than refused at once."""
+        """Whether a call would be attempted now: the client is started and a circuit breaker allows it."""
         return self._exchange is not None and self._endpoints.available
 
     @property
     def calls(self) -> int:
-        """Under way at the provider now."""
+        """Calls in flight."""
         return self._endpoints.calls
 
     async def post(self, path: str, body: Mapping[str, Any], *, affinity: int | None = None) -> dict[str, Any]:
-        """The JSON object that `base_url` + `path` answers. Retried: `body` must ask for something idempotent.
-        The same `affinity`, a hash of the prompt, meets the same base_url while that is healthy.
+        """Posts `body` to `base_url` + `path` and returns the JSON object of the response.
 
-        Raises UpstreamError, UpstreamTimeoutError, UpstreamContextLengthError and, at once, UnavailableError.
+        Calls are retried, so they must be idempotent. Those of the same `affinity`, a hash of the prompt, go to one
+        base_url while it is healthy.
+
+        Raises UpstreamError, UpstreamTimeoutError, UpstreamRefusedError and UpstreamContextLengthError, and at once
+        UnavailableError where every circuit breaker is open.
         """
         content = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
         return await self._call(_Call("POST", path, content, affinity))
 
     async def get(self, path: str) -> dict[str, Any]:
-        """As `post`."""
+        """Gets `base_url` + `path`, as `post` does."""
         return await self._call(_Call("GET", path, None, None))
 
     async def _call(self, call: _Call) -> dict[str, Any]:
@@ -175,75 +187,79 @@ class Provider:
             raise fault.error from None
 
     def _wait_s(self, call: _Call, state: RetryCallState) -> float:
-        """Nothing where another base_url can take over; else a random time, behind what the provider asked for."""
-        if self._endpoints.fresh(call.tried):
+        """Seconds before a retry: 0 where another base_url can take over, else `Retry-After` plus a random back-off."""
+        if self._endpoints.can_fail_over(call.tried):
             return 0.0
         fault = state.outcome.exception() if state.outcome else None
-        asked = fault.retry_after_s if isinstance(fault, Fault) and fault.retry_after_s else 0.0
-        return min(asked, MAX_RETRY_AFTER_S) + _backoff(state)
+        retry_after_s = fault.retry_after_s if isinstance(fault, Fault) and fault.retry_after_s else 0.0
+        return min(retry_after_s, MAX_RETRY_AFTER_S) + _backoff(state)
 
     async def _attempt(self, call: _Call) -> dict[str, Any]:
-        if not self._endpoints.available:  # before queueing, and after: nobody waits for a provider that is down
-            raise self._down()
+        if (
+            not self._endpoints.available
+        ):  # checked before and after queueing: no call waits for a provider that is down
+            raise self._unavailable()
         async with self._slots:
             endpoint = self._endpoints.choose(call.affinity, call.tried)
             if endpoint is None:
-                raise self._down()
+                raise self._unavailable()
             if self._exchange is None:
                 raise UnavailableError("The server is shutting down.", _STOPPED_RETRY_S)
             call.attempts += 1
-            with self._watching(endpoint, call):
+            with self._recorded(endpoint, call):
                 return await self._exchange(call.method, endpoint.url + call.path, call.content)
 
     @contextmanager
-    def _watching(self, endpoint: Endpoint, call: _Call) -> Iterator[None]:
-        """Draws the consequences of an attempt for its endpoint and the counters."""
-        begun, probe, status = self._clock(), endpoint.breaker.enter(), "cancelled"
+    def _recorded(self, endpoint: Endpoint, call: _Call) -> Iterator[None]:
+        """Records an attempt's outcome in the endpoint, its circuit breaker and the metrics."""
+        begun, probe, status = self._clock(), endpoint.breaker.begin_call(), "cancelled"
         endpoint.calls += 1
         try:
             yield
             status = "200"
-            endpoint.breaker.succeeded()
+            endpoint.breaker.record_success()
         except Fault as fault:
             status = fault.status
             call.tried.add(endpoint)
-            self._judge(endpoint, fault, call, probe=probe)
+            self._record_fault(endpoint, fault, call, probe=probe)
             raise
         except BaseException:
-            endpoint.breaker.abandoned(probe=probe)
+            endpoint.breaker.record_cancelled(probe=probe)
             raise
         finally:
             endpoint.calls -= 1
             self._on_attempt(Attempt(self.name, status, self._clock() - begun, call.attempts))
 
-    def _judge(self, endpoint: Endpoint, fault: Fault, call: _Call, *, probe: bool) -> None:
+    def _record_fault(self, endpoint: Endpoint, fault: Fault, call: _Call, *, probe: bool) -> None:
         if fault.retry_after_s is not None:
-            endpoint.rests_until = self._clock() + min(fault.retry_after_s, MAX_RETRY_AFTER_S)
+            endpoint.paused_until = self._clock() + min(fault.retry_after_s, MAX_RETRY_AFTER_S)
         if not fault.unhealthy:
-            endpoint.breaker.succeeded()
+            endpoint.breaker.record_success()
             return
-        # One call counts once, however often it is retried: a request that trips a provider over its bug must not
-        # shut the others out.
+        # A call counts once, however often it is retried: one request that makes a provider fail must not open the
+        # breaker for all others.
         was_closed = endpoint.breaker.closed
-        endpoint.breaker.failed(probe=probe, counts=endpoint not in call.blamed)
-        call.blamed.add(endpoint)
+        endpoint.breaker.record_failure(probe=probe, counts=endpoint not in call.counted)
+        call.counted.add(endpoint)
         if was_closed and not endpoint.breaker.closed:
-            logger.warning("provider of %s: %s fails (%s) and is left alone", self.name, endpoint.url, fault.status)
+            logger.warning("provider of %s: circuit breaker of %s opened (%s)", self.name, endpoint.url, fault.status)
 
-    def _down(self) -> UnavailableError:
+    def _unavailable(self) -> UnavailableError:
         return UnavailableError(f"The provider of `{self.name}` is down.", self._endpoints.retry_after_s)
 
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Read once for all providers: it takes tens of milliseconds."""
+    """The system's certificates, loaded once for all providers because it takes tens of milliseconds."""
     return httpx.create_ssl_context()
 
 
-def _keep_the_wire_out_of_logs() -> None:
-    """Both libraries log what a provider sends (status lines, headers), where it may echo our key; unless somebody
-    has set their levels on purpose."""
+def _silence_http_loggers() -> None:
+    """Raises the levels of httpx's and httpcore's loggers to WARNING, unless they have been set on purpose.
+
+    Both log status lines and headers, in which a provider may echo our key.
+    """
     for name in ("httpx", "httpcore"):
-        wire = logging.getLogger(name)
-        if wire.level == logging.NOTSET:
-            wire.setLevel(logging.WARNING)
+        http_logger = logging.getLogger(name)
+        if http_logger.level == logging.NOTSET:
+            http_logger.setLevel(logging.WARNING)

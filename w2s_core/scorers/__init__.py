@@ -1,1 +1,1 @@
-"""Pairs and other scorers behind the `Scorer` protocol."""
+"""Scorers behind the `Scorer` protocol: local and remote pairs, their weighted sums, and likelihood."""

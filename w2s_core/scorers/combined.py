@@ -1,4 +1,4 @@
-"""Several pairs at once: Σ_j w_j · log-ratio_j. Negative weights steer away."""
+"""The weighted sum of several pairs: Σ_j w_j · log-ratio_j. A negative weight steers away from a pair."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score
 
 
 class CombinedScorer:
-    """The weighted sum of named pairs."""
+    """A `Scorer` that sums the named pairs in `weights`."""
 
     def __init__(self, pairs: Mapping[str, Scorer], weights: Mapping[str, float]) -> None:
         self._pairs = {name: pairs[name] for name in weights}
@@ -28,7 +28,7 @@ class CombinedScorer:
 
 
 class CombinedScoring:
-    """One prompt's view of all pairs; they score at the same time."""
+    """One prompt's session with all pairs, which score concurrently."""
 
     def __init__(self, sessions: Mapping[str, Scoring], weights: Mapping[str, float]) -> None:
         self._sessions = sessions
@@ -42,13 +42,16 @@ class CombinedScoring:
     def provider_usage(self) -> ProviderUsage:
         return sum((session.provider_usage for session in self._sessions.values()), ProviderUsage())
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
-        await gather_all([session.expect(candidates) for session in self._sessions.values()])
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
+        await gather_all([session.prefetch(candidates) for session in self._sessions.values()])
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
-        results = await gather_all([session.score(candidates) for session in self._sessions.values()])
-        by_pair = [
-            {name: score.total for name, score in zip(self._sessions, row, strict=True)}
-            for row in zip(*results, strict=True)
+        by_session = await gather_all([session.score(candidates) for session in self._sessions.values()])
+        by_candidate = [
+            {name: score.total for name, score in zip(self._sessions, scores, strict=True)}
+            for scores in zip(*by_session, strict=True)
         ]
-        return [Score(sum(self._weights[name] * nats for name, nats in row.items()), row) for row in by_pair]
+        return [
+            Score(sum(self._weights[name] * log_ratio for name, log_ratio in log_ratios.items()), log_ratios)
+            for log_ratios in by_candidate
+        ]

@@ -1,4 +1,4 @@
-"""Ranks answers by the large model's own log-probability per token: OpenAI's `best_of` without a pair."""
+"""Ranks answers by the large model's own mean log-probability per token: OpenAI's `best_of` without a pair."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score
 
 
 class LikelihoodScorer:
-    """A Scorer that needs no model: π_base has already said how likely each token was."""
+    """A `Scorer` that runs no model, because each hypothesis carries its log-probabilities under π_base."""
 
     scored_tokens = 0
     provider_usage = ProviderUsage()
@@ -21,7 +21,7 @@ class LikelihoodScorer:
     async def open(self, _prompt: Prompt) -> AsyncIterator[LikelihoodScorer]:
         yield self
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         pass
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:

@@ -1,4 +1,4 @@
-"""A pair in a local worker: log π_tuned − log π_untuned of whole answers, each model in its own tokens."""
+"""A pair in the local worker pool: log π_tuned − log π_untuned of whole answers, each model in its own tokens."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score, Tokens
 
 
 class LocalScorer:
-    """`template`: see `PairConfig.prompt_template`. Raises ConfigurationError when the models cannot do with it.
+    """A `Scorer` whose two models run in the worker pool, under their names there.
 
-    A model's name is its name in the pool.
+    `template`: see `PairConfig.prompt_template`. Raises ConfigurationError where a model cannot use it.
     """
 
     def __init__(self, pool: WorkerPool, tuned: PairModel, untuned: PairModel, template: str | None) -> None:
@@ -28,9 +28,8 @@ class LocalScorer:
             model.check_template(template)
 
     def check(self, prompt: Prompt, max_tokens: int) -> int:
-        """Tokens of answer for which there is room, where the vocabulary is shared; elsewhere only the text tells."""
         return min(
-            model.room(prompt, self._template, self._pool.info(model.name).max_length, max_tokens)
+            model.max_answer_tokens(prompt, self._template, self._pool.info(model.name).max_length, max_tokens)
             for model in self._models
         )
 
@@ -43,7 +42,7 @@ class LocalScorer:
 
 
 class LocalScoring:
-    """One prompt's view of the pair."""
+    """One prompt's session with the pair."""
 
     provider_usage = ProviderUsage()
 
@@ -55,20 +54,20 @@ class LocalScoring:
         self._models = models
         self._prompts = prompts
         self._limits = limits
-        # One reading serves both models where they have one tokenizer.
-        self._texts = {model.tokenizer.tokenization: Retokenizer(model.tokenizer) for model in models}
+        # Models that have equal tokenizers share one.
+        self._retokenizers = {model.tokenizer.tokenizer_json: Retokenizer(model.tokenizer) for model in models}
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         await self.score(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
-        texts = {name: text.encode(candidates) for name, text in self._texts.items()}
-        answers = [model.answers(candidates, texts[model.tokenizer.tokenization]) for model in self._models]
+        encoded = {key: retokenizer.encode(candidates) for key, retokenizer in self._retokenizers.items()}
+        answers = [model.answers(candidates, encoded[model.tokenizer.tokenizer_json]) for model in self._models]
         tuned, untuned = await gather_all([self._logprobs(i, answers[i]) for i in range(2)])
         self.scored_tokens += tuned.tokens_run + untuned.tokens_run
         return [Score(t - u) for t, u in zip(tuned.logprobs, untuned.logprobs, strict=True)]
 
-    async def _logprobs(self, which: int, answers: Sequence[Tokens]) -> ScoreResult:
-        model, prompt = self._models[which], self._prompts[which]
-        model.check_length(prompt, answers, self._limits[which])
+    async def _logprobs(self, index: int, answers: Sequence[Tokens]) -> ScoreResult:
+        model, prompt = self._models[index], self._prompts[index]
+        model.check_length(prompt, answers, self._limits[index])
         return await self._session.score(model.name, prompt, answers)

@@ -1,4 +1,4 @@
-"""A pair behind providers: log π_tuned − log π_untuned of whole answers, read anew every time."""
+"""A pair at providers: log π_tuned − log π_untuned of whole answers, which are sent anew after every chunk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from zlib import crc32
 from w2s_core.config import RemoteModelConfig
 from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.remote.capability_probe import CapabilityProbe, listed_context_length
-from w2s_core.remote.completion import Completion
-from w2s_core.remote.prompt_logprobs import PROBE, LogprobMethod, ask, probe_logprob_method
+from w2s_core.remote.prompt_logprobs import PROBE, LogprobMethod, probe_logprob_method, request_logprobs
 from w2s_core.remote.provider import Provider
 from w2s_core.scorers.pair_model import PairModel, pair_prompt_text
 from w2s_core.text.retokenizer import Retokenizer
@@ -21,140 +20,155 @@ from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, ProviderUsage, Score, Tokens
 
 A = TypeVar("A", Tokens, str)  # an answer, as it is sent
-Pending: TypeAlias = Sequence[asyncio.Task[float]]
+LogprobTasks: TypeAlias = Sequence[asyncio.Task[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class PairCapabilities:
-    """How this provider tells log-probabilities; `context_length` in tokens, None where it does not tell that."""
+    """How a provider returns a prompt's log-probabilities, and its context length in tokens where it lists one."""
 
-    way: LogprobMethod
+    logprob_method: LogprobMethod
     context_length: int | None
 
 
 async def probe_pair_model(
     provider: Provider, config: RemoteModelConfig, tokenizer: HFTokenizer | None, key: str
 ) -> PairCapabilities:
-    """`key`: the configuration's. Raises ConfigurationError, and what `Provider.post` raises."""
+    """Finds out what the provider can do.
+
+    Raises ConfigurationError, which names `key` (the model's place in the configuration), and what `Provider.post`
+    raises.
+    """
     length = config.context_length or await listed_context_length(provider)
     tokens = None if tokenizer is None else tokenizer.encode(PROBE, special_tokens=True)
     return PairCapabilities(await probe_logprob_method(provider, tokens, key), length)
 
 
 class RemotePairModel:
-    """One model of a pair behind a provider. `reader` None: without a tokenizer, so only text goes there, an answer's
-    end is not scored, and conversations need a template."""
+    """One model of a pair at a provider.
 
-    def __init__(self, provider: Provider, reader: PairModel | None, probe: CapabilityProbe[PairCapabilities]) -> None:
+    `encoder` encodes prompts and answers. Without it (None) text is sent, an answer's end is not scored, and
+    conversations need a `prompt_template`.
+    """
+
+    def __init__(self, provider: Provider, encoder: PairModel | None, probe: CapabilityProbe[PairCapabilities]) -> None:
         self.provider = provider
-        self.reader = reader
+        self.encoder = encoder
         self.probe = probe
 
     def check_template(self, template: str | None) -> None:
-        """Raises ConfigurationError."""
-        if self.reader is not None:
-            self.reader.check_template(template)
+        """Raises ConfigurationError where the model cannot use this template."""
+        if self.encoder is not None:
+            self.encoder.check_template(template)
         elif template == "":
-            raise ConfigurationError(f"{self.provider.name}: an empty prompt_template needs a tokenizer, for its BOS.")
+            raise ConfigurationError(
+                f"{self.provider.name}: an empty prompt_template needs a tokenizer, for its BOS; set `tokenizer`."
+            )
 
     def check(self, prompt: Prompt, template: str | None, max_tokens: int) -> int:
-        """As `Scorer.check`."""
-        limit = self.probe.found.context_length
-        if self.reader is not None and limit is not None:
-            return self.reader.room(prompt, template, limit, max_tokens)
-        if self.reader is None and template is None and isinstance(prompt, ChatPrompt):
+        """As `Scorer.check`, for this model."""
+        limit = self.probe.capabilities.context_length
+        if self.encoder is not None and limit is not None:
+            return self.encoder.max_answer_tokens(prompt, template, limit, max_tokens)
+        if self.encoder is None and template is None and isinstance(prompt, ChatPrompt):
             raise RequestError(
-                f"The pair's provider `{self.provider.name}` has no tokenizer to render a conversation with.",
+                f"The pair's model `{self.provider.name}` has neither a tokenizer nor a prompt_template, one of which "
+                "conversations need.",
                 "messages",
             )
-        if self.reader is None and not isinstance(prompt, ChatPrompt) and not pair_prompt_text(prompt, template):
+        if self.encoder is None and not isinstance(prompt, ChatPrompt) and not pair_prompt_text(prompt, template):
             raise RequestError(
-                f"The pair's provider `{self.provider.name}` has no tokenizer: the prompt must not be empty.",
+                f"The prompt must not be empty, because the pair's model `{self.provider.name}` has no tokenizer.",
                 "prompt",
             )
         return max_tokens
 
-    def open(self, prompt: Prompt, template: str | None) -> TokenReading | TextReading:
-        if self.reader is None:
-            return TextReading(self, pair_prompt_text(prompt, template))
-        return TokenReading(self, self.reader, self.reader.prompt(prompt, template))
+    def open(self, prompt: Prompt, template: str | None) -> TokenLogprobs | TextLogprobs:
+        """Opens a session for one prompt."""
+        if self.encoder is None:
+            return TextLogprobs(self, pair_prompt_text(prompt, template))
+        return TokenLogprobs(self, self.encoder, self.encoder.prompt(prompt, template))
 
 
-class TokenReading:
-    """One prompt's answers in one model's token ids."""
+class TokenLogprobs:
+    """One prompt's session with one model of a pair, in token ids."""
 
-    def __init__(self, model: RemotePairModel, reader: PairModel, prompt: Tokens) -> None:
+    def __init__(self, model: RemotePairModel, encoder: PairModel, prompt: Tokens) -> None:
         self.provider_usage = ProviderUsage()
         self._model = model
-        self._reader = reader
+        self._encoder = encoder
         self._prompt = prompt
-        self._text = Retokenizer(reader.tokenizer)
+        self._retokenizer = Retokenizer(encoder.tokenizer)
         self._affinity = crc32(repr(prompt).encode())
-        self._asked = _Asked(self._logprob)
+        self._tasks = _LogprobTasks(self._logprob)
 
-    def ask(self, candidates: Sequence[Hypothesis]) -> Pending:
-        """The log-probability of each whole answer, in nats."""
-        answers = self._reader.answers(candidates, self._text.encode(candidates))
-        limit = self._model.probe.found.context_length
+    def start(self, candidates: Sequence[Hypothesis]) -> LogprobTasks:
+        """Starts the calls; each task returns log p(answer | prompt) of a whole answer, in nats."""
+        answers = self._encoder.answers(candidates, self._retokenizer.encode(candidates))
+        limit = self._model.probe.capabilities.context_length
         if limit is not None:
-            self._reader.check_length(self._prompt, answers, limit)
-        return self._asked.begin(answers)
+            self._encoder.check_length(self._prompt, answers, limit)
+        return self._tasks.start(answers)
 
     async def aclose(self) -> None:
-        await self._asked.aclose()
+        await self._tasks.aclose()
 
     async def _logprob(self, answer: Tokens) -> float:
         if not answer:
             return 0.0
-        way = self._model.probe.found.way
-        completion = await ask(self._model.provider, way, [*self._prompt, *answer], self._affinity)
+        method = self._model.probe.capabilities.logprob_method
+        prompt = [*self._prompt, *answer]
+        completion = await request_logprobs(self._model.provider, method, prompt, self._affinity)
         self.provider_usage += completion.provider_usage
-        return way.of_tokens(completion.choices[0], self._prompt, answer)
+        return method.sum_of_tokens(completion.choices[0], self._prompt, answer)
 
 
-class TextReading:
-    """One prompt's answers as text, for a model whose tokenizer only its provider has."""
+class TextLogprobs:
+    """One prompt's session with one model of a pair, in text, where only the provider has the tokenizer."""
 
     def __init__(self, model: RemotePairModel, prompt: str) -> None:
         self.provider_usage = ProviderUsage()
         self._model = model
         self._prompt = prompt
         self._affinity = crc32(prompt.encode())
-        self._asked = _Asked(self._logprob)
+        self._tasks = _LogprobTasks(self._logprob)
 
-    def ask(self, candidates: Sequence[Hypothesis]) -> Pending:
-        """The log-probability of each whole answer's text, in nats. See `LogprobMethod.of_text`."""
-        return self._asked.begin([y.text for y in candidates])
+    def start(self, candidates: Sequence[Hypothesis]) -> LogprobTasks:
+        """As `TokenLogprobs.start`, of each answer's text. See `LogprobMethod.sum_of_text`."""
+        return self._tasks.start([y.text for y in candidates])
 
     async def aclose(self) -> None:
-        await self._asked.aclose()
+        await self._tasks.aclose()
 
     async def _logprob(self, answer: str) -> float:
         if not answer:
             return 0.0
-        way = self._model.probe.found.way
-        completion = await ask(self._model.provider, way, self._prompt + answer, self._affinity)
+        method = self._model.probe.capabilities.logprob_method
+        completion = await request_logprobs(self._model.provider, method, self._prompt + answer, self._affinity)
         self.provider_usage += completion.provider_usage
-        return way.of_text(completion.choices[0], answer, _prompt_tokens(completion))
+        return method.sum_of_text(completion.choices[0], answer, completion.prompt_tokens)
 
 
-class _Asked(Generic[A]):
-    """A model's opinions of answers, asked for once each, all at the same time, and kept as long as they are named.
+class _LogprobTasks(Generic[A]):
+    """The calls for one model's answers: one task per distinct answer, all at the same time.
 
-    Calls go on while nobody waits for them, until `aclose`.
+    A task is kept as long as each `start` names its answer, and is cancelled by one that does not, or by `aclose`.
     """
 
-    def __init__(self, ask: Callable[[A], Coroutine[Any, Any, float]]) -> None:
-        self._ask: Callable[[A], Coroutine[Any, Any, float]] = ask
+    def __init__(self, logprob: Callable[[A], Coroutine[Any, Any, float]]) -> None:
+        self._logprob: Callable[[A], Coroutine[Any, Any, float]] = logprob
         self._tasks: dict[A, asyncio.Task[float]] = {}
 
-    def begin(self, answers: Sequence[A]) -> Pending:
-        before, self._tasks = self._tasks, {}
+    def start(self, answers: Sequence[A]) -> LogprobTasks:
+        """Returns the answers' tasks, in order. Starts those that are new, and those that have failed before."""
+        previous, self._tasks = self._tasks, {}
         for answer in answers:
-            known = before.pop(answer, None) or self._tasks.get(answer)
-            self._tasks[answer] = asyncio.create_task(self._ask(answer)) if known is None or _failed(known) else known
-        for task in before.values():
-            if not _failed(task):  # which has looked at its error, that nobody else will
+            task = previous.pop(answer, None) or self._tasks.get(answer)
+            if task is None or _failed(task):
+                task = asyncio.create_task(self._logprob(answer))
+            self._tasks[answer] = task
+        for task in previous.values():
+            if not _failed(task):  # `_failed` has also retrieved the error, so that asyncio does not log it
                 task.cancel()
         return [self._tasks[answer] for answer in answers]
 
@@ -169,7 +183,10 @@ def _failed(task: asyncio.Task[float]) -> bool:
 
 
 class RemoteScorer:
-    """`template`: see `PairConfig.prompt_template`. Raises ConfigurationError when the models cannot do with it."""
+    """A `Scorer` whose two models are at providers.
+
+    `template`: see `PairConfig.prompt_template`. Raises ConfigurationError where a model cannot use it.
+    """
 
     def __init__(self, tuned: RemotePairModel, untuned: RemotePairModel, template: str | None) -> None:
         self._models = (tuned, untuned)
@@ -182,37 +199,33 @@ class RemoteScorer:
 
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[RemoteScoring]:
-        readings = [model.open(prompt, self._template) for model in self._models]
+        sessions = [model.open(prompt, self._template) for model in self._models]
         try:
-            yield RemoteScoring(readings)
+            yield RemoteScoring(sessions)
         finally:
-            for reading in readings:
-                await reading.aclose()
+            for session in sessions:
+                await session.aclose()
 
 
 class RemoteScoring:
-    """One prompt's view of the pair. Both models read all candidates at the same time."""
+    """One prompt's session with the pair: one call per model and candidate, all at the same time."""
 
-    def __init__(self, readings: Sequence[TokenReading | TextReading]) -> None:
-        self._readings = readings
+    def __init__(self, sessions: Sequence[TokenLogprobs | TextLogprobs]) -> None:
+        self._sessions = sessions
 
     @property
     def provider_usage(self) -> ProviderUsage:
-        return sum((reading.provider_usage for reading in self._readings), ProviderUsage())
+        return sum((session.provider_usage for session in self._sessions), ProviderUsage())
 
     @property
     def scored_tokens(self) -> int:
         return self.provider_usage.prompt_tokens
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
-        for reading in self._readings:
-            reading.ask(candidates)
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
+        for session in self._sessions:
+            session.start(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
-        asked = [reading.ask(candidates) for reading in self._readings]
-        tuned, untuned = await asyncio.gather(*(asyncio.gather(*pending) for pending in asked))
+        tasks = [session.start(candidates) for session in self._sessions]
+        tuned, untuned = await asyncio.gather(*(asyncio.gather(*model_tasks) for model_tasks in tasks))
         return [Score(t - u) for t, u in zip(tuned, untuned, strict=True)]
-
-
-def _prompt_tokens(completion: Completion) -> int | None:
-    return completion.usage.prompt_tokens if completion.usage else None

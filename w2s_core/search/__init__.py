@@ -1,1 +1,1 @@
-"""The paper's algorithm and its randomness. Imports types and interfaces alone."""
+"""Chunk-level beam search, its random numbers and its trace. It imports `w2s_core.types` and `interfaces` alone."""

@@ -1,11 +1,11 @@
-"""Counter-based randomness: a draw depends on (request seed, hypothesis lineage, position) and on nothing else.
+"""Counter-based random numbers: a draw depends on the request's seed, the hypothesis' lineage and the position alone.
 
-Each hypothesis has a 64-bit *key*. Its token at position t is drawn with `uniform(key, t)`. The first successor of a
-hypothesis inherits the key, the others get keys of their own, so that
+Each hypothesis has a 64-bit *key*, and its token at position t is drawn with `uniform(key, t)`. The first successor of
+a hypothesis inherits its key and the others get new keys. It follows that
 
-- plain sampling, however it is cut into chunks, is the lineage of first successors (beam_width=1, successors=1),
-- `n` plain samples are the successors of the empty answer, as in best-of-n,
-- what else is in the batch cannot matter.
+- plain sampling, however it is cut into chunks, is the lineage of first successors (beam_width=1, successors=1);
+- `n` plain samples are the successors of the empty answer, as in best-of-n;
+- the other rows of a batch do not change a draw, nor does another worker that continues the search.
 
 The mixing function is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_COPY, _SUCCESSOR, _DRAW, _CALL = 1, 2, 3, 4  # domains: equal numbers in different roles must not meet
+# Domain separation: equal numbers in different roles give other keys.
+_COPY, _SUCCESSOR, _DRAW, _CALL, _LEVEL = 1, 2, 3, 4, 5
 
 
 def _finalize(x: int) -> int:
@@ -32,28 +33,33 @@ def _mix(*parts: int) -> int:
 
 
 def root_key(seed: int) -> int:
-    """The empty answer's key. Any integer is a seed; those equal modulo 2⁶⁴ are the same seed."""
+    """Key of the empty answer. Any integer is a seed; seeds that are equal modulo 2⁶⁴ are the same."""
     return _mix(seed)
 
 
 def copy_key(root: int, index: int) -> int:
-    """Key of the index-th of W copies of the empty answer; the first is the root itself."""
+    """Key of the `index`-th of W copies of the empty answer; the first one's is `root` itself."""
     return root if index == 0 else _mix(root, _COPY, index)
 
 
 def successor_key(key: int, position: int, index: int) -> int:
-    """Key of the index-th successor of a hypothesis of `position` tokens; the first one inherits."""
+    """Key of the `index`-th successor of a hypothesis of `position` tokens; the first one inherits `key`."""
     return key if index == 0 else _mix(key, _SUCCESSOR, position, index)
 
 
 def call_seed(key: int, position: int, attempt: int = 0) -> int:
-    """Seed for a provider that draws the successors of a hypothesis of `position` tokens: 63 bits.
+    """A 63-bit seed for a provider's call that draws the successors of a hypothesis of `position` tokens.
 
-    Another one for every position, because equal noise at the beginning of every chunk would be no noise.
+    It differs with the position, because with the same seed every chunk would draw the same random numbers.
     """
     return _mix(key, _CALL, position, attempt) >> 1
 
 
 def uniform(key: int, position: int) -> float:
-    """The draw for the token at `position`: 53 random bits in [0, 1)."""
+    """The uniform number in [0, 1), of 53 random bits, that draws the token at `position`."""
     return (_mix(key, _DRAW, position) >> 11) * 2.0**-53
+
+
+def derived_uniform(number: float, level: int) -> float:
+    """The `level`-th of the independent numbers in [0, 1) that one such number stands for; level 0 is itself."""
+    return number if level == 0 else (_mix(int(number * 2**53), _LEVEL, level) >> 11) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Keeps count of a search, and its tree when asked."""
+"""Records a search: the number of its chunks and, where a trace is asked for, the tree of its candidates."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from w2s_core.types import Candidate, Hypothesis, Round
 
 
 class SearchTree:
-    """One prompt's rounds. `tree[c]` lists the candidates of chunk c; a candidate's parent is named by its id."""
+    """Records one prompt's rounds. `tree[c]` lists the candidates of chunk c, each with its parent's id."""
 
     def __init__(self, *, keep_tree: bool) -> None:
         self.chunks = 0
         self.tree: list[list[Candidate]] = []
         self._keep_tree = keep_tree
-        self._ids: dict[int, int] = {}  # id() of the hypotheses of the previous round -> candidate id
-        self._previous: list[Hypothesis] = []  # keeps those objects alive, so that id() stays theirs
+        self._ids: dict[int, int] = {}  # Python's id() of each hypothesis of the previous round -> candidate id
+        self._previous: list[Hypothesis] = []  # keeps those objects alive, so that no other gets their id()
 
     def add(self, chunk: Round) -> None:
+        """Appends one round."""
         self.chunks += 1
         if not self._keep_tree:
             return

@@ -1,1 +1,1 @@
-"""Structured output: grammars, and tool calls written, parsed and enforced."""
+"""Structured output: grammars, and tool calls enforced and parsed."""

@@ -1,7 +1,7 @@
-"""A process of its own that tries grammars out: one that crashes the library, or keeps it busy, ends this and no other.
+"""The grammar checker process, which a grammar that crashes or stalls llguidance may kill.
 
-Lines of JSON: the first has the tokenizer, each further one a grammar; each is answered by one. No answer, because the
-process is gone, means that the grammar took too much time, memory or stack.
+It compiles grammars and tries them out. Messages are lines of JSON: on stdin first the tokenizer, then grammars; on
+stdout one answer to each. When the process dies instead of answering, the grammar took too much time, memory or stack.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from w2s_core.structured.grammar_compiling import compiled, new_matcher, new_tokenizer
+from w2s_core.structured.grammar_compiling import compile_grammar, new_matcher, new_tokenizer
 
 CPU_S = 3.0  # processor time that one grammar may take
-_MEMORY = 4 << 30  # bytes of addresses
+_MEMORY = 4 << 30  # bytes of address space
 _STACK = 1 << 20  # bytes: half of what the library's own threads have where masks are computed
-_LONGEST_MESSAGE = 400
-_STEPS = 12  # tokens to try: a grammar can be small and yet explode behind its first ones
+_MAX_MESSAGE_LENGTH = 400
+_TRIAL_STEPS = 12  # tokens to draw: a grammar can be small and yet explode after its first tokens
 
 
 def main() -> None:
-    """Returns when the parent closes its end."""
+    """Answers until the parent closes stdin."""
     with suppress(ValueError, OSError):  # not every system has this limit
         resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     threading.stack_size(_STACK)
@@ -40,49 +40,49 @@ def main() -> None:
 def _serve() -> None:
     tokenizer: LLTokenizer | None = None
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         if tokenizer is None:
-            tokenizer, answer = _load(asked)
+            tokenizer, answer = _load(request)
         else:
-            signal.setitimer(signal.ITIMER_PROF, CPU_S)  # then the system ends this process
-            answer = _check(tokenizer, asked)
+            signal.setitimer(signal.ITIMER_PROF, CPU_S)  # when it runs out, the system ends this process
+            answer = _check(tokenizer, request)
             signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 
 
-def _load(asked: dict[str, Any]) -> tuple[LLTokenizer | None, dict[str, str]]:
+def _load(request: dict[str, Any]) -> tuple[LLTokenizer | None, dict[str, str]]:
     try:
-        return new_tokenizer(asked["tokenization"], asked["eos"]), {}
+        return new_tokenizer(request["tokenizer_json"], request["eos"]), {}
     except ValueError as error:
         return None, {"error": str(error)}
 
 
-def _check(tokenizer: LLTokenizer, asked: dict[str, Any]) -> dict[str, str]:
+def _check(tokenizer: LLTokenizer, request: dict[str, Any]) -> dict[str, str]:
     try:
-        grammar = compiled(asked["kind"], asked["source"])
+        grammar = compile_grammar(request["kind"], request["source"])
     except (ValueError, RecursionError) as error:
         return {"error": _shortened(str(error))}
     matcher = new_matcher(tokenizer, grammar)
-    problem = _problem(matcher) or _walk(matcher)
+    problem = _compile_error(matcher) or _trial_error(matcher)
     return {"error": _shortened(problem)} if problem else {"compiled": grammar}
 
 
-def _problem(matcher: LLMatcher) -> str | None:
+def _compile_error(matcher: LLMatcher) -> str | None:
     if matcher.is_error():
         return matcher.get_error() or "no text satisfies it"
-    return next(iter(matcher.get_grammar_warnings()), None)  # something of it would not be held
+    return next(iter(matcher.get_grammar_warnings()), None)  # a warning says that part of it would not be enforced
 
 
 def _shortened(message: str) -> str:
-    """Without the library's marks, and without all of a pattern that it quotes."""
+    """Drops the library's markers and cuts long quotations of the grammar."""
     plain = message.replace("<non-verbose/>", "").strip()
-    return plain if len(plain) <= _LONGEST_MESSAGE else plain[:_LONGEST_MESSAGE] + " …"
+    return plain if len(plain) <= _MAX_MESSAGE_LENGTH else plain[:_MAX_MESSAGE_LENGTH] + " …"
 
 
-def _walk(matcher: LLMatcher) -> str | None:
-    """What goes wrong within the first steps, by any way."""
-    ways = random.Random(0)
-    for _ in range(_STEPS):
+def _trial_error(matcher: LLMatcher) -> str | None:
+    """Draws the first tokens at random and returns what goes wrong, or None."""
+    rng = random.Random(0)
+    for _ in range(_TRIAL_STEPS):
         allowed = np.flatnonzero(np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little"))
         if matcher.is_error():
             return matcher.get_error()
@@ -90,7 +90,7 @@ def _walk(matcher: LLMatcher) -> str | None:
             return "no text satisfies it"
         if matcher.is_stopped():
             return None
-        matcher.consume_token(int(ways.choice(allowed)))
+        matcher.consume_token(int(rng.choice(allowed)))
     return None
 
 

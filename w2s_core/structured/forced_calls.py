@@ -1,7 +1,8 @@
-"""Reads calls out of a text that a grammar holds to calls (`w2s_core.structured.tool_grammar`), while it grows.
+"""Parses tool calls while they stream, in answers that a grammar restricts to tool calls.
 
-There every `{` that stands outside of a call begins one, its name first: so the name is told as soon as it is there,
-and the arguments as they come, letter by letter as the model writes them. What is told is final.
+Under the grammar of `structured.tool_grammar` every `{` outside of a call begins one, and its name comes first. So the
+name is returned as soon as it is complete, and the arguments character by character as the model writes them.
+`ToolCallParser`, for free text, has to wait for the end of each call.
 """
 
 from __future__ import annotations
@@ -9,48 +10,54 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from w2s_core.structured.tool_parsing import ArgumentsDelta, Balance, CallStart, ParsedPart
+from w2s_core.structured.tool_parsing import ArgumentsDelta, CallStart, JsonEndFinder, ParsedPart
 
-_HEAD = re.compile(r'[^{]*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_CALL_HEAD = re.compile(r'[^{]*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
 class ForcedCallParser:
-    """One answer's. `known` are the names of the tools. A text that is cut off within the arguments leaves a call whose
-    arguments are cut off, as at OpenAI; one that holds no call, because it ends too early, is told as text."""
+    """Parses one answer. What it returns is final.
 
-    def __init__(self, known: Collection[str]) -> None:
-        self._known = known
+    A text that is cut off within the arguments yields a call whose arguments are cut off, as at OpenAI. A text that
+    ends before its first call, or holds none, is returned as text.
+    """
+
+    def __init__(self, tool_names: Collection[str]) -> None:
+        self._tool_names = tool_names
         self._buffer = ""
-        self._called = False
-        self._balance: Balance | None = None  # of the arguments that are being read
-        self._told = 0  # of their characters
+        self._has_calls = False
+        self._arguments: JsonEndFinder | None = None  # of the call whose arguments are being read; None between calls
+        self._arguments_length = 0  # characters of them that were returned
 
     def feed(self, text: str) -> list[ParsedPart]:
-        """What has become certain."""
+        """Appends `text` and returns the parts that have become certain."""
         self._buffer += text
-        pieces: list[ParsedPart] = []
-        while (found := self._begin() if self._balance is None else self._go_on(self._balance)) is not None:
-            pieces.append(found)
-        return pieces
+        parts: list[ParsedPart] = []
+        while (part := self._next_part()) is not None:
+            parts.append(part)
+        return parts
 
     def finish(self) -> list[ParsedPart]:
-        """The rest: there is no more text."""
+        """Returns the rest, at the end of the text."""
         rest, self._buffer = self._buffer, ""
-        return [] if self._called or not rest else [rest]
+        return [] if self._has_calls or not rest else [rest]
 
-    def _begin(self) -> CallStart | None:
-        head = _HEAD.match(self._buffer)
-        if head is None or head[1] not in self._known:
+    def _next_part(self) -> CallStart | ArgumentsDelta | None:
+        return self._start_call() if self._arguments is None else self._continue_call(self._arguments)
+
+    def _start_call(self) -> CallStart | None:
+        head = _CALL_HEAD.match(self._buffer)
+        if head is None or head[1] not in self._tool_names:
             return None
         self._buffer = self._buffer[head.end() :]
-        self._balance, self._told, self._called = Balance(), 0, True
+        self._arguments, self._arguments_length, self._has_calls = JsonEndFinder(), 0, True
         return CallStart(head[1])
 
-    def _go_on(self, balance: Balance) -> ArgumentsDelta | None:
-        end = balance.end(self._buffer, -self._told)
-        part = self._buffer[:end]
-        self._buffer = self._buffer[len(part) :]
-        self._told += len(part)
+    def _continue_call(self, arguments: JsonEndFinder) -> ArgumentsDelta | None:
+        end = arguments.find_end(self._buffer, -self._arguments_length)
+        delta = self._buffer[:end]
+        self._buffer = self._buffer[len(delta) :]
+        self._arguments_length += len(delta)
         if end is not None:
-            self._balance = None
-        return ArgumentsDelta(part) if part else None
+            self._arguments = None
+        return ArgumentsDelta(delta) if delta else None

@@ -1,4 +1,4 @@
-"""Grammars in the library's words (llguidance), and its limits. Imports no torch."""
+"""Translates grammars into llguidance's form, and sets the library's limits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from, reg
 
 from w2s_core.types import GrammarKind
 
-# The library's own limits let a hostile pattern stall a worker's step for seconds. These stop it within a fraction of
-# one, and schemas with a thousand properties or thousands of values still fit.
+# The library's default limits let a hostile pattern stall a worker's step for seconds. These stop it within a fraction
+# of a second, and schemas with a thousand properties or thousands of values still fit.
 _LIMITS = LLParserLimits(initial_lexer_fuel=100_000, step_lexer_fuel=50_000, verbose_errors=False)
-_ASCII = "dw"  # of a regular expression's classes: ASCII, as in JSON Schema's patterns
-# Between JSON's tokens. Without a bound a weak model can go on with blanks for ever.
-_BLANKS = r"[ \n\r\t]{1,32}"
+_ASCII_CLASSES = "dw"  # \d and \w match ASCII alone, as in JSON Schema's patterns
+# Whitespace between JSON's tokens. Without a bound a weak model can write blanks for ever.
+_WHITESPACE = r"[ \n\r\t]{1,32}"
 
 
-def compiled(kind: GrammarKind, source: str) -> str:
-    """The grammar as the library takes it, not yet checked. Raises ValueError."""
+def compile_grammar(kind: GrammarKind, source: str) -> str:
+    """Returns the grammar in llguidance's form, not yet checked. Raises ValueError where it cannot be translated."""
     match kind:
         case "json":
-            return _of_schema(json.loads(source))
+            return _compile_schema(json.loads(source))
         case "json_object":
-            return _of_schema({"type": "object"})
+            return _compile_schema({"type": "object"})
         case "regex":
-            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(source, _ASCII)}/")
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(source, _ASCII_CLASSES)}/")
         case "choice":
             return grammar_from("choice", source)
         case "grammar":
@@ -35,19 +35,21 @@ def compiled(kind: GrammarKind, source: str) -> str:
             return source
 
 
-def _of_schema(schema: Any) -> str:
+def _compile_schema(schema: Any) -> str:
     if not isinstance(schema, dict):
         raise ValueError("A JSON schema must be an object.")
     for part in _objects(schema):
-        if _too_narrow(part):
-            raise ValueError("Bounds of a number that leave less than 1 between them cannot exclude an integer.")
-    # The library's own key would have it write something else than JSON, or not look at what it does not know.
+        if _has_unsafe_bounds(part):
+            raise ValueError(
+                "An exclusive bound that is an integer must be at least 1 away from the number's other bound."
+            )
+    # llguidance's own key can make it write something other than JSON, or skip keywords that it does not know.
     plain = {key: value for key, value in schema.items() if key != "x-guidance"}
-    return LLMatcher.grammar_from_json_schema(plain, overrides={"whitespace_pattern": _BLANKS})
+    return LLMatcher.grammar_from_json_schema(plain, overrides={"whitespace_pattern": _WHITESPACE})
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    """Every object in a JSON value."""
+    """Yields every object in a JSON value, at any depth."""
     if isinstance(value, dict):
         yield value
         value = list(value.values())
@@ -56,8 +58,11 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             yield from _objects(part)
 
 
-def _too_narrow(schema: dict[str, Any]) -> bool:
-    """llguidance 1.9 lets 53 through where a number must be above 53 and at most 53.5; integers it gets right."""
+def _has_unsafe_bounds(schema: dict[str, Any]) -> bool:
+    """Whether llguidance 1.9 could write a number outside of the bounds.
+
+    It writes 53 where a number must be above 53 and at most 53.5. Integers it gets right.
+    """
     bounds = [schema.get(f"{kind}{end}") for end in ("inimum", "aximum") for kind in ("exclusiveM", "m")]
     above, least, below, most = (x if isinstance(x, int | float) else None for x in bounds)
     low = max((x for x in (above, least) if x is not None), default=None)
@@ -67,12 +72,14 @@ def _too_narrow(schema: dict[str, Any]) -> bool:
     return any(x is not None and x in (low, high) and float(x).is_integer() for x in (above, below))
 
 
-def new_tokenizer(tokenization: str, eos: list[int], size: int | None = None) -> LLTokenizer:
-    """`tokenization`: the text of `tokenizer.json`. `size` of the masks, in tokens. Raises ValueError for kinds that
-    the library does not know."""
-    return LLTokenizer(tokenization, n_vocab=size, eos_token=eos or None)
+def new_tokenizer(tokenizer_json: str, eos: list[int], size: int | None = None) -> LLTokenizer:
+    """Builds llguidance's tokenizer from the text of `tokenizer.json`. `size`: tokens in a mask.
+
+    Raises ValueError for kinds of tokenizer that the library does not know.
+    """
+    return LLTokenizer(tokenizer_json, n_vocab=size, eos_token=eos or None)
 
 
 def new_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-    """At the grammar's beginning. It never raises, but is in an error state if the grammar cannot be had."""
+    """Returns a matcher at the grammar's beginning. For a bad grammar it does not raise, but `is_error()` is true."""
     return LLMatcher(tokenizer, grammar, log_level=0, limits=_LIMITS)

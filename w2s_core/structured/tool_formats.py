@@ -1,4 +1,7 @@
-"""The ways in which models write calls of tools. Which one a model was trained on, its chat template shows."""
+"""Tool call formats: how models write tool calls in text (Hermes/Qwen, Llama 3 JSON, Mistral).
+
+Which format a model was trained on is read from its chat template.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from typing import Any, NoReturn
 
 from w2s_core.text.chat_template import ChatTemplate
 
-_NAMED = re.compile(r"\s*([A-Za-z0-9_.-]{1,64})(?:\[CALL_ID\][A-Za-z0-9_-]+)?(?:\[ARGS\])?\s*")
+_NAME_HEAD = re.compile(r"\s*([A-Za-z0-9_.-]{1,64})(?:\[CALL_ID\][A-Za-z0-9_-]+)?(?:\[ARGS\])?\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call; `arguments` are a JSON object, as text; of a forced call that was cut off its beginning."""
+    """A tool call. `arguments` is the text of a JSON object; of a forced call that was cut off, its beginning."""
 
     name: str
     arguments: str
@@ -23,10 +26,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """`opening` stands before a call and `closing` behind it, or between two calls; either may be missing in a text.
+    """How one family of models writes tool calls.
 
+    `opening` stands before a call and `closing` after it, or between two calls; a model may leave out either.
     `bare`: an answer may begin with a call without an opening. `lists`: one opening may stand before several calls, in
-    a JSON list or each as its name and arguments. `id_length`: characters of a call's id that the template can take.
+    a JSON list or each as its name and arguments. `arguments`: the JSON field that holds a call's arguments.
+    `id_length`: characters of a call's id that the template accepts.
     """
 
     name: str
@@ -37,38 +42,45 @@ class ToolFormat:
     arguments: str = "arguments"
     id_length: int = 24
 
-    def begin(self, head: str) -> tuple[int, str | None] | None:
-        """Where JSON begins in `head`, which stands between an opening and the first brace, and the name that it tells;
-        None for what is no call."""
+    def find_json(self, head: str) -> tuple[int, str | None] | None:
+        """Finds where a call's JSON begins. `head` is the text between an opening and the first brace.
+
+        Returns the JSON's index in `head` + brace, and the tool's name where `head` holds it (Mistral's
+        `name[ARGS]{…}`); None where `head` cannot belong to a call.
+        """
         if not head.strip():
             return len(head), None
         if not self.lists:
             return None
         if head.strip() == "[":
             return head.index("["), None
-        named = _NAMED.fullmatch(head)
-        return (len(head), named[1]) if named else None
+        match = _NAME_HEAD.fullmatch(head)
+        return (len(head), match[1]) if match else None
 
-    def read(self, text: str, name: str | None, known: Collection[str]) -> list[Call] | None:
-        """The calls in a JSON value, `name`d or telling their names themselves; None where one is none."""
-        value = _parsed(text)
+    def parse_calls(self, text: str, name: str | None, tool_names: Collection[str]) -> list[Call] | None:
+        """Parses the JSON `text` of one call or several.
+
+        `name` is the tool's where it stood before the JSON, which then holds the arguments alone. Returns None where
+        the JSON, or any call in it, is not a valid call of one of `tool_names`.
+        """
+        value = _parse_json(text)
         if name is not None:
             entries: list[Any] = [{"name": name, "arguments": value}]
         else:
             entries = value if isinstance(value, list) else [value]
-        calls = [_call(entry, known) for entry in entries]
+        calls = [_parse_call(entry, tool_names) for entry in entries]
         return [call for call in calls if call] if entries and all(calls) else None
 
 
 HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>")
 LLAMA3_JSON = ToolFormat("llama3_json", "<|python_tag|>", ";", bare=True, arguments="parameters")
 MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", lists=True, id_length=9)
-FORMATS = {known.name: known for known in (HERMES, LLAMA3_JSON, MISTRAL)}
+TOOL_FORMATS = {tool_format.name: tool_format for tool_format in (HERMES, LLAMA3_JSON, MISTRAL)}
 
 
-def detect(template: str) -> ToolFormat | None:
-    """Which of them a chat template shows, if any."""
-    if "<function=" in template:  # between the same marks, but no JSON
+def detect_tool_format(template: str) -> ToolFormat | None:
+    """Detects the tool call format in the source of a chat template; None where it has none of them."""
+    if "<function=" in template:  # Qwen3-Coder's: between Hermes' marks, but not JSON
         return None
     if HERMES.opening in template:
         return HERMES
@@ -80,36 +92,39 @@ def detect(template: str) -> ToolFormat | None:
 
 
 def resolve_tool_format(name: str, template: ChatTemplate | None) -> str | None:
-    """The name in `FORMATS` that a configuration's `tool_format` stands for; None where the template shows none."""
+    """Returns the name in `TOOL_FORMATS` for the configuration's `tool_format`.
+
+    "auto" takes the chat template's; None where that has none.
+    """
     if name != "auto":
         return name
-    found = detect(template.source(tools=True)) if template is not None else None
-    return found.name if found else None
+    detected = detect_tool_format(template.source(tools=True)) if template is not None else None
+    return detected.name if detected else None
 
 
-def _call(entry: Any, known: Collection[str]) -> Call | None:
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or entry["name"] not in known:
+def _parse_call(entry: Any, tool_names: Collection[str]) -> Call | None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or entry["name"] not in tool_names:
         return None
     arguments = entry.get("arguments", entry.get("parameters", {}))
-    if isinstance(arguments, str):  # JSON within JSON
-        arguments = _parsed(arguments)
+    if isinstance(arguments, str):  # a JSON string that holds JSON
+        arguments = _parse_json(arguments)
     if not isinstance(arguments, dict):
         return None
     text = json.dumps(arguments, ensure_ascii=False)
     try:
         text.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # half of a surrogate pair
         return None
     return Call(entry["name"], text)
 
 
-def _parsed(text: str) -> Any:
-    """None for what is no JSON."""
+def _parse_json(text: str) -> Any:
+    """Parses JSON strictly; None where the text is not JSON."""
     try:
-        return json.loads(text, parse_constant=_refused)
+        return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return None
 
 
-def _refused(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+def _reject_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

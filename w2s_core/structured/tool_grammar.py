@@ -1,4 +1,7 @@
-"""What an answer must be that has to call tools, as a Lark grammar (llguidance's dialect, with JSON schemas in it)."""
+"""Builds the grammar of an answer that must call tools (`tool_choice` "required", or a named function).
+
+The grammar is in llguidance's dialect of Lark, with JSON schemas in it.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,24 @@ from typing import Any
 from w2s_core.structured.tool_formats import ToolFormat
 
 
-def calls_grammar(form: ToolFormat, tools: Sequence[Mapping[str, Any]], *, most: int | None, mark: int | None) -> str:
-    """One call or several of `tools` (function schemas as OpenAI writes them), of one call if `most` is 1.
+def tool_call_grammar(
+    form: ToolFormat, tools: Sequence[Mapping[str, Any]], *, max_calls: int | None, opening_token: int | None
+) -> str:
+    """Returns the Lark grammar of one or more calls of `tools`, function schemas in OpenAI's form.
 
-    `mark`: the token that is the format's opening, where that is a special one; None where it is text.
+    `max_calls` 1 admits a single call, None any number. `opening_token`: the id of the format's opening where that is a
+    special token; None where it is text.
     """
-    opening = json.dumps(form.opening) if mark is None else f"<[{mark}]>"
-    call, more = _shape(form, opening)
-    repeated = "" if most == 1 else f" ({more})*"
+    opening = json.dumps(form.opening) if opening_token is None else f"<[{opening_token}]>"
+    first, further = _call_rules(form, opening)
+    repeated = "" if max_calls == 1 else f" ({further})*"
     beginning, end = (f'{opening} "["', '"]"') if form.lists else ("", "")
-    rule = " ".join(part for part in (beginning, call + repeated, end) if part)
-    return f"start: {rule}\ncall: %json {json.dumps(_schema(form, tools))}\n"
+    rule = " ".join(part for part in (beginning, first + repeated, end) if part)
+    return f"start: {rule}\ncall: %json {json.dumps(_call_schema(form, tools))}\n"
 
 
-def _shape(form: ToolFormat, opening: str) -> tuple[str, str]:
-    """The first call, and each further one."""
+def _call_rules(form: ToolFormat, opening: str) -> tuple[str, str]:
+    """The rule of the first call, and that of each further one."""
     if form.lists:
         return "call", '", " call'
     if form.bare:
@@ -32,30 +38,31 @@ def _shape(form: ToolFormat, opening: str) -> tuple[str, str]:
     return wrapped, f'"\\n" {wrapped}'
 
 
-def _schema(form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of one call of any of the tools."""
-    calls, shared = [], {}
+def _call_schema(form: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The JSON schema of one call of any of the tools."""
+    calls, definitions = [], {}
     for number, tool in enumerate(tools):
-        function, place = tool["function"], f"tool{number}"
-        shared[place] = _moved(function["parameters"], f"#/$defs/{place}") | {"type": "object"}
+        function, key = tool["function"], f"tool{number}"
+        pointer = f"#/$defs/{key}"
+        definitions[key] = _rebased(function["parameters"], pointer) | {"type": "object"}
         calls.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": function["name"]}, form.arguments: {"$ref": f"#/$defs/{place}"}},
+                "properties": {"name": {"const": function["name"]}, form.arguments: {"$ref": pointer}},
                 "required": ["name", form.arguments],
                 "additionalProperties": False,
             }
         )
-    return {"$defs": shared, **(calls[0] if len(calls) == 1 else {"anyOf": calls})}
+    return {"$defs": definitions, **(calls[0] if len(calls) == 1 else {"anyOf": calls})}
 
 
-def _moved(schema: Any, place: str) -> Any:
-    """The schema with its references to itself as they are where it now stands."""
+def _rebased(schema: Any, pointer: str) -> Any:
+    """Copies a schema that moves to `pointer`, with its references to itself (`#…`) adapted."""
     if isinstance(schema, dict):
         return {
-            key: place + value[1:]
+            key: pointer + value[1:]
             if key == "$ref" and isinstance(value, str) and value.startswith("#")
-            else _moved(value, place)
+            else _rebased(value, pointer)
             for key, value in schema.items()
         }
-    return [_moved(item, place) for item in schema] if isinstance(schema, list) else schema
+    return [_rebased(item, pointer) for item in schema] if isinstance(schema, list) else schema

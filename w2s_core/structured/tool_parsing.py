@@ -1,7 +1,7 @@
-"""Reads calls out of a text as it grows. What is told is final, and the same however the text was cut into pieces.
+"""Parses tool calls while an answer streams. What it returns is final, and does not depend on how the text was cut.
 
-So a call is told when it is complete: before that nobody can know whether it is one. What turns out to be none is text.
-Where a grammar holds the answer to calls, `w2s_core.structured.forced_calls` knows earlier.
+A call is returned when it is complete, because only then is it certain to be one; what turns out not to be a call is
+returned as text. Where a grammar restricts the answer to calls, `forced_calls` returns them earlier.
 """
 
 from __future__ import annotations
@@ -16,82 +16,87 @@ from w2s_core.structured.tool_formats import Call, ToolFormat
 from w2s_core.text.stop_strings import partial_stop_length
 
 ParsedPart: TypeAlias = "str | Call | CallStart | ArgumentsDelta"
-_MARKS = re.compile(r'["\\{}\[\]]')
-_LONGEST_HEAD = 200  # characters between an opening and the first brace
+_JSON_MARKS = re.compile(r'["\\{}\[\]]')
+_MAX_HEAD_LENGTH = 200  # characters between an opening and the first brace
 
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call whose arguments follow, part by part."""
+    """The beginning of a call, whose arguments follow as `ArgumentsDelta`s."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ArgumentsDelta:
-    """Of the arguments of the call that was begun last."""
+    """More of the arguments of the call that was started last."""
 
     text: str
 
 
-class _At(Enum):
-    BEGINNING = auto()  # of the answer, or behind a call: a bare call may follow
+class _State(Enum):
+    """What the parser expects at the beginning of its buffer."""
+
+    BARE_CALL_OR_TEXT = auto()  # at the beginning of the answer, or after a call
     TEXT = auto()
-    CALL = auto()  # behind an opening
-    AFTER = auto()  # behind a call, where its closing may stand
-    GAP = auto()  # behind the closing
+    CALL = auto()  # after an opening
+    CLOSING = auto()  # after a call, where the closing may stand
+    BLANKS = auto()  # after the closing
 
 
 class ToolCallParser:
-    """One answer's. `known` are the names of the tools; of more than `most` calls the later ones are dropped."""
+    """Splits one answer into text and tool calls.
 
-    def __init__(self, form: ToolFormat, known: Collection[str], *, most: int | None = None) -> None:
+    Only calls of `tool_names` count. After `max_calls` calls (None: any number) further ones are dropped.
+    """
+
+    def __init__(self, form: ToolFormat, tool_names: Collection[str], *, max_calls: int | None = None) -> None:
         self._form = form
-        self._known = known
-        self._left = most
-        self._at = _At.BEGINNING if form.bare else _At.TEXT
+        self._tool_names = tool_names
+        self._calls_left = max_calls
+        self._state = _State.BARE_CALL_OR_TEXT if form.bare else _State.TEXT
         self._buffer = ""
-        self._opened = 0  # characters of the buffer that a call's opening and the blanks before it take
-        self._balance = Balance()
+        self._call_offset = 0  # where in the buffer a call's opening, and the blanks before it, end
+        self._json = JsonEndFinder()
 
     def feed(self, text: str) -> list[ParsedPart]:
-        """What has become certain: text, and calls."""
+        """Appends `text` and returns the text and the calls that have become certain."""
         self._buffer += text
-        return self._read(final=False)
+        return self._parse(final=False)
 
     def finish(self) -> list[ParsedPart]:
-        """The rest: there is no more text."""
-        return self._read(final=True)
+        """Returns the rest, at the end of the text."""
+        return self._parse(final=True)
 
-    def _read(self, *, final: bool) -> list[ParsedPart]:
+    def _parse(self, *, final: bool) -> list[ParsedPart]:
         steps = {
-            _At.BEGINNING: self._beginning,
-            _At.TEXT: self._text,
-            _At.CALL: self._call,
-            _At.AFTER: self._after,
-            _At.GAP: self._gap,
+            _State.BARE_CALL_OR_TEXT: self._parse_beginning,
+            _State.TEXT: self._parse_text,
+            _State.CALL: self._parse_call,
+            _State.CLOSING: self._skip_closing,
+            _State.BLANKS: self._skip_blanks,
         }
-        pieces: list[ParsedPart] = []
+        parts: list[ParsedPart] = []
         while self._buffer:
-            found = steps[self._at](final)
-            if found is None:
+            step = steps[self._state](final)
+            if step is None:
                 break
-            pieces += [piece for piece in found if piece]
-        return _joined(pieces)
+            parts += [part for part in step if part]
+        return _merge_texts(parts)
 
-    # Each step tells what it found, or None where it must wait for more text.
+    # Each step returns the parts it found, or None where it must wait for more text.
 
-    def _beginning(self, final: bool) -> list[ParsedPart] | None:
+    def _parse_beginning(self, final: bool) -> list[ParsedPart] | None:
         text = self._buffer.lstrip()
-        waits = self._form.opening.startswith(text) and text != self._form.opening  # also where there are only blanks
-        if waits and not final:
+        may_open = self._form.opening.startswith(text) and text != self._form.opening  # also where it is all blanks
+        if may_open and not final:
             return None
-        self._at = _At.TEXT
+        self._state = _State.TEXT
         if text.startswith("{"):
-            self._open(len(self._buffer) - len(text))
+            self._enter_call(len(self._buffer) - len(text))
         return []
 
-    def _text(self, final: bool) -> list[ParsedPart] | None:
+    def _parse_text(self, final: bool) -> list[ParsedPart] | None:
         buffer, opening = self._buffer, self._form.opening
         at = buffer.find(opening)
         if at < 0 and final:
@@ -101,88 +106,88 @@ class ToolCallParser:
         self._buffer = buffer[len(before) :]
         if at < 0:
             return [before] if before else None
-        self._open(at - len(before) + len(opening))
+        self._enter_call(at - len(before) + len(opening))
         return [before]
 
-    def _open(self, opened: int) -> None:
-        self._at, self._opened, self._balance = _At.CALL, opened, Balance()
+    def _enter_call(self, offset: int) -> None:
+        self._state, self._call_offset, self._json = _State.CALL, offset, JsonEndFinder()
 
-    def _call(self, final: bool) -> list[ParsedPart] | None:
-        brace = self._buffer.find("{", self._opened)
+    def _parse_call(self, final: bool) -> list[ParsedPart] | None:
+        brace = self._buffer.find("{", self._call_offset)
         if brace < 0:
-            hopeless = final or len(self._buffer) - self._opened > _LONGEST_HEAD
-            return self._give_up(self._opened) if hopeless else None
-        begun = self._form.begin(self._buffer[self._opened : brace])
-        if begun is None or brace - self._opened > _LONGEST_HEAD:
-            return self._give_up(self._opened)
-        start, name = self._opened + begun[0], begun[1]
-        end = self._balance.end(self._buffer, start)
+            hopeless = final or len(self._buffer) - self._call_offset > _MAX_HEAD_LENGTH
+            return self._treat_as_text(self._call_offset) if hopeless else None
+        json_start = self._form.find_json(self._buffer[self._call_offset : brace])
+        if json_start is None or brace - self._call_offset > _MAX_HEAD_LENGTH:
+            return self._treat_as_text(self._call_offset)
+        start, name = self._call_offset + json_start[0], json_start[1]
+        end = self._json.find_end(self._buffer, start)
         if end is None:
-            return self._give_up(len(self._buffer)) if final else None
-        calls = self._form.read(self._buffer[start:end], name, self._known)
+            return self._treat_as_text(len(self._buffer)) if final else None
+        calls = self._form.parse_calls(self._buffer[start:end], name, self._tool_names)
         if calls is None:
-            return self._give_up(end)
-        self._buffer, self._at = self._buffer[end:], _At.AFTER
-        return list(self._admitted(calls))
+            return self._treat_as_text(end)
+        self._buffer, self._state = self._buffer[end:], _State.CLOSING
+        return list(self._within_limit(calls))
 
-    def _give_up(self, end: int) -> list[ParsedPart]:
-        """So far it was text."""
-        text, self._buffer, self._at = self._buffer[:end], self._buffer[end:], _At.TEXT
+    def _treat_as_text(self, end: int) -> list[ParsedPart]:
+        """Returns the buffer up to `end` as text: it was not a call."""
+        text, self._buffer, self._state = self._buffer[:end], self._buffer[end:], _State.TEXT
         return [text]
 
-    def _admitted(self, calls: list[Call]) -> list[Call]:
-        if self._left is None:
+    def _within_limit(self, calls: list[Call]) -> list[Call]:
+        if self._calls_left is None:
             return calls
-        admitted = calls[: self._left]
-        self._left -= len(admitted)
-        return admitted
+        kept = calls[: self._calls_left]
+        self._calls_left -= len(kept)
+        return kept
 
-    def _after(self, final: bool) -> list[ParsedPart] | None:
+    def _skip_closing(self, final: bool) -> list[ParsedPart] | None:
         text, closing = self._buffer.lstrip(), self._form.closing
         if closing.startswith(text) and text != closing and not final:
             return None
-        self._buffer, self._at = text.removeprefix(closing), _At.GAP
+        self._buffer, self._state = text.removeprefix(closing), _State.BLANKS
         return []
 
-    def _gap(self, final: bool) -> list[ParsedPart] | None:
+    def _skip_blanks(self, final: bool) -> list[ParsedPart] | None:
         self._buffer = self._buffer.lstrip()
         if not self._buffer:
             return [] if final else None
-        self._at = _At.BEGINNING if self._form.bare else _At.TEXT
+        self._state = _State.BARE_CALL_OR_TEXT if self._form.bare else _State.TEXT
         return []
 
 
-class Balance:
-    """Finds where a JSON object or list ends in a text that grows, at the cost of what is new."""
+class JsonEndFinder:
+    """Finds where a JSON object or list ends in a text that grows, at the cost of the new characters."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._in_string = False
-        self._seen = 0  # characters, from its beginning
+        self._scanned = 0  # characters from the JSON's beginning
 
-    def end(self, text: str, start: int) -> int | None:
-        """Behind its last bracket; `start` is where it begins."""
-        while (mark := _MARKS.search(text, start + self._seen)) is not None:
-            self._seen = mark.end() - start
+    def find_end(self, text: str, start: int) -> int | None:
+        """Index after the last bracket of the JSON that begins at `start`; None where it is not there yet."""
+        while (mark := _JSON_MARKS.search(text, start + self._scanned)) is not None:
+            self._scanned = mark.end() - start
             character = mark[0]
             if character == '"':
                 self._in_string = not self._in_string
             elif character == "\\":
-                self._seen += self._in_string  # what follows stands for itself
+                self._scanned += self._in_string  # skips the escaped character
             elif not self._in_string:
                 self._depth += 1 if character in "{[" else -1
                 if self._depth == 0:
                     return mark.end()
-        self._seen = max(self._seen, len(text) - start)
+        self._scanned = max(self._scanned, len(text) - start)
         return None
 
 
-def _joined(pieces: list[ParsedPart]) -> list[ParsedPart]:
-    """Text that follows text is one piece."""
-    joined: list[ParsedPart] = []
-    for piece in pieces:
-        if isinstance(piece, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += piece
+def _merge_texts(parts: list[ParsedPart]) -> list[ParsedPart]:
+    """Joins adjacent texts."""
+    merged: list[ParsedPart] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
         else:
-            joined.append(piece)
-    return joined
+            merged.append(part)
+    return merged

@@ -1,1 +1,1 @@
-"""Prometheus metrics, OpenTelemetry traces and the record of a request."""
+"""Telemetry: Prometheus metrics, OpenTelemetry spans and the record of each request."""

@@ -1,4 +1,7 @@
-"""What is known of a request when it is over. Imports little: the HTTP side makes it, the engine writes it."""
+"""The record of one request: its outcome, times and token counts, for the request log and the trace.
+
+It imports little, because the server creates it and the engine fills it in.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,14 @@ from w2s_core.types import Method, Prompt
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What a caller of the engine may have told to it about its request; the engine writes it.
+    """What happened to one request. A caller of `Engine.generate` may pass one in; the engine fills it in.
 
-    Times in seconds since the request came; None: that never happened. `queue_s` is the time until its first prompt
-    began. Tokens are the large model's, `sampled_tokens` with those that were pruned. `outcome`: see `metrics`.
-    The maker may set `caller`, headers that name the caller's own trace, and `keeps_texts`: only then does it hold
-    prompts and whole answers.
+    Times are in seconds since the request arrived, None for what never happened. `queue_s` is the time until its first
+    prompt was admitted. Tokens are those of the large model, except `scored_tokens`, which are the pairs';
+    `sampled_tokens` includes pruned ones. `outcome`: see `metrics.RequestOutcome`.
+
+    The caller may set `caller`, the headers that carry its own trace context, and `keeps_texts`, without which the
+    record holds neither prompts nor answers.
     """
 
     served_model: str | None = None

@@ -1,8 +1,9 @@
-"""OpenTelemetry spans: request → chunk → propose, score → remote call. Counts and configured names, never texts.
+"""OpenTelemetry tracing. Spans nest as request → chunk → propose, expect, score → remote call.
 
-The only importer of opentelemetry, itself imported only where `traces` is on.
+Their attributes are counts and configured names, never texts. This is the only module that imports opentelemetry, and
+it is imported only if `traces` is on.
 
-Generators never leave a span current across a `yield`: whoever drives them may be in another context by then.
+Generators never leave a span current across a `yield`, because the consumer may resume them in another context.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from w2s_core.telemetry.request_record import RequestRecord
 from w2s_core.types import Hypothesis, ProviderUsage, Round, Score
 
 T = TypeVar("T")
-_CALLER = TraceContextTextMapPropagator()  # W3C's traceparent and tracestate
-_GOOD = ("stop", "length", "cancelled")
+_CALLER_CONTEXT = TraceContextTextMapPropagator()  # reads W3C traceparent and tracestate headers
+_OK_OUTCOMES = ("stop", "length", "cancelled")
 
 
 def otlp_tracing() -> Tracing:
-    """Sends spans by OTLP over HTTP, as the standard's own OTEL_* variables say (endpoint, headers, sampling, name)."""
+    """Tracing that exports spans by OTLP over HTTP, configured by the standard OTEL_* environment variables."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     resource = Resource({SERVICE_NAME: "w2s"}).merge(OTELResourceDetector().detect())
@@ -49,7 +50,7 @@ def otlp_tracing() -> Tracing:
 
 
 class Tracing:
-    """Started and stopped with the engine; stopping sends what is left."""
+    """Makes the spans of an engine, with which it is started and stopped. Stopping flushes pending spans."""
 
     ready = True
 
@@ -58,17 +59,17 @@ class Tracing:
         self._tracer = provider.get_tracer("w2s")
 
     async def start(self) -> None:
-        """Nothing to wait for: a collector that is down costs spans, not requests."""
+        """Does nothing: a collector that is down must not keep the engine from starting."""
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._provider.shutdown)
 
     def request(self, caller: Mapping[str, str]) -> RequestTrace:
-        """A request's span, under the caller's own if its headers name one."""
+        """Starts a request's span, as a child of the caller's if its headers carry a trace context."""
         return RequestTrace(self._tracer, caller)
 
     def remote_attempt(self, attempt: Attempt) -> None:
-        """A provider's call that has just ended, under the span that it was made for, if any."""
+        """Records a call to a provider that has just ended, as a child of the current span, if there is one."""
         if not get_current_span().get_span_context().is_valid:
             return
         now = time.time_ns()
@@ -82,20 +83,21 @@ class Tracing:
 
 
 class RequestTrace:
-    """One request's span and what hangs under it."""
+    """The span of one request, and the wrappers that make its child spans."""
 
     def __init__(self, tracer: Tracer, caller: Mapping[str, str]) -> None:
         self._tracer = tracer
-        self._span = tracer.start_span("request", context=_CALLER.extract(caller), kind=SpanKind.SERVER)
+        self._span = tracer.start_span("request", context=_CALLER_CONTEXT.extract(caller), kind=SpanKind.SERVER)
         self._context = set_span_in_context(self._span)
 
     @property
     def id(self) -> str:
-        """The trace's, in hex, as collectors show it."""
+        """The trace id in hexadecimal, as collectors show it."""
         return format_trace_id(self._span.get_span_context().trace_id)
 
     def end(self, record: RequestRecord) -> None:
-        known = {
+        """Ends the request's span, with the record as its attributes."""
+        attributes = {
             "served_model": record.served_model,
             "method": record.method,
             "outcome": record.outcome,
@@ -107,17 +109,17 @@ class RequestTrace:
             "scored_tokens": record.scored_tokens,
             "queue_s": record.queue_s,
         }
-        self._span.set_attributes({f"w2s.{name}": value for name, value in known.items() if value is not None})
-        if record.outcome not in _GOOD:
+        self._span.set_attributes({f"w2s.{name}": value for name, value in attributes.items() if value is not None})
+        if record.outcome not in _OK_OUTCOMES:
             self._span.set_status(StatusCode.ERROR, record.outcome)
         self._span.end()
 
-    def proposes(self, proposer: Proposer) -> Proposer:
-        """The same, in spans."""
+    def trace_proposals(self, proposer: Proposer) -> Proposer:
+        """Wraps a proposer: every call becomes a span."""
         return _TracedProposer(proposer, self._tracer)
 
-    async def grows(self, growing: AsyncGenerator[Hypothesis]) -> AsyncGenerator[Hypothesis]:
-        """The same, in one span: a plain answer is proposed in one piece."""
+    async def trace_sampling(self, growing: AsyncGenerator[Hypothesis]) -> AsyncGenerator[Hypothesis]:
+        """Wraps the stream of a plain choice: one "propose" span covers the whole answer."""
         span = self._tracer.start_span("propose", context=self._context, attributes={"w2s.rows": 1})
         try:
             async with aclosing(growing):
@@ -126,12 +128,12 @@ class RequestTrace:
         finally:
             span.end()
 
-    def scores(self, scoring: Scoring) -> Scoring:
-        """The same, in spans."""
+    def trace_scoring(self, scoring: Scoring) -> Scoring:
+        """Wraps a scoring session: every call becomes a span."""
         return _TracedScoring(scoring, self._tracer)
 
-    async def chunks(self, rounds: AsyncGenerator[Round]) -> AsyncGenerator[Round]:
-        """The same rounds, each drawn and scored in a span of its own."""
+    async def trace_rounds(self, rounds: AsyncGenerator[Round]) -> AsyncGenerator[Round]:
+        """Wraps the rounds of a search: each becomes a span, the parent of its proposing and scoring."""
         async with aclosing(rounds):
             while True:
                 span = self._tracer.start_span("chunk", context=self._context)
@@ -141,7 +143,7 @@ class RequestTrace:
                     span.end()
                     raise
                 if chunk is None:
-                    return  # a span that never ends is never sent: this was no chunk but the end
+                    return  # the search is over; a span that is not ended is never exported
                 span.set_attributes({"w2s.candidates": len(chunk.candidates), "w2s.kept": len(chunk.beam)})
                 span.end()
                 yield chunk
@@ -171,10 +173,10 @@ class _TracedScoring:
     def provider_usage(self) -> ProviderUsage:
         return self._inner.provider_usage
 
-    async def expect(self, candidates: Sequence[Hypothesis]) -> None:
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         span = self._tracer.start_span("expect", attributes={"w2s.candidates": len(candidates)})
         with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-            await self._inner.expect(candidates)
+            await self._inner.prefetch(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         span = self._tracer.start_span("score", attributes={"w2s.candidates": len(candidates)})
@@ -183,6 +185,6 @@ class _TracedScoring:
 
 
 async def _next(source: AsyncGenerator[T], span: Span) -> T | None:
-    """The next item, None at the end; meanwhile `span` is the current one."""
+    """The next item of `source`, or None at its end, computed with `span` as the current span."""
     with use_span(span, end_on_exit=False, record_exception=False, set_status_on_exception=False):
         return await anext(source, None)

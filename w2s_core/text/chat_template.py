@@ -1,4 +1,4 @@
-"""Conversations as text, by the template that a model's tokenizer brings."""
+"""Chat templates: renders a conversation as the text that a model was trained to read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ChatTemplate:
-    """Of one tokenizer, which may have none."""
+    """One tokenizer's chat template, or templates by name; a tokenizer may have none."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
@@ -23,32 +23,37 @@ class ChatTemplate:
 
     @property
     def exists(self) -> bool:
+        """Whether the tokenizer has a chat template."""
         return bool(self._tokenizer.chat_template)
 
     @property
-    def knows_tools(self) -> bool:
+    def supports_tools(self) -> bool:
+        """Whether the template reads the variable `tools`."""
         return _mentions(self.source(tools=True), "tools")
 
     def source(self, *, tools: bool = False) -> str:
-        """What renders a conversation, without or with tools; empty where there is nothing."""
-        named = self._tokenizer.chat_template or ""
-        if isinstance(named, str):
-            return named
-        return str(named.get("tool_use" if tools and "tool_use" in named else "default", ""))
+        """The Jinja source that renders a conversation with or without tools; empty where there is none."""
+        templates = self._tokenizer.chat_template or ""
+        if isinstance(templates, str):
+            return templates
+        return str(templates.get("tool_use" if tools and "tool_use" in templates else "default", ""))
 
     def render(self, prompt: ChatPrompt) -> str:
-        """Raises RequestError, naming the field, where the template refuses, or would leave out what it was given."""
+        """Renders the conversation as text.
+
+        Raises RequestError, naming the field, where the template refuses or would ignore something it was given.
+        """
         self._check(prompt)
         if not prompt.continues:
             return self._apply(prompt, [dict(message) for message in prompt.messages])
-        # A mark shows where the last message ends, whatever the template puts behind it, and keeps blanks at its end.
+        # A marker shows where the last message ends, whatever the template appends, and keeps its trailing blanks.
         *before, last = [dict(message) for message in prompt.messages]
-        mark = f"[continued:{secrets.token_hex(8)}]"
+        marker = f"[continued:{secrets.token_hex(8)}]"
         text = last.get("content")
         if not isinstance(text, str):
-            raise RequestError("The last message has no content to continue.", "continue_final_message")
-        rendered = self._apply(prompt, [*before, {**last, "content": text + mark}])
-        return _with_end(rendered[: rendered.rfind(mark)] if mark in rendered else None, text)
+            raise RequestError("The last message has no text content to continue.", "continue_final_message")
+        rendered = self._apply(prompt, [*before, {**last, "content": text + marker}])
+        return _restore_leading_blanks(rendered[: rendered.rfind(marker)] if marker in rendered else None, text)
 
     def _apply(self, prompt: ChatPrompt, messages: list[dict[str, Any]]) -> str:
         try:
@@ -61,33 +66,41 @@ class ChatTemplate:
                     **prompt.template_variables,
                 )
             )
-            rendered.encode()  # half of a surrogate pair, which JSON can escape, is no text
-        except Exception as error:  # a template is a program: it can fail in every way, and always over these messages
-            raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
+            rendered.encode()  # JSON can escape half of a surrogate pair, which is not text
+        except Exception as error:  # a template is a program and can raise anything; the messages are to blame
+            raise RequestError(f"The model's chat template rejects these messages: {error}", "messages") from None
         return rendered
 
     def _check(self, prompt: ChatPrompt) -> None:
         for name in prompt.template_variables:
             if name in self._reserved:
-                raise RequestError("The template's variables have no such name.", f"chat_template_kwargs.{name}")
+                raise RequestError(
+                    f"`{name}` is set by the server and cannot be a variable of the chat template.",
+                    f"chat_template_kwargs.{name}",
+                )
         source = self.source(tools=bool(prompt.tools))
-        if source and prompt.tools and not self.knows_tools:
-            raise RequestError("The model's chat template knows no tools.", "tools")
+        if source and prompt.tools and not self.supports_tools:
+            raise RequestError("The model's chat template does not support tools.", "tools")
         for number, message in enumerate(prompt.messages):
             if source and message.get("tool_calls") and not _mentions(source, "tool_calls"):
-                raise RequestError("The model's chat template knows no tool calls.", f"messages.{number}.tool_calls")
+                raise RequestError(
+                    "The model's chat template does not support tool calls.", f"messages.{number}.tool_calls"
+                )
 
 
 def _mentions(source: str, word: str) -> bool:
     return re.search(rf"\b{word}\b", source) is not None
 
 
-def _with_end(rendered: str | None, text: str) -> str:
-    """The conversation up to the end of `text`, whose first blanks a template may have trimmed."""
+def _restore_leading_blanks(rendered: str | None, text: str) -> str:
+    """The rendered conversation up to the end of `text`, with the leading blanks that the template may have trimmed.
+
+    Raises RequestError where the template has changed anything else, or left the message out (`rendered` None).
+    """
     trimmed = text.lstrip()
     if rendered is None or not rendered.endswith(trimmed):
         raise RequestError(
-            "The model's chat template changes the last message, which cannot be continued then.",
+            "The model's chat template changes the last message, so it cannot be continued.",
             "continue_final_message",
         )
     return rendered if rendered.endswith(text) else rendered[: len(rendered) - len(trimmed)] + text

@@ -1,4 +1,8 @@
-"""Incremental detokenization: the text of an answer that grows token by token, at the cost of the new tokens."""
+"""Incremental detokenization: decodes an answer that grows token by token, at the cost of the new tokens.
+
+The method is that of vLLM and text-generation-inference: a window of the last tokens is decoded with and without the
+new ones, and the difference is appended to the text.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,33 @@ from dataclasses import dataclass
 
 from w2s_core.interfaces import Decoder
 
-_INCOMPLETE = "\ufffd"  # what decoding yields for bytes that are no character, or not yet
+_REPLACEMENT = "\ufffd"  # decoders return it for bytes that are not, or not yet, a character
 
 
 @dataclass(frozen=True, slots=True)
 class DetokenizerState:
-    """Text of a growing answer. `text` never ends in half a character and only ever grows.
+    """The text of an answer so far, and the window at which decoding continues.
 
-    tokens[:read] are decoded for good into `settled`; they are re-read from `prefix` on, because some decoders
-    treat a text's first token differently from the same token later.
+    `text` never ends inside a character and only ever grows. `settled` is the text of `tokens[:read_offset]`, which is
+    final. The next window begins at `tokens[prefix_offset]`, before `read_offset`, because some tokenizers decode the
+    first token of a sequence differently from the same token later (SentencePiece drops its space).
     """
 
     text: str = ""
     settled: str = ""
-    prefix: int = 0
-    read: int = 0
+    prefix_offset: int = 0
+    read_offset: int = 0
 
 
-def detokenize(tokenizer: Decoder, before: DetokenizerState, tokens: Sequence[int]) -> DetokenizerState:
-    """`tokens` is the whole answer so far; `before` the decoding of a part from its beginning.
+def detokenize(decoder: Decoder, state: DetokenizerState, tokens: Sequence[int]) -> DetokenizerState:
+    """Decodes the whole answer `tokens`, of which `state` has decoded a prefix.
 
-    Cost is that of the new tokens, not of the answer.
+    A character of which only the first bytes have been drawn is held back until its last token arrives.
     """
-    known = len(tokenizer.decode(tokens[before.prefix : before.read]))
-    window = tokenizer.decode(tokens[before.prefix :])
-    complete = window.rstrip(_INCOMPLETE)
-    text = before.settled + complete[known:]
-    if len(complete) < len(window) or len(complete) < known:
-        return DetokenizerState(text, before.settled, before.prefix, before.read)
-    return DetokenizerState(text, text, before.read, len(tokens))
+    settled_length = len(decoder.decode(tokens[state.prefix_offset : state.read_offset]))
+    window = decoder.decode(tokens[state.prefix_offset :])
+    complete = window.rstrip(_REPLACEMENT)
+    text = state.settled + complete[settled_length:]
+    if len(complete) < len(window) or len(complete) < settled_length:
+        return DetokenizerState(text, state.settled, state.prefix_offset, state.read_offset)
+    return DetokenizerState(text, text, state.read_offset, len(tokens))

@@ -1,9 +1,9 @@
-"""Where each token stands in the text that a sequence of tokens decodes to.
+"""Token offsets: which characters of the decoded text each token stands for.
 
-Only decoding tells the text, and a token may hold a part of a character, or several and a part. So tokens are read in
-groups at whose end the text is complete. A group's bytes, where the vocabulary tells them and they give the same text,
-say where in it each token begins and ends; else (a tokenizer that drops a space at the beginning, say) the group is
-read token by token, and what is still in doubt stands for the whole of its text.
+Only decoding tells the text, and one token may hold part of a character, or several characters and a part of another.
+So tokens are collected into groups at whose end the text is complete. Where the bytes of a group's tokens make the same
+text as decoding does, they give each token's offsets. Where they do not (a tokenizer that drops the first space, say),
+the group is fed token by token, and a token that is still in doubt gets the offsets of its whole group.
 """
 
 from __future__ import annotations
@@ -21,100 +21,112 @@ _utf8 = getincrementaldecoder("utf-8")
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """`number` counts the sequence's tokens. `start` is the character in which the token's first byte falls, `end` is
-    behind the one in which its last byte falls."""
+    """A token and the characters [start, end) of the text that it stands for.
+
+    `number` is its index in the sequence. `start` is the character that holds the token's first byte, `end` is one
+    past the character that holds its last byte; so tokens that share a character overlap.
+    """
 
     number: int
     token: int
-    piece: TokenText
+    token_text: TokenText
     start: int
     end: int
 
 
 class OffsetTracker:
-    """Reads one sequence as it grows. `verbatim`: special tokens show in its text."""
+    """Computes the spans of one sequence's tokens as it grows.
+
+    `verbatim`: special tokens appear in the text (`skip_special_tokens` is false).
+    """
 
     def __init__(self, decoder: TokenDecoder, *, verbatim: bool = False) -> None:
         self._decoder = decoder
         self._text_decoder = decoder.verbatim if verbatim else decoder
         self._verbatim = verbatim
         self._tokens: list[int] = []
-        self._settled = DetokenizerState()
-        self._placed = 0
+        self._state = DetokenizerState()  # of the tokens whose spans were returned
+        self._returned = 0  # tokens whose spans were returned
 
-    def place(self, tokens: Sequence[int]) -> list[TokenSpan]:
-        """The places of these tokens, and of those that waited for them; the last ones may have to wait for more."""
-        found = self._try(tokens)
-        if found is None and len(tokens) > 1:
-            return [place for token in tokens for place in self._try([token]) or ()]
-        return found or []
+    def feed(self, tokens: Sequence[int]) -> list[TokenSpan]:
+        """Appends `tokens` and returns the spans that have become known, those of earlier tokens included.
 
-    def rest(self, length: int) -> list[TokenSpan]:
-        """The places of those that still wait, in a text that ends after `length` characters."""
-        group = self._tokens[self._placed :]
-        start = len(self._settled.text)
-        text = detokenize(self._text_decoder, self._settled, self._tokens).text[start:length]
-        pieces = [self._decoder.token_text(token) for token in group]
-        spans, decoded = self._spans(pieces)
-        if not decoded.startswith(text):
-            spans = [(0, len(text))] * len(group)
-        return [_clipped(place, length) for place in self._places(group, pieces, spans, start)]
+        The last tokens' spans are held back while their text ends inside a character.
+        """
+        spans = self._feed_group(tokens)
+        if spans is None and len(tokens) > 1:
+            return [span for token in tokens for span in self._feed_group([token]) or ()]
+        return spans or []
 
-    def _try(self, tokens: Sequence[int]) -> list[TokenSpan] | None:
-        """None where the text is not complete, or, of several tokens, where the bytes say something else."""
-        whole = self._tokens
-        whole += tokens
-        decoded = detokenize(self._text_decoder, self._settled, whole)
-        if decoded.read < len(whole):
+    def flush(self, length: int) -> list[TokenSpan]:
+        """Returns the spans that were held back, in a text that ends after `length` characters."""
+        group = self._tokens[self._returned :]
+        start = len(self._state.text)
+        text = detokenize(self._text_decoder, self._state, self._tokens).text[start:length]
+        token_texts = [self._decoder.token_text(token) for token in group]
+        ranges, joined = self._character_ranges(token_texts)
+        if not joined.startswith(text):
+            ranges = [(0, len(text))] * len(group)
+        return [_clipped(span, length) for span in self._spans(group, token_texts, ranges, start)]
+
+    def _feed_group(self, tokens: Sequence[int]) -> list[TokenSpan] | None:
+        """Returns None where the text is not complete or, of several tokens, where their bytes make another text.
+
+        Several tokens that are refused are taken back; a single one stays and waits for the next.
+        """
+        sequence = self._tokens
+        sequence += tokens
+        state = detokenize(self._text_decoder, self._state, sequence)
+        if state.read_offset < len(sequence):
             if len(tokens) > 1:
-                del whole[-len(tokens) :]
+                del sequence[-len(tokens) :]
             return None
-        group = whole[self._placed :]
-        start = len(self._settled.text)
-        text = decoded.text[start:]
-        pieces = [self._decoder.token_text(token) for token in group]
-        spans, told = self._spans(pieces)
-        if told != text:
+        group = sequence[self._returned :]
+        start = len(self._state.text)
+        text = state.text[start:]
+        token_texts = [self._decoder.token_text(token) for token in group]
+        ranges, joined = self._character_ranges(token_texts)
+        if joined != text:
             if len(tokens) > 1:
-                del whole[-len(tokens) :]
+                del sequence[-len(tokens) :]
                 return None
-            spans = [(0, len(text))] * len(group)
+            ranges = [(0, len(text))] * len(group)
             if len(group) == 1 and text:
-                pieces = [TokenText(text, text.encode())]
-        self._settled = decoded
-        places = self._places(group, pieces, spans, start)
-        self._placed = len(whole)
-        return places
+                token_texts = [TokenText(text, text.encode())]
+        self._state = state
+        spans = self._spans(group, token_texts, ranges, start)
+        self._returned = len(sequence)
+        return spans
 
-    def _places(
-        self, group: Sequence[int], pieces: Sequence[TokenText], spans: Sequence[tuple[int, int]], start: int
+    def _spans(
+        self, group: Sequence[int], token_texts: Sequence[TokenText], ranges: Sequence[tuple[int, int]], start: int
     ) -> list[TokenSpan]:
         return [
-            TokenSpan(self._placed + i, token, piece, start + span[0], start + span[1])
-            for i, (token, piece, span) in enumerate(zip(group, pieces, spans, strict=True))
+            TokenSpan(self._returned + i, token, token_text, start + begin, start + end)
+            for i, (token, token_text, (begin, end)) in enumerate(zip(group, token_texts, ranges, strict=True))
         ]
 
-    def _spans(self, pieces: Sequence[TokenText]) -> tuple[list[tuple[int, int]], str]:
-        """Where each piece begins and ends in the text that all their bytes make, and that text."""
+    def _character_ranges(self, token_texts: Sequence[TokenText]) -> tuple[list[tuple[int, int]], str]:
+        """Returns each token's (start, end) in the text that all their bytes make, and that text."""
         decoder, parts, length = _utf8("replace"), list[str](), 0
-        spans: list[tuple[int, int]] = []
-        for piece in pieces:
-            data = self._bytes(piece)
+        ranges: list[tuple[int, int]] = []
+        for token_text in token_texts:
+            data = self._bytes(token_text)
             parts.append(decoder.decode(data[:1]))
             length += len(parts[-1])
-            half = bool(decoder.getstate()[0])  # of a character, whose number then is `length`
-            start = length if half or not data else length - 1
+            incomplete = bool(decoder.getstate()[0])  # a character has begun, and its index is `length`
+            start = length if incomplete or not data else length - 1
             parts.append(decoder.decode(data[1:]))
             length += len(parts[-1])
-            spans.append((start, length + bool(decoder.getstate()[0])))
+            ranges.append((start, length + bool(decoder.getstate()[0])))
         parts.append(decoder.decode(b"", final=True))
-        return spans, "".join(parts)
+        return ranges, "".join(parts)
 
-    def _bytes(self, piece: TokenText) -> bytes:
-        if piece.bytes is not None:
-            return piece.bytes
-        return (piece.text or "").encode() if self._verbatim else b""
+    def _bytes(self, token_text: TokenText) -> bytes:
+        if token_text.bytes is not None:
+            return token_text.bytes
+        return (token_text.text or "").encode() if self._verbatim else b""
 
 
-def _clipped(place: TokenSpan, length: int) -> TokenSpan:
-    return replace(place, start=min(place.start, length), end=min(place.end, length))
+def _clipped(span: TokenSpan, length: int) -> TokenSpan:
+    return replace(span, start=min(span.start, length), end=min(span.end, length))

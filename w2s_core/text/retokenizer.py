@@ -1,8 +1,8 @@
-"""Tokens of answers that grow, in another model's tokenizer, at the cost of what is new.
+"""Retokenizer: encodes growing answers with another model's tokenizer, at the cost of the new text.
 
-A byte-level BPE splits text into words before it looks for tokens, and a letter, a space and a letter are always the
-end of one word and the beginning of the next. So the tokens up to such a space never change, whatever comes behind it,
-and only the text from there on is read again. Other tokenizers read the whole answer every time.
+A byte-level BPE splits text into words before it looks for tokens, and where a space stands between two letters one
+word ends and the next begins. So the tokens before such a space never change, whatever is appended, and only the text
+from there on is encoded again. Other tokenizers encode the whole answer every time.
 """
 
 from __future__ import annotations
@@ -15,54 +15,53 @@ from w2s_core.types import Hypothesis, Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class _Settled:
-    """The first `characters` of a text are `tokens`, for good."""
+class _StablePrefix:
+    """The first `characters` of a text, whose `tokens` are final."""
 
     characters: int = 0
     tokens: Tokens = ()
 
 
 class Retokenizer:
-    """One search's answers. Remembers those of the last call, of which the next ones are successors."""
+    """Encodes the answers of one search. Caches the last call's answers, of which the next ones are successors."""
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._settled: dict[str, _Settled] = {}
+        self._prefixes: dict[str, _StablePrefix] = {}  # by the answer's text
 
     def encode(self, candidates: Sequence[Hypothesis]) -> list[Tokens]:
-        """Token ids of each whole answer, without special tokens: what encoding it from scratch gives."""
-        known = [self._known(y) for y in candidates]
-        borders = [
-            _last_border(y.text, settled.characters) if self._tokenizer.splits_at_words else 0
-            for y, settled in zip(candidates, known, strict=True)
+        """Token ids of each whole answer, without special tokens; the same as encoding it from scratch gives."""
+        prefixes = [self._stable_prefix(y) for y in candidates]
+        boundaries = [
+            _last_word_boundary(y.text, prefix.characters) if self._tokenizer.splits_at_words else 0
+            for y, prefix in zip(candidates, prefixes, strict=True)
         ]
-        pieces = [
-            piece
-            for y, settled, border in zip(candidates, known, borders, strict=True)
-            for piece in (y.text[settled.characters : border], y.text[border:])
+        texts = [
+            text
+            for y, prefix, boundary in zip(candidates, prefixes, boundaries, strict=True)
+            for text in (y.text[prefix.characters : boundary], y.text[boundary:])
         ]
-        encoded = iter(self._tokenizer.encode_many(pieces))
-        answers, remembered = [], {}
-        for y, settled, border in zip(candidates, known, borders, strict=True):
-            more = _Settled(border, settled.tokens + next(encoded))
-            remembered[y.text] = more
-            answers.append(more.tokens + next(encoded))
-        self._settled = remembered
+        encoded = iter(self._tokenizer.encode_many(texts))
+        answers, cached = [], {}
+        for y, prefix, boundary in zip(candidates, prefixes, boundaries, strict=True):
+            longer = _StablePrefix(boundary, prefix.tokens + next(encoded))
+            cached[y.text] = longer
+            answers.append(longer.tokens + next(encoded))
+        self._prefixes = cached
         return answers
 
-    def _known(self, y: Hypothesis) -> _Settled:
-        """What of this answer is settled, by itself or by its parent; a stop string may have cut it shorter than
-        that."""
-        for before in (y.text, y.parent.text if y.parent else ""):
-            settled = self._settled.get(before)
-            # Behind the settled characters come the border's space and a letter.
-            if settled is not None and y.text.startswith(before[: settled.characters + 2]):
-                return settled
-        return _Settled()
+    def _stable_prefix(self, y: Hypothesis) -> _StablePrefix:
+        """The cached prefix of this answer or of its parent, unless a stop string has cut the text shorter than it."""
+        for text in (y.text, y.parent.text if y.parent else ""):
+            prefix = self._prefixes.get(text)
+            # The prefix is stable only while the boundary's space and the letter after it follow.
+            if prefix is not None and y.text.startswith(text[: prefix.characters + 2]):
+                return prefix
+        return _StablePrefix()
 
 
-def _last_border(text: str, start: int) -> int:
-    """The last space behind `start` that stands between two letters, or `start`."""
+def _last_word_boundary(text: str, start: int) -> int:
+    """Index of the last space after `start` that stands between two letters, or `start`."""
     at = len(text) - 1
     while (at := text.rfind(" ", start + 1, at)) > 0:
         if text[at - 1].isalpha() and text[at + 1].isalpha():

@@ -1,8 +1,9 @@
-"""What people write stays text: `<|im_end|>` in a message is ten characters, and not the token that ends a turn.
+"""Escapes special tokens in user input, so that `<|im_end|>` in a message is encoded as ten characters.
 
-Tokenizers look for their special tokens anywhere in a text, and a rendered conversation no longer tells what of it is
-the template's. So a mark is put inside each such name before rendering, and at the marks the text is cut and encoded in
-parts, none of which holds the name whole. Conversations without such names are encoded as ever, in one piece.
+Tokenizers look for their special tokens anywhere in a text, and a rendered conversation does not show which parts came
+from the template and which from a user. So a random separator is put inside each special token's name before rendering;
+the rendered text is split at the separators and the parts are encoded one by one, none of which holds the whole name.
+Conversations without such names are encoded as a whole, as ever.
 """
 
 from __future__ import annotations
@@ -20,38 +21,44 @@ if TYPE_CHECKING:
 
 
 class SpecialTokenEscaper:
-    """Those of one tokenizer. A name of a single character cannot be cut, and stays what it is."""
+    """Finds and escapes one tokenizer's special tokens. A name of a single character cannot be escaped."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
         names = sorted((token.content for token in special if len(token.content) > 1), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names))) if names else None
-        #: One that takes nothing of the text behind it.
+        #: A special token that does not change how the text after it is encoded, or None.
         self.guard = next((token.content for token in special if not token.rstrip and not token.single_word), None)
 
-    def found_in(self, prompt: ChatPrompt) -> str | None:
-        """The first of them that stands in the conversation's own texts."""
+    def find(self, prompt: ChatPrompt) -> str | None:
+        """Returns the first special token in the conversation's own texts."""
         if self._names is None:
             return None
-        found = (name for text in _texts_in(_parts_of(prompt)) for name in self._names.findall(text))
-        return next(found, None)
+        matches = (name for text in _texts_in(_user_values(prompt)) for name in self._names.findall(text))
+        return next(matches, None)
 
-    def cut(self, prompt: ChatPrompt) -> tuple[ChatPrompt, str | None]:
-        """The conversation with a mark inside each name, and the mark; itself and None where there is none."""
-        if self._names is None or self.found_in(prompt) is None:
+    def escape(self, prompt: ChatPrompt) -> tuple[ChatPrompt, str | None]:
+        """Returns the conversation with a separator inside each special token's name, and the separator.
+
+        A conversation without such names is returned as it is, with None.
+        """
+        if self._names is None or self.find(prompt) is None:
             return prompt, None
-        names, mark = self._names, f"[cut:{secrets.token_hex(8)}]"
-        cut = _mapped(_parts_of(prompt), lambda text: names.sub(lambda name: name[0][0] + mark + name[0][1:], text))
-        messages, tools, variables = cut
-        return replace(prompt, messages=tuple(messages), tools=tuple(tools), template_variables=variables), mark
+        names, separator = self._names, f"[cut:{secrets.token_hex(8)}]"
+        messages, tools, variables = _map_texts(
+            _user_values(prompt),
+            lambda text: names.sub(lambda name: name[0][0] + separator + name[0][1:], text),
+        )
+        escaped = replace(prompt, messages=tuple(messages), tools=tuple(tools), template_variables=variables)
+        return escaped, separator
 
 
-def _parts_of(prompt: ChatPrompt) -> list[Any]:
+def _user_values(prompt: ChatPrompt) -> list[Any]:
     return [prompt.messages, prompt.tools, prompt.template_variables]
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """Every text of a JSON value, names of fields included."""
+    """Yields every string of a JSON value, names of fields included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -63,12 +70,12 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield from _texts_in(inner)
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """The same, each of these texts changed."""
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Copies a JSON value with `change` applied to every string of it, names of fields included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {_mapped(key, change): _mapped(inner, change) for key, inner in value.items()}
+        return {_map_texts(key, change): _map_texts(inner, change) for key, inner in value.items()}
     if isinstance(value, Sequence):
-        return [_mapped(inner, change) for inner in value]
+        return [_map_texts(inner, change) for inner in value]
     return value

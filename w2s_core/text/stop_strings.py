@@ -1,4 +1,4 @@
-"""Stop strings: where one ends an answer, and how much of a text to hold back because one may begin there."""
+"""Stop strings: finds where one ends an answer, and how much text to hold back because one may have begun there."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def find_stop_string(text: str, start: int, stops: Sequence[str]) -> tuple[int, int] | None:
-    """Where the first stop string begins and ends that is complete in `text` and ends behind `start`, else None.
+    """Finds the first stop string that ends in `text` after `start`. Returns its (begin, end) or None.
 
-    The one that *ends* first wins, of those the longest, so that the answer does not depend on how the text
-    was cut into chunks.
+    Stop strings are matched in text, so one may span several tokens and chunks. Of several matches the one that *ends*
+    first wins, and of those the longest, so that the result does not depend on how the text was cut into chunks.
     """
     matches = [
         (at + len(stop), -len(stop)) for stop in stops if (at := text.find(stop, max(0, start - len(stop) + 1))) >= 0
@@ -21,7 +21,7 @@ def find_stop_string(text: str, start: int, stops: Sequence[str]) -> tuple[int, 
 
 
 def partial_stop_length(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the beginning of a stop string: not yet final."""
+    """Counts the characters at the end of `text` that may be the beginning of a stop string, and are not yet final."""
     longest = max((len(stop) for stop in stops), default=1) - 1
     for size in range(min(longest, len(text)), 0, -1):
         tail = text[-size:]

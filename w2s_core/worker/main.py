@@ -74,7 +74,7 @@ def _load(parent: Connection) -> WorkerModels | None:
 
 def _grammar_tokenizer(source: str, info: ModelInfo) -> LLTokenizer:
     tokenizer = HFTokenizer(source)
-    return new_tokenizer(tokenizer.tokenization, sorted(info.eos), max(info.vocabulary, tokenizer.size))
+    return new_tokenizer(tokenizer.tokenizer_json, sorted(info.eos), max(info.vocabulary, tokenizer.size))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from w2s_core.pool.messages import Sampling
+from w2s_core.worker.inverse_transform import inverse_transform, inverse_transform_among
 from w2s_core.worker.logits_processors import LogitsProcessor, process_logits
 from w2s_core.worker.transfer import long_tensor, to_device
 
@@ -84,13 +85,13 @@ def _sample_greedy(logits: torch.Tensor, _draws: Sequence[Draw]) -> tuple[torch.
 def _sample_plain(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
     """Temperature 1: one softmax gives both the draw and its log-probability."""
     probabilities = logits.softmax(1)
-    tokens = _inverse_transform(probabilities, draws)
+    tokens = inverse_transform(probabilities, [draw.number for draw in draws])
     return tokens, probabilities.gather(1, tokens[:, None])[:, 0].log()
 
 
 def _sample_with_temperature(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tensor, torch.Tensor]:
     probabilities = (logits / _column([d.sampling.temperature for d in draws], logits)).softmax(1)
-    tokens = _inverse_transform(probabilities, draws)
+    tokens = inverse_transform(probabilities, [draw.number for draw in draws])
     return tokens, _logprobs(logits, tokens)
 
 
@@ -128,18 +129,13 @@ def _sample_top(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[torch.Tens
     before = probabilities.cumsum(1) - probabilities
     outside = (before >= top_p) & (ranks > 0)
     probabilities = probabilities.masked_fill(outside, 0.0)
-    tokens = index.gather(1, _inverse_transform(probabilities, draws)[:, None])[:, 0]
+    # Drawn in the order of the vocabulary: in that of probability, rounding would exchange neighbours.
+    numbers = [draw.number for draw in draws]
+    if best.shape[1] < vocabulary:
+        tokens = inverse_transform_among(probabilities, index, vocabulary, numbers)
+    else:
+        tokens = inverse_transform(torch.zeros_like(logits).scatter_(1, index, probabilities), numbers)
     return tokens, _logprobs(logits, tokens)
-
-
-def _inverse_transform(probabilities: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
-    """The first token at which the cumulative probability exceeds the row's number times the row's total."""
-    cumulative = probabilities.cumsum(1)
-    total = cumulative[:, -1:]
-    target = _column([d.number for d in draws], probabilities) * total
-    # Strictly below the total despite rounding, so that the token found has a probability above 0.
-    target = target.minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:

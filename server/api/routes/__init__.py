@@ -1,1 +1,1 @@
-"""One module per endpoint."""
+"""The HTTP routes, one module per endpoint, and what the generating ones share (`generation.py`)."""

@@ -7,22 +7,22 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import Response
 
-from server.access.auth import GuardedRoute
+from server.access.auth import AuthenticatedRoute
 from server.api.response_builders import ChatBuilder
-from server.api.routes.answering import answer, host_of
+from server.api.routes.generation import generate, host_of
 from server.api.schemas import examples
 from server.api.schemas.chat import ChatBody, ChatCompletion
-from server.api.tool_calls import ToolChatBuilder, calling_of
+from server.api.tool_calls import ToolChatBuilder, tool_call_settings
 
-router = APIRouter(route_class=GuardedRoute)
+router = APIRouter(route_class=AuthenticatedRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=examples.CHAT_ANSWER)
 async def create_chat_completion(
     body: Annotated[ChatBody, Body(openapi_examples=examples.CHAT)], request: Request
 ) -> Response:
-    """Answer a conversation; with `stream` as server-sent events of `chat.completion.chunk`."""
-    if not body.offered:
-        return await answer(request, body, ChatBuilder(body.details))
-    calling = calling_of(host_of(request).engine, body)
-    return await answer(request, body, ToolChatBuilder(body.details, calling), calling.adjusted)
+    """Answers a conversation. With `stream`, sends server-sent events with `chat.completion.chunk` objects."""
+    if not body.offered_tools:
+        return await generate(request, body, ChatBuilder(body.output_options))
+    settings = tool_call_settings(host_of(request).engine, body)
+    return await generate(request, body, ToolChatBuilder(body.output_options, settings), settings.apply_to)

@@ -1,11 +1,11 @@
-"""`GET /health`: the process is alive. `GET /ready`: a request would be served now. `GET /version`. No keys."""
+"""`GET /health` (liveness), `GET /ready` (readiness) and `GET /version`. None of them needs an API key."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI, Request
 
-from server.api.openapi import errors_of
-from server.api.routes.answering import host_of
+from server.api.openapi import error_responses
+from server.api.routes.generation import host_of
 from server.api.schemas import examples
 from w2s_core.errors import UnavailableError
 
@@ -14,22 +14,25 @@ router = APIRouter()
 
 @router.get("/health")
 async def health() -> dict[str, str]:
-    """Always 200: for a liveness probe."""
+    """Answers 200 as long as the process lives, for a liveness probe."""
     return {"status": "ok"}
 
 
-@router.get("/ready", responses=errors_of(503))
+@router.get("/ready", responses=error_responses(503))
 async def ready(request: Request) -> dict[str, str]:
-    """200, or 503 while the models load, when no worker is alive and once the server drains: for a load balancer."""
+    """Answers 200 if a request would be served now, for a load balancer.
+
+    Answers 503 while the models load, when no worker is alive, and while the server shuts down.
+    """
     host = host_of(request)
-    _ = host.engine  # says why there is none
+    _ = host.engine  # raises an error with the reason
     if not host.ready:
         raise UnavailableError("No worker is alive at the moment.", retry_after_s=5)
     return {"status": "ready"}
 
 
 @router.get("/version", responses=examples.VERSION)
-async def tell_version(request: Request) -> dict[str, str]:
-    """This software's version, in vLLM's shape."""
+async def get_version(request: Request) -> dict[str, str]:
+    """The server's version, in vLLM's format."""
     app: FastAPI = request.app
     return {"version": app.version}

@@ -1,4 +1,4 @@
-"""`GET /v1/models`: the served models, which are what a client may name."""
+"""`GET /v1/models` and `GET /v1/models/{id}`: the served models, whose names clients use as `model`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 
-from server.access.auth import GuardedRoute
-from server.api.openapi import errors_of
-from server.api.routes.answering import host_of
+from server.access.auth import AuthenticatedRoute
+from server.api.openapi import error_responses
+from server.api.routes.generation import host_of
 from server.api.schemas import examples
 from server.api.schemas.responses import Model, ModelList
 from w2s_core.errors import UnknownModelError
@@ -16,25 +16,25 @@ from w2s_core.errors import UnknownModelError
 if TYPE_CHECKING:
     from w2s_core.engine.planning import ServedModel
 
-router = APIRouter(route_class=GuardedRoute)
+router = APIRouter(route_class=AuthenticatedRoute)
 
 
 @router.get("/v1/models", responses=examples.MODELS)
 async def list_models(request: Request) -> ModelList:
-    """Every served model, in the configuration's order."""
+    """Lists the served models, in the order of the configuration."""
     served = host_of(request).engine.served_models
-    return ModelList(data=[_described(request, model) for model in served.values()])
+    return ModelList(data=[_model_object(request, model) for model in served.values()])
 
 
-@router.get("/v1/models/{model_id:path}", responses=examples.MODEL | errors_of(404))
+@router.get("/v1/models/{model_id:path}", responses=examples.MODEL | error_responses(404))
 async def retrieve_model(model_id: str, request: Request) -> Model:
-    """One served model; its name may contain slashes."""
+    """Describes one served model. Its name may contain slashes."""
     model = host_of(request).engine.served_models.get(model_id)
     if model is None:
         raise UnknownModelError(model_id)
-    return _described(request, model)
+    return _model_object(request, model)
 
 
-def _described(request: Request, model: ServedModel) -> Model:
+def _model_object(request: Request, model: ServedModel) -> Model:
     created: int = request.app.state.created
     return Model(id=model.name, created=created, max_model_len=model.context_length)

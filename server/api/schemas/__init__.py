@@ -1,1 +1,1 @@
-"""Pydantic models of requests and responses."""
+"""Pydantic models of the API's requests and responses."""

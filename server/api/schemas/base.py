@@ -1,4 +1,4 @@
-"""What both kinds of generation share: strict parsing, common fields, and fields that ask for nothing."""
+"""The request fields that both generating endpoints share, and fields whose neutral values are accepted."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import INT32_MAX, JsonObject, NonEmpty, Strict, drop_neutral
+from server.api.schemas.fields import INT32_MAX, JsonObject, NonEmptyText, StrictModel, drop_neutral_values
 from server.api.schemas.guidance import GuidanceOptions
-from server.api.schemas.logprobs import Alternatives, Details
+from server.api.schemas.logprobs import OutputOptions, TopLogprobs
 from server.api.schemas.sampling import SamplingExtras
 from server.api.schemas.structured import StructuredFields
 from w2s_core.types import SamplingParams
 
 INT64_MAX = 2**63 - 1
-MAX_CHOICES = 128  # as OpenAI; the server's caps on rows are tighter and belong to the engine
+MAX_CHOICES = 128  # OpenAI's limit; the engine limits rows per request more tightly
 
 
-StopList = Annotated[list[NonEmpty], Field(max_length=4)]
+StopList = Annotated[list[NonEmptyText], Field(max_length=4)]
 
 
-def _stop_kind(value: Any) -> str:
+def _stop_tag(value: Any) -> str:
     return "list" if isinstance(value, list | tuple) else "string"
 
 
-# Told apart by hand, so that a wrong value gets one message and not one per member of the union.
-Stop = Annotated[Annotated[NonEmpty, Tag("string")] | Annotated[StopList, Tag("list")], Discriminator(_stop_kind)]
+# With a discriminator, so that a wrong value gets one message and not one per member of the union.
+Stop = Annotated[Annotated[NonEmptyText, Tag("string")] | Annotated[StopList, Tag("list")], Discriminator(_stop_tag)]
 
 
-class StreamOptions(Strict):
-    """`include_usage`: one more chunk with the usage; `continuous_usage_stats` (vLLM's): usage so far in each."""
+class StreamOptions(StrictModel):
+    """Options of a streamed response."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: Annotated[bool, Field(description="Send a last chunk with the usage and no choices.")] = False
+    continuous_usage_stats: Annotated[
+        bool, Field(description="Send the usage so far with every chunk (a vLLM extension).")
+    ] = False
 
 
 class GenerationBody(SamplingExtras, StructuredFields, ABC):
-    """Fields of both endpoints. Null means "not given", as at OpenAI.
+    """The fields of both generating endpoints. Null means "not given", as with OpenAI.
 
-    `asks_nothing` lists fields that are not honoured, each with the values that change nothing; clients send those
-    as a matter of course. Any other value is refused like an unknown field. To honour a field: declare it, and
-    delete it there.
+    `neutral_values` lists unsupported fields, each with the values that change nothing, which clients send by default.
+    Any other value is rejected like an unknown field. To support a field, declare it and remove it from the list.
     """
 
-    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
     model: str
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
@@ -60,14 +61,17 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
     stream_options: StreamOptions | None = None
     guidance: GuidanceOptions | None = None
     prompt_logprobs: Annotated[
-        Alternatives | None,
-        Field(description="The prompt's own log-probabilities, with so many alternatives at each place (vLLM's)."),
+        TopLogprobs | None,
+        Field(
+            description="Return the log-probabilities of the prompt's tokens, with this many alternatives per token "
+            "(a vLLM extension)."
+        ),
     ] = None
     return_token_ids: Annotated[
-        bool | None, Field(description="Return the token ids of prompt and answer (vLLM's).")
+        bool | None, Field(description="Return the token ids of the prompt and the answer (a vLLM extension).")
     ] = None
 
-    # Cannot change the answer: accepted and not used.
+    # Accepted and ignored, because they cannot change the answer.
     user: str | None = None
     metadata: JsonObject | None = None
     store: bool | None = None
@@ -78,8 +82,8 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_asks_nothing(cls, body: Any) -> Any:
-        return drop_neutral(body, cls.asks_nothing)
+    def _drop_neutral_values(cls, body: Any) -> Any:
+        return drop_neutral_values(body, cls.neutral_values)
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Self:
@@ -90,31 +94,34 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
         return self
 
     @model_validator(mode="after")
-    def _prompt_logprobs_are_not_streamed(self) -> Self:
+    def _prompt_logprobs_need_no_stream(self) -> Self:
         if self.prompt_logprobs is not None and self.stream:
             raise PydanticCustomError("stream", "not available when `stream` is true", {"param": "prompt_logprobs"})
         return self
 
     @property
-    def details(self) -> Details:
-        """What is wanted beside the text."""
-        return Details(self.alternatives, self.prompt_logprobs, echo=self.echoes, token_ids=bool(self.return_token_ids))
+    def output_options(self) -> OutputOptions:
+        """What the response contains beside the text."""
+        token_ids = bool(self.return_token_ids)
+        return OutputOptions(self.logprob_count, self.prompt_logprobs, echo=self.echo_prompt, token_ids=token_ids)
 
     @property
     @abstractmethod
-    def alternatives(self) -> int | None:
-        """Per token of the answer; None = no log-probabilities."""
+    def logprob_count(self) -> int | None:
+        """The number of alternatives per token of the answer; None if no log-probabilities are requested."""
 
     @property
-    def echoes(self) -> bool:
+    def echo_prompt(self) -> bool:
+        """Whether the prompt precedes the answer in its text."""
         return False
 
     @property
     def choices_per_prompt(self) -> int:
+        """`n`, 1 by default."""
         return self.n or 1
 
-    def sampling(self, max_tokens: int | None) -> SamplingParams:
-        """The engine's terms: a null is the default, a `top_k` of -1 is 0 (off)."""
+    def to_sampling_params(self, max_tokens: int | None) -> SamplingParams:
+        """The engine's sampling parameters. Null becomes the default, and a `top_k` of -1 becomes 0 (off)."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return SamplingParams(
             max_tokens=max_tokens,
@@ -123,7 +130,7 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
             top_k=max(self.top_k or 0, 0),
             stop=stop,
             seed=self.seed,
-            logprobs=self.alternatives,
+            logprobs=self.logprob_count,
             grammar=self.grammar,
             **self.sampling_extras(),
         )

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: the request, its answer, and the chunks of its stream."""
+"""Schemas of `POST /v1/chat/completions`: the request, the response, and the chunks of a streamed response."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import GenerationBody
 from server.api.schemas.fields import INT32_MAX
-from server.api.schemas.guidance import effective_guidance
-from server.api.schemas.logprobs import Alternatives, ChatLogprobs, PromptLogprobs
+from server.api.schemas.guidance import merge_guidance
+from server.api.schemas.logprobs import ChatLogprobs, PromptLogprobs, TopLogprobs
 from server.api.schemas.messages import Conversation
-from server.api.schemas.responses import Answer, AnswerChoice, Sent
+from server.api.schemas.responses import BaseChoice, ResponseBody, ResponseModel
 from server.api.schemas.tools import NamedChoice, Tool, ToolCall, ToolCallDelta, ToolChoice
 from w2s_core.types import FinishReason, GenerationRequest, Guidance
 
@@ -21,10 +21,10 @@ ChatFinishReason: TypeAlias = FinishReason | Literal["tool_calls"]
 
 
 class ChatBody(Conversation, GenerationBody):
-    """A conversation. Without a limit the answer may take what fits the context."""
+    """A chat request. Without a token limit the answer may use all of the context that the prompt leaves."""
 
-    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **GenerationBody.asks_nothing,
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        **GenerationBody.neutral_values,
         "tools": (None, []),
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
@@ -35,11 +35,17 @@ class ChatBody(Conversation, GenerationBody):
     }
 
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
-    logprobs: Annotated[bool | None, Field(description="Log-probabilities of the answer's tokens.")] = None
+    logprobs: Annotated[bool | None, Field(description="Return the log-probabilities of the answer's tokens.")] = None
     tool_choice: Annotated[
-        ToolChoice | None, Field(description="By default auto: the model calls tools as it likes.")
+        ToolChoice | None,
+        Field(
+            description="`auto` (the default) lets the model decide, `none` hides the tools from it, `required` and a "
+            "named function make it call one."
+        ),
     ] = None
-    top_logprobs: Annotated[Alternatives | None, Field(description="So many alternatives at each place.")] = None
+    top_logprobs: Annotated[
+        TopLogprobs | None, Field(description="The number of alternatives to return per token; needs `logprobs`.")
+    ] = None
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> Self:
@@ -48,43 +54,47 @@ class ChatBody(Conversation, GenerationBody):
         return self
 
     @model_validator(mode="after")
-    def _choice_is_among_the_tools(self) -> Self:
+    def _check_tool_names(self) -> Self:
         names = [tool.function.name for tool in self.tools or ()]
         for number, name in enumerate(names):
             if name in names[:number]:
-                raise PydanticCustomError("tools", "names a function again", {"param": f"tools.{number}.function.name"})
+                raise PydanticCustomError(
+                    "tools", "repeats the name of another function", {"param": f"tools.{number}.function.name"}
+                )
         if isinstance(self.tool_choice, NamedChoice) and self.tool_choice.function.name not in names:
-            raise PydanticCustomError("tool_choice", "names none of the tools", {"param": "tool_choice.function.name"})
+            raise PydanticCustomError(
+                "tool_choice", "is not the name of a function in `tools`", {"param": "tool_choice.function.name"}
+            )
         if self.tool_choice == "required" and not names:
-            raise PydanticCustomError("tool_choice", "needs `tools`", {"param": "tool_choice"})
+            raise PydanticCustomError("tool_choice", "only allowed with `tools`", {"param": "tool_choice"})
         return self
 
     @property
-    def offered(self) -> list[Tool]:
-        """The tools that the answer may call."""
+    def offered_tools(self) -> list[Tool]:
+        """The tools that the answer may call; none if `tool_choice` is `none`."""
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
-    def alternatives(self) -> int | None:
+    def logprob_count(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def to_request(self, default: Guidance | None) -> GenerationRequest:
-        """`default` is the served model's guidance. Raises RequestError."""
+        """The engine's request. `default` is the served model's guidance. Raises RequestError."""
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return GenerationRequest(
             model=self.model,
-            prompts=(self.chat_prompt(self.offered, special_tokens=bool(self.add_special_tokens)),),
-            sampling=self.sampling(limit),
-            guidance=effective_guidance(self.guidance, default, self.choices_per_prompt),
+            prompts=(self.chat_prompt(self.offered_tools, special_tokens=bool(self.add_special_tokens)),),
+            sampling=self.to_sampling_params(limit),
+            guidance=merge_guidance(self.guidance, default, self.choices_per_prompt),
             n=self.choices_per_prompt,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
-            scored_behind=self.guidance.prompt if self.guidance else None,
-            **self.details.asked,
+            score_prefix=self.guidance.prompt if self.guidance else None,
+            **self.output_options.request_fields(),
         )
 
 
-class AssistantMessage(Sent):
-    """`content` is null where the answer is nothing but calls."""
+class AssistantMessage(ResponseModel):
+    """The message of a chat response. `content` is null if the answer consists of tool calls only."""
 
     role: Literal["assistant"]
     content: str | None
@@ -92,36 +102,44 @@ class AssistantMessage(Sent):
     tool_calls: list[ToolCall] | None = None
 
 
-class ChatChoice(AnswerChoice):
+class ChatChoice(BaseChoice):
+    """A choice of a chat response."""
+
     message: AssistantMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason
     token_ids: list[int] | None = None
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(ResponseBody):
+    """A chat response."""
+
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
 
 
-class Delta(Sent):
-    """The first of a choice has the role, the last has nothing."""
+class Delta(ResponseModel):
+    """What a chunk adds to a message. The first delta of a choice has the role; the last one is empty."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 
-class ChatChunkChoice(AnswerChoice):
+class ChatChunkChoice(BaseChoice):
+    """A choice of a chunk. `finish_reason` is null in all but the choice's last chunk."""
+
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: ChatFinishReason | None
     token_ids: list[int] | None = None
 
 
-class ChatChunk(Answer):
+class ChatChunk(ResponseBody):
+    """A chunk of a streamed chat response."""
+
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     prompt_token_ids: list[int] | None = None

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: the request, and both of its answers (OpenAI gives whole and streamed the same shape)."""
+"""Schemas of `POST /v1/completions`: the request, and the response, which as with OpenAI is also a chunk's format."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import MAX_CHOICES, GenerationBody
 from server.api.schemas.fields import INT32_MAX, Text, TokenId
-from server.api.schemas.guidance import effective_guidance
-from server.api.schemas.logprobs import Alternatives, CompletionLogprobs, PromptLogprobs
-from server.api.schemas.responses import Answer, AnswerChoice
+from server.api.schemas.guidance import merge_guidance
+from server.api.schemas.logprobs import CompletionLogprobs, PromptLogprobs, TopLogprobs
+from server.api.schemas.responses import BaseChoice, ResponseBody
 from w2s_core.types import FinishReason, GenerationRequest, Guidance, Prompt, TextPrompt, TokenPrompt
 
-DEFAULT_MAX_TOKENS = 16  # OpenAI's
+DEFAULT_MAX_TOKENS = 16  # OpenAI's default
 
 
-def _prompt_kind(value: Any) -> str:
+def _prompt_tag(value: Any) -> str:
     if not isinstance(value, list):
         return "text"
     first = value[0] if value else None
@@ -32,15 +32,15 @@ PromptField = Annotated[
     | Annotated[list[Text], Field(min_length=1), Tag("texts")]
     | Annotated[list[TokenId], Field(min_length=1), Tag("tokens")]
     | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1), Tag("token lists")],
-    Discriminator(_prompt_kind),
+    Discriminator(_prompt_tag),
 ]
 
 
 class CompletionBody(GenerationBody):
-    """A raw prompt, or several: choices are then indexed `i + prompt_index * n`."""
+    """A request to continue one or several prompts. Choice i of a prompt has index `i + prompt_index * n`."""
 
-    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **GenerationBody.asks_nothing,
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        **GenerationBody.neutral_values,
         "suffix": (None,),
     }
 
@@ -48,53 +48,57 @@ class CompletionBody(GenerationBody):
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     logprobs: Annotated[
-        Alternatives | None,
-        Field(description="Log-probabilities of the answer's tokens, with so many alternatives at each place."),
+        TopLogprobs | None,
+        Field(
+            description="Return the log-probabilities of the answer's tokens, with this many alternatives per token."
+        ),
     ] = None
-    echo: Annotated[bool | None, Field(description="Put the prompt before the answer; then max_tokens may be 0.")] = (
-        None
-    )
+    echo: Annotated[
+        bool | None, Field(description="Return the prompt in front of the answer. `max_tokens` may then be 0.")
+    ] = None
 
     @model_validator(mode="after")
-    def _no_tokens_need_an_echo(self) -> Self:
+    def _zero_max_tokens_needs_echo(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
             raise PydanticCustomError("max_tokens", "must be at least 1 unless `echo` is true", {"param": "max_tokens"})
         return self
 
     @property
-    def alternatives(self) -> int | None:
+    def logprob_count(self) -> int | None:
         return self.logprobs
 
     @property
-    def echoes(self) -> bool:
+    def echo_prompt(self) -> bool:
         return bool(self.echo)
 
     def to_request(self, default: Guidance | None) -> GenerationRequest:
-        """`default` is the served model's guidance. Raises RequestError."""
+        """The engine's request. `default` is the served model's guidance. Raises RequestError."""
         return GenerationRequest(
             model=self.model,
             prompts=self._prompts(),
-            sampling=self.sampling(DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens),
-            guidance=effective_guidance(self.guidance, default, self.choices_per_prompt),
+            sampling=self.to_sampling_params(DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens),
+            guidance=merge_guidance(self.guidance, default, self.choices_per_prompt),
             n=self.choices_per_prompt,
             best_of=self.best_of,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
-            scored_behind=self.guidance.prompt if self.guidance else None,
-            **self.details.asked,
+            score_prefix=self.guidance.prompt if self.guidance else None,
+            **self.output_options.request_fields(),
         )
 
     def _prompts(self) -> tuple[Prompt, ...]:
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return (self._one(self.prompt),)
-        return tuple(self._one(prompt) for prompt in self.prompt)
+            return (self._to_prompt(self.prompt),)
+        return tuple(self._to_prompt(prompt) for prompt in self.prompt)
 
-    def _one(self, prompt: Any) -> Prompt:
+    def _to_prompt(self, prompt: Any) -> Prompt:
         if isinstance(prompt, str):
             return TextPrompt(prompt, special_tokens=self.add_special_tokens is not False)
         return TokenPrompt(tuple(prompt))
 
 
-class CompletionChoice(AnswerChoice):
+class CompletionChoice(BaseChoice):
+    """A choice of a completion, or of a chunk of one, where `finish_reason` is null until the last."""
+
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None
@@ -103,6 +107,8 @@ class CompletionChoice(AnswerChoice):
     token_ids: list[int] | None = None
 
 
-class Completion(Answer):
+class Completion(ResponseBody):
+    """A completion, or a chunk of a streamed one."""
+
     object: Literal["text_completion"]
     choices: list[CompletionChoice]

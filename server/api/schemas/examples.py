@@ -1,4 +1,4 @@
-"""Requests and answers for the API's description, of the demo's models. A test sends and checks every one."""
+"""Example requests and responses for `/openapi.json`, with the demo models. Tests send and validate all of them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _TEXT = "It is a warm and funny film that I would gladly see again."
 _ENVELOPE = {"created": 1763900000, "model": "smollm2-positive", "system_fingerprint": None}
 
 
-def _named(**bodies: Any) -> dict[str, Any]:
+def _examples(**bodies: Any) -> dict[str, Any]:
     return {name: {"summary": name.replace("_", " "), "value": body} for name, body in bodies.items()}
 
 
-def _answer(example: Any, stream: str | None = None) -> dict[int | str, dict[str, Any]]:
+def _response(example: Any, stream: str | None = None) -> dict[int | str, dict[str, Any]]:
     content: dict[str, Any] = {"application/json": {"example": example}}
     if stream is not None:
         content["text/event-stream"] = {"example": stream}
     return {200: {"content": content}}
 
 
-CHAT = _named(
+CHAT = _examples(
     guided={"model": "smollm2-positive", "messages": _QUESTION, "max_tokens": 30},
     streamed={
         "model": "smollm2-positive",
@@ -41,8 +41,8 @@ CHAT = _named(
         "stream": True,
         "stream_options": {"include_usage": True},
     },
-    guided_by_the_body={"model": "smollm2", "messages": _QUESTION, "max_tokens": 30, "guidance": _GUIDANCE},
-    tools_where_the_chat_template_knows_them={
+    guidance_in_the_request={"model": "smollm2", "messages": _QUESTION, "max_tokens": 30, "guidance": _GUIDANCE},
+    tools_if_the_chat_template_supports_them={
         "model": "smollm2",
         "messages": [{"role": "user", "content": "What is the weather in Bern?"}],
         "tools": [
@@ -50,7 +50,7 @@ CHAT = _named(
                 "type": "function",
                 "function": {
                     "name": "weather",
-                    "description": "Tells the weather in a city.",
+                    "description": "Returns the weather in a city.",
                     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
                 },
             }
@@ -64,7 +64,7 @@ CHAT = _named(
         "max_tokens": 30,
     },
 )
-CHAT_ANSWER = _answer(
+CHAT_ANSWER = _response(
     {
         "id": "chatcmpl-4f1c",
         "object": "chat.completion",
@@ -85,12 +85,12 @@ CHAT_ANSWER = _answer(
     '"model": "smollm2-positive", "system_fingerprint": null, "choices": [{"index": 0, '
     '"delta": {"content": "It is a warm"}, "logprobs": null, "finish_reason": null}]}\n\ndata: [DONE]\n\n',
 )
-COMPLETION = _named(
+COMPLETION = _examples(
     guided={"model": "smollm2-positive", "prompt": "The film is", "max_tokens": 20},
     best_of={"model": "smollm2", "prompt": "The film is", "max_tokens": 20, "best_of": 4},
     several_prompts={"model": "smollm2", "prompt": ["The film is", "The book is"], "max_tokens": 20, "seed": 1},
 )
-COMPLETION_ANSWER = _answer(
+COMPLETION_ANSWER = _response(
     {
         "id": "cmpl-9b2e",
         "object": "text_completion",
@@ -103,11 +103,11 @@ COMPLETION_ANSWER = _answer(
     '"system_fingerprint": null, "choices": [{"index": 0, "text": " a delight", "logprobs": null, '
     '"finish_reason": null}]}\n\ndata: [DONE]\n\n',
 )
-TOKENIZE = _named(
+TOKENIZE = _examples(
     prompt={"model": "smollm2", "prompt": "Once upon a time", "return_token_strs": True},
     messages={"model": "smollm2", "messages": _QUESTION, "add_generation_prompt": True},
 )
-TOKENIZED = _answer(
+TOKENIZED = _response(
     {
         "count": 4,
         "max_model_len": 2048,
@@ -115,9 +115,9 @@ TOKENIZED = _answer(
         "token_strs": ["Once", "Ġupon", "Ġa", "Ġtime"],
     }
 )
-DETOKENIZE = _named(tokens={"model": "smollm2", "tokens": [6403, 1980, 253, 655]})
-DETOKENIZED = _answer({"prompt": "Once upon a time"})
+DETOKENIZE = _examples(tokens={"model": "smollm2", "tokens": [6403, 1980, 253, 655]})
+DETOKENIZED = _response({"prompt": "Once upon a time"})
 _MODEL = {"id": "smollm2", "object": "model", "created": 1763900000, "owned_by": "w2s", "max_model_len": 2048}
-MODEL = _answer(_MODEL)
-MODELS = _answer({"object": "list", "data": [_MODEL]})
-VERSION = _answer({"version": "0.1.0"})
+MODEL = _response(_MODEL)
+MODELS = _response({"object": "list", "data": [_MODEL]})
+VERSION = _response({"version": "0.1.0"})

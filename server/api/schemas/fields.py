@@ -1,4 +1,4 @@
-"""Values that several schemas share."""
+"""Field types and base classes that several schemas share."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 INT32_MAX = 2**31 - 1
-DEEPEST = 100  # objects and lists within each other; whoever walks them by recursion can go three times as deep
+MAX_NESTING = 100  # levels of objects and lists; code that recurses over them could go three times as deep
 
 
-def _encodable(text: str) -> str:
-    """JSON can escape half of a surrogate pair; no tokenizer takes one."""
+def _check_encodable(text: str) -> str:
+    """Rejects half a surrogate pair, which JSON can escape and no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise PydanticCustomError("unicode", "contains half of a surrogate pair, which is not text") from None
+        raise PydanticCustomError("unicode", "contains half of a surrogate pair, which is not valid text") from None
     return text
 
 
-def shallow(value: Any) -> Any:
-    """The same. Refuses what is nested deeper than `DEEPEST`."""
+def check_nesting(value: Any) -> Any:
+    """Returns `value`; rejects one that is nested deeper than `MAX_NESTING`."""
     level, depth = [value], 0
-    while level := [inner for outer in level for inner in _inside(outer)]:
+    while level := [inner for outer in level for inner in _children(outer)]:
         depth += 1
-        if depth > DEEPEST:
-            raise PydanticCustomError("nesting", "is nested too deeply")
+        if depth > MAX_NESTING:
+            raise PydanticCustomError("nesting", f"is nested deeper than {MAX_NESTING} levels")
     return value
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
 
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(shallow)]
-Text = Annotated[str, AfterValidator(_encodable)]
-NonEmpty = Annotated[Text, Field(min_length=1)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_nesting)]
+Text = Annotated[str, AfterValidator(_check_encodable)]
+NonEmptyText = Annotated[Text, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
-class Strict(BaseModel):
-    """No unknown keys, no "5" for 5, no true for 1."""
+class StrictModel(BaseModel):
+    """Base of all request schemas: unknown keys are rejected, and types are not converted ("5" is not 5)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def drop_neutral(body: Any, neutral: Mapping[str, tuple[object, ...]]) -> Any:
-    """A copy of `body` without the fields whose value is listed as neutral (of the same type: false is not 0)."""
+def drop_neutral_values(body: Any, neutral: Mapping[str, tuple[object, ...]]) -> Any:
+    """A copy of `body` without the fields whose value is in `neutral`. Types must match, too: false is not 0."""
     if not isinstance(body, dict):
         return body
     return {key: value for key, value in body.items() if not _among(value, neutral.get(key, ()))}

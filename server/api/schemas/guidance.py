@@ -1,4 +1,4 @@
-"""The `guidance` of a request's body: every key optional, laid over the served model's own."""
+"""The `guidance` field of a request. All keys are optional and override the served model's guidance."""
 
 from __future__ import annotations
 
@@ -15,40 +15,53 @@ Positive = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 class GuidanceOptions(BaseModel):
-    """How to search. Keys that are left out keep the served model's value, or else the default shown."""
+    """How to search. A key that is left out keeps the served model's value; if that has none, the default applies."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     method: Method = "cbs"
     pairs: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
-        default_factory=dict, description="Name of a pair → its weight; negative weights steer away."
+        default_factory=dict,
+        description="Weights by the pair's name. A negative weight steers away from what the pair prefers.",
     )
-    beam_width: Annotated[Positive, Field(description="W: hypotheses kept after each chunk.")] = 4
-    successors: Annotated[Positive, Field(description="K: continuations of each; for best_of_n, N.")] = 4
-    chunk_length: Annotated[Positive, Field(description="L: tokens per chunk.")] = 5
-    trace: Annotated[bool, Field(description="Return the search tree.")] = False
+    beam_width: Annotated[Positive, Field(description="W: the number of hypotheses kept after each chunk.")] = 4
+    successors: Annotated[
+        Positive, Field(description="K: the number of continuations per hypothesis. For best_of_n: N.")
+    ] = 4
+    chunk_length: Annotated[Positive, Field(description="L: the number of tokens per chunk.")] = 5
+    trace: Annotated[bool, Field(description="Return the search tree in the response's `guidance.tree`.")] = False
     prompt: Annotated[
         Text | None,
         Field(
-            description="Of texts that are only scored (`echo` with `max_tokens` 0): the beginning that is the pairs' "
-            "prompt and not scored. By default all is scored, behind an empty prompt."
+            description="Only for scoring a fixed text (`echo` with `max_tokens` 0): the beginning of the text that is "
+            "the pairs' prompt and is not scored. By default the prompt is empty and all of the text is scored."
         ),
     ] = None
     max_sampled_tokens: Annotated[
         Positive | None,
-        Field(description="Tokens that may be drawn, pruned ones included; answers that could take more end early."),
+        Field(
+            description="The maximum number of tokens to sample, including pruned ones. Answers that could exceed it "
+            "end early."
+        ),
     ] = None
 
 
-def effective_guidance(asked: GuidanceOptions | None, default: Guidance | None, n: int) -> Guidance | None:
-    """What the engine shall do, or None for the served model's own. Raises RequestError("guidance.pairs")."""
-    if asked is None and (default is None or default.method != "best_of_n"):
+def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None, n: int) -> Guidance | None:
+    """Merges the request's guidance into the served model's `default`. `n` is the number of choices.
+
+    Returns None if the engine shall use the default as it is. Raises RequestError("guidance.pairs") if a search has no
+    pairs.
+    """
+    if requested is None and (default is None or default.method != "best_of_n"):
         return None
-    overrides = {key: getattr(asked, key) for key in asked.model_fields_set - {"prompt"}} if asked is not None else {}
+    overrides = {}
+    if requested is not None:
+        overrides = {key: getattr(requested, key) for key in requested.model_fields_set - {"prompt"}}
     guidance = replace(default or Guidance(), **overrides)
     if guidance.method == "cbs" and not guidance.pairs:
         raise RequestError(
-            'This model has no pairs of its own: name some, for example {"pairs": {"NAME": 1.0}}.', "guidance.pairs"
+            'This model has no pairs of its own. Name at least one, for example {"pairs": {"NAME": 1.0}}.',
+            "guidance.pairs",
         )
-    if guidance.method == "best_of_n":  # `successors` is N, and the n best of them are returned
+    if guidance.method == "best_of_n":  # `successors` is N; the n best of the N answers are returned
         return replace(guidance, beam_width=n)
     return guidance

@@ -1,4 +1,4 @@
-"""A conversation as clients send it, and as chat templates take it."""
+"""Chat messages: their schema in a request, and their conversion for chat templates."""
 
 from __future__ import annotations
 
@@ -9,60 +9,64 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import JsonObject, NonEmpty, Strict, Text, drop_neutral, shallow
+from server.api.schemas.fields import JsonObject, NonEmptyText, StrictModel, Text, check_nesting, drop_neutral_values
 from server.api.schemas.tools import Tool
 from w2s_core.types import ChatPrompt
 
 
-class TextPart(Strict):
+class TextPart(StrictModel):
+    """A part of a message's content."""
+
     type: Literal["text"]
     text: Text
 
 
-def _content_kind(value: Any) -> str:
+def _content_tag(value: Any) -> str:
     return "parts" if isinstance(value, list) else "string"
 
 
 Content = Annotated[
     Annotated[Text, Tag("string")] | Annotated[list[TextPart], Field(min_length=1), Tag("parts")],
-    Discriminator(_content_kind),
+    Discriminator(_content_tag),
 ]
 
 
-def _json_object(text: str) -> str:
-    """Empty is no arguments."""
+def _check_json_object(text: str) -> str:
+    """Rejects text that is not a JSON object. Empty text stands for no arguments."""
     try:
-        found = json.loads(text or "{}")
+        value = json.loads(text or "{}")
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise PydanticCustomError("json_object", "must be a JSON object, written as a string")
-    shallow(found)
+        value = None
+    if not isinstance(value, dict):
+        raise PydanticCustomError("json_object", "must be a string that contains a JSON object")
+    check_nesting(value)
     return text
 
 
-class CalledFunction(Strict):
-    name: NonEmpty
-    arguments: Annotated[Text, AfterValidator(_json_object)]
+class MessageFunctionCall(StrictModel):
+    """The name and the arguments of a tool call; `arguments` is a JSON object as text."""
+
+    name: NonEmptyText
+    arguments: Annotated[Text, AfterValidator(_check_json_object)]
 
 
-class SentCall(Strict):
-    """A call that an earlier answer made."""
+class MessageToolCall(StrictModel):
+    """A tool call of an earlier answer."""
 
     id: Text
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: MessageFunctionCall
 
     def for_template(self) -> dict[str, Any]:
-        """Templates write the arguments as JSON themselves, so they get what they are."""
+        """The call for a chat template, which writes the arguments as JSON itself and so gets them parsed."""
         arguments = json.loads(self.function.arguments or "{}")
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 
 
-class Message(Strict):
-    """One turn. An answer of ours may be sent back as it came, with its empty fields."""
+class Message(StrictModel):
+    """A message of the conversation. An answer may be sent back as the server sent it, with its empty fields."""
 
-    asks_nothing: ClassVar[Mapping[str, tuple[object, ...]]] = {
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "refusal": (None,),
         "annotations": (None, []),
         "audio": (None,),
@@ -74,25 +78,28 @@ class Message(Strict):
     content: Content | None = None
     name: Text | None = None
     tool_call_id: Text | None = None
-    tool_calls: list[SentCall] | None = None
+    tool_calls: list[MessageToolCall] | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_what_asks_nothing(cls, message: Any) -> Any:
-        return drop_neutral(message, cls.asks_nothing)
+    def _drop_neutral_values(cls, message: Any) -> Any:
+        return drop_neutral_values(message, cls.neutral_values)
 
     @property
     def problem(self) -> tuple[str, str] | None:
-        """The field at fault and what is wrong with it."""
+        """The name of a field at fault and the message about it; None if the message is valid."""
         if self.tool_calls and self.role != "assistant":
-            return "tool_calls", "only allowed in messages of the assistant"
+            return "tool_calls", "only allowed in messages with role `assistant`"
         if self.content is None and not self.tool_calls:
             return "content", "Field required"
         return None
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it: `developer` is the newer name of `system`, which every template knows; text parts
-        are joined by a newline, as vLLM does."""
+        """The message for a chat template.
+
+        The role `developer` becomes `system`, its older name, which templates know. Text parts are joined by newlines,
+        as in vLLM.
+        """
         parts = self.content if isinstance(self.content, list) else []
         message = {
             "role": "system" if self.role == "developer" else self.role,
@@ -104,35 +111,40 @@ class Message(Strict):
         return {key: value for key, value in message.items() if value is not None}
 
 
-class Conversation(Strict):
-    """The fields that become a chat prompt, wherever they are sent."""
+class Conversation(StrictModel):
+    """The request fields that make up a chat prompt, shared by `/v1/chat/completions` and `/tokenize`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     add_generation_prompt: Annotated[
         bool | None,
-        Field(description="Open an assistant's turn behind the messages; true unless `continue_final_message` is."),
+        Field(
+            description="Begin the assistant's turn after the messages. Default: true, unless "
+            "`continue_final_message` is true."
+        ),
     ] = None
     continue_final_message: Annotated[
-        bool | None, Field(description="The answer goes on with the last message, blanks at its end included.")
+        bool | None,
+        Field(description="Continue the last message instead of a new turn; whitespace at its end is kept."),
     ] = None
     chat_template_kwargs: Annotated[
-        JsonObject | None, Field(description="Variables of the chat template, by name.")
+        JsonObject | None, Field(description="Variables for the chat template, by name.")
     ] = None
 
-    tools: Annotated[list[Tool] | None, Field(description="Functions, which the chat template tells the model of.")] = (
-        None
-    )
+    tools: Annotated[
+        list[Tool] | None,
+        Field(description="The functions that the model may call; the chat template describes them to the model."),
+    ] = None
 
     @model_validator(mode="after")
-    def _messages_are_whole(self) -> Self:
+    def _check_messages(self) -> Self:
         for number, message in enumerate(self.messages):
             if message.problem:
-                field, what = message.problem
-                raise PydanticCustomError("message", what, {"param": f"messages.{number}.{field}"})
+                field, problem = message.problem
+                raise PydanticCustomError("message", problem, {"param": f"messages.{number}.{field}"})
         return self
 
     @model_validator(mode="after")
-    def _goes_on_or_begins(self) -> Self:
+    def _continue_excludes_generation_prompt(self) -> Self:
         if self.continue_final_message and self.add_generation_prompt:
             raise PydanticCustomError(
                 "turn", "cannot be true together with `add_generation_prompt`", {"param": "continue_final_message"}
@@ -140,6 +152,7 @@ class Conversation(Strict):
         return self
 
     def chat_prompt(self, tools: Sequence[Tool], *, special_tokens: bool) -> ChatPrompt:
+        """The conversation as the engine's chat prompt, with the tools that the template shall describe."""
         continues = bool(self.continue_final_message)
         return ChatPrompt(
             tuple(message.for_template() for message in self.messages),

@@ -1,4 +1,7 @@
-"""What all answers share. Sent with `exclude_unset`: a field that is not set is left out, one set to None is null."""
+"""Response schemas that the endpoints share.
+
+They are serialized with `exclude_unset`: a field that was not set is left out, one that was set to None is null.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,14 @@ from w2s_core.engine.events import GuidanceReport, RequestFinished
 from w2s_core.types import Hypothesis, Method
 
 
-class Sent(BaseModel):
-    """Something that we send."""
+class ResponseModel(BaseModel):
+    """Base of all response schemas."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Usage(Sent):
-    """Tokens of the prompts, and tokens returned; what a search cost beyond them is in `guidance`."""
+class Usage(ResponseModel):
+    """The tokens of the prompts and of the returned answers. The response's `guidance` counts what a search sampled."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -26,23 +29,25 @@ class Usage(Sent):
 
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+        """The usage with its total."""
         total = prompt_tokens + completion_tokens
         return cls(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, total_tokens=total)
 
 
-class ChoiceGuidance(Sent):
-    """Of a guided choice: its score in nats, and each pair's log-ratio before weighting."""
+class ChoiceGuidance(ResponseModel):
+    """The score of a guided choice in nats, and the log-ratio of each pair before weighting."""
 
     score: float
     scores: dict[str, float]
 
     @classmethod
     def of(cls, hypothesis: Hypothesis) -> ChoiceGuidance:
+        """The scores of a finished hypothesis."""
         return cls(score=hypothesis.score, scores=dict(hypothesis.scores))
 
 
-class CandidateNode(Sent):
-    """A node of the search tree; `parent` is the `id` of a candidate of the chunk before."""
+class CandidateNode(ResponseModel):
+    """A candidate in the search tree. `parent` is the `id` of a candidate of the previous chunk, or null."""
 
     id: int
     parent: int | None
@@ -53,16 +58,20 @@ class CandidateNode(Sent):
     kept: bool
 
 
-class UpstreamUsage(Sent):
-    """What providers were asked for, large model and pairs together; tokens as they count them."""
+class UpstreamUsage(ResponseModel):
+    """The successful calls to remote models, large model and pairs together. Tokens are as the providers count them."""
 
     calls: int
     prompt_tokens: int
     completion_tokens: int
 
 
-class GuidanceSummary(Sent):
-    """Of a guided answer: what was done and what it cost. `tree`: per prompt, per chunk, every candidate."""
+class GuidanceSummary(ResponseModel):
+    """The parameters and the cost of a guided search.
+
+    `sampled_tokens` are the large model's, including pruned ones; `scored_tokens` are the pairs'. `tree` contains, per
+    prompt and per chunk, all candidates.
+    """
 
     method: Method
     beam_width: int
@@ -76,26 +85,31 @@ class GuidanceSummary(Sent):
 
     @classmethod
     def of(cls, report: GuidanceReport) -> GuidanceSummary:
+        """The summary of the engine's report."""
         fields = {name: getattr(report, name) for name in cls.model_fields if name not in ("tree", "upstream")}
         if report.upstream is not None:
             fields["upstream"] = UpstreamUsage(**asdict(report.upstream))
         if report.tree is not None:
-            fields["tree"] = [[[_node(node) for node in chunk] for chunk in prompt] for prompt in report.tree]
+            fields["tree"] = [
+                [[_candidate_node(candidate) for candidate in chunk] for chunk in prompt] for prompt in report.tree
+            ]
         return cls(**fields)
 
 
-def _node(candidate: Any) -> CandidateNode:
+def _candidate_node(candidate: Any) -> CandidateNode:
     fields = {name: getattr(candidate, name) for name in CandidateNode.model_fields}
     return CandidateNode(**fields | {"scores": dict(candidate.scores)})
 
 
-class AnswerChoice(Sent):
+class BaseChoice(ResponseModel):
+    """Base of a choice in a response or chunk."""
+
     index: int
     guidance: ChoiceGuidance | None = None
 
 
-class Answer(Sent):
-    """An answer or a chunk of one: `id`, `created` and `model` are the same in all chunks."""
+class ResponseBody(ResponseModel):
+    """Base of a response or a chunk of one. `id`, `created` and `model` are the same in all chunks."""
 
     id: str
     created: int
@@ -105,20 +119,26 @@ class Answer(Sent):
     guidance: GuidanceSummary | None = None
 
 
-class ErrorDetail(Sent):
+class ErrorDetail(ResponseModel):
+    """An error, in OpenAI's format. `param` is the path of the request's field at fault."""
+
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class ErrorResponse(Sent):
+class ErrorResponse(ResponseModel):
+    """The body of every error response."""
+
     error: ErrorDetail
 
 
-class Model(Sent):
-    """A served model; `max_model_len` (vLLM's) is its context in tokens, prompt and answer together;
-    null while the provider behind it has not been reached."""
+class Model(ResponseModel):
+    """A served model. `max_model_len` (a vLLM extension) is its context length in tokens, prompt and answer together.
+
+    It is null as long as the provider of a remote model has not been reached.
+    """
 
     id: str
     object: str = "model"
@@ -127,10 +147,13 @@ class Model(Sent):
     max_model_len: int | None
 
 
-class ModelList(Sent):
+class ModelList(ResponseModel):
+    """All served models."""
+
     object: str = "list"
     data: list[Model]
 
 
 def usage_of(finished: RequestFinished) -> Usage:
+    """The usage of a finished request."""
     return Usage.of(finished.prompt_tokens, finished.completion_tokens)

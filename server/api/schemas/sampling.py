@@ -1,4 +1,4 @@
-"""How the large model samples, beyond temperature: OpenAI's penalties and biases, and vLLM's extras."""
+"""Sampling fields beside temperature, top_p and top_k: OpenAI's penalties and logit bias, and vLLM's extensions."""
 
 from __future__ import annotations
 
@@ -7,64 +7,79 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import INT32_MAX, NonEmpty, Strict, TokenId
+from server.api.schemas.fields import INT32_MAX, NonEmptyText, StrictModel, TokenId
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
-def _not_zero(tokens: int) -> int:
+def _check_truncation(tokens: int) -> int:
     if tokens == 0:
-        raise PydanticCustomError("truncation", "must be at least 1, or -1 for as many as fit")
+        raise PydanticCustomError("truncation", "must be at least 1, or -1 for as many as fit the context")
     return tokens
 
 
-class SamplingExtras(Strict):
-    """Null means "not given". They shape the large model's sampling only, never the pairs' scores."""
+class SamplingExtras(StrictModel):
+    """Sampling fields. Null means "not given". They affect how the large model samples, never the pairs' scores."""
 
     min_p: Annotated[
         Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None,
-        Field(description="Drop tokens less likely than this part of the likeliest one."),
+        Field(description="Exclude tokens whose probability is below this fraction of the likeliest token's."),
     ] = None
     presence_penalty: Annotated[
-        Penalty | None, Field(description="Taken once from the logit of every token that the answer has already.")
+        Penalty | None,
+        Field(description="Subtracted once from the logit of each token that occurs in the answer so far."),
     ] = None
     frequency_penalty: Annotated[
-        Penalty | None, Field(description="Taken from a token's logit for each time that the answer has it.")
+        Penalty | None, Field(description="Subtracted from a token's logit for each occurrence in the answer so far.")
     ] = None
     repetition_penalty: Annotated[
         Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None,
-        Field(description="Divides positive and multiplies negative logits of tokens in the prompt and the answer."),
+        Field(
+            description="Divides positive logits of tokens in the prompt and the answer, and multiplies negative ones."
+        ),
     ] = None
-    logit_bias: Annotated[dict[TokenKey, Bias] | None, Field(description="Token id → what is added to its logit.")] = (
+    logit_bias: Annotated[dict[TokenKey, Bias] | None, Field(description="Values to add to logits, by token id.")] = (
         None
     )
     min_tokens: Annotated[
         Annotated[int, Field(ge=0, le=INT32_MAX)] | None,
-        Field(description="Until so many are drawn, no EOS, stop token or stop string ends the answer."),
+        Field(description="The minimum number of tokens before EOS, a stop token or a stop string may end the answer."),
     ] = None
-    ignore_eos: Annotated[bool | None, Field(description="The answer goes on behind an EOS.")] = None
-    stop_token_ids: Annotated[list[TokenId] | None, Field(description="Tokens that end the answer.")] = None
+    ignore_eos: Annotated[bool | None, Field(description="Continue the answer after EOS.")] = None
+    stop_token_ids: Annotated[list[TokenId] | None, Field(description="Ids of tokens that end the answer.")] = None
     allowed_token_ids: Annotated[
-        Annotated[list[TokenId], Field(min_length=1)] | None, Field(description="No other token is drawn.")
+        Annotated[list[TokenId], Field(min_length=1)] | None,
+        Field(description="The ids of the only tokens that may be sampled."),
     ] = None
-    bad_words: Annotated[list[NonEmpty] | None, Field(description="Words that are never completed.")] = None
+    bad_words: Annotated[
+        list[NonEmptyText] | None,
+        Field(description="Words that the answer must not contain; the token that would complete one is excluded."),
+    ] = None
     include_stop_str_in_output: Annotated[
-        bool | None, Field(description="Keep what ended the answer, a stop string or token, in its text.")
+        bool | None, Field(description="Keep the stop string or stop token that ended the answer in its text.")
     ] = None
-    skip_special_tokens: Annotated[bool | None, Field(description="False shows special tokens in the text.")] = None
+    skip_special_tokens: Annotated[
+        bool | None, Field(description="Whether special tokens are left out of the text. Default: true.")
+    ] = None
     add_special_tokens: Annotated[
         bool | None,
-        Field(description="Whether the tokenizer adds its own (BOS); by default to a raw prompt only."),
+        Field(
+            description="Whether the tokenizer adds special tokens such as BOS. Default: true for a text prompt, false "
+            "for chat."
+        ),
     ] = None
     truncate_prompt_tokens: Annotated[
-        Annotated[int, Field(ge=-1, le=INT32_MAX), AfterValidator(_not_zero)] | None,
-        Field(description="Use only the prompt's last so many tokens; -1: as many as fit beside the answer."),
+        Annotated[int, Field(ge=-1, le=INT32_MAX), AfterValidator(_check_truncation)] | None,
+        Field(
+            description="Keep only this many tokens at the end of the prompt; -1 keeps as many as fit the context "
+            "beside the answer."
+        ),
     ] = None
 
     def sampling_extras(self) -> dict[str, Any]:
-        """Keyword arguments of `SamplingParams`: those that are given."""
+        """The given fields as keyword arguments of `SamplingParams`."""
         given: dict[str, Any] = {
             "min_p": self.min_p,
             "presence_penalty": self.presence_penalty,

@@ -1,4 +1,4 @@
-"""What an answer must be: OpenAI's `response_format`, vLLM's `guided_*` and `structured_outputs`."""
+"""Structured output: OpenAI's `response_format`, vLLM's `structured_outputs` and its older `guided_*` fields."""
 
 from __future__ import annotations
 
@@ -9,37 +9,45 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import JsonObject, Strict, Text
+from server.api.schemas.fields import JsonObject, StrictModel, Text
 from w2s_core.types import Grammar
 
 Choices = Annotated[list[Text], Field(min_length=1)]
 
 
-def _schema_kind(value: Any) -> str:
+def _schema_tag(value: Any) -> str:
     return "text" if isinstance(value, str) else "object"
 
 
-JsonSchema = Annotated[Annotated[Text, Tag("text")] | Annotated[JsonObject, Tag("object")], Discriminator(_schema_kind)]
+JsonSchema = Annotated[Annotated[Text, Tag("text")] | Annotated[JsonObject, Tag("object")], Discriminator(_schema_tag)]
 
 
-class TextFormat(Strict):
+class TextFormat(StrictModel):
+    """Plain text, the default."""
+
     type: Literal["text"]
 
 
-class JsonObjectFormat(Strict):
+class JsonObjectFormat(StrictModel):
+    """Any JSON object."""
+
     type: Literal["json_object"]
 
 
-class NamedSchema(Strict):
-    """`name`, `description` and `strict` change nothing: a schema is always followed."""
+class NamedSchema(StrictModel):
+    """A JSON schema with a name. `name`, `description` and `strict` have no effect: the schema is always enforced."""
 
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: Text | None = None
-    json_schema: Annotated[JsonObject | None, Field(alias="schema", description="Without one: any JSON object.")] = None
+    json_schema: Annotated[
+        JsonObject | None, Field(alias="schema", description="The schema. Default: any JSON object.")
+    ] = None
     strict: bool | None = None
 
 
-class JsonSchemaFormat(Strict):
+class JsonSchemaFormat(StrictModel):
+    """JSON that follows a schema."""
+
     type: Literal["json_schema"]
     json_schema: NamedSchema
 
@@ -47,21 +55,21 @@ class JsonSchemaFormat(Strict):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class StructuredOutputs(Strict):
-    """vLLM's: exactly one of these."""
+class StructuredOutputs(StrictModel):
+    """vLLM's field for structured output. Exactly one of the keys must be given."""
 
     json_: Annotated[JsonSchema | None, Field(alias="json", description="A JSON schema, as an object or as text.")] = (
         None
     )
-    regex: Annotated[Text | None, Field(description="What the whole answer matches.")] = None
-    choice: Annotated[Choices | None, Field(description="The answer is one of these.")] = None
-    grammar: Annotated[Text | None, Field(description="Lark or GBNF.")] = None
-    json_object: Annotated[bool | None, Field(description="Any JSON object.")] = None
+    regex: Annotated[Text | None, Field(description="A regular expression that the whole answer matches.")] = None
+    choice: Annotated[Choices | None, Field(description="The answer is one of these strings.")] = None
+    grammar: Annotated[Text | None, Field(description="A grammar that the answer follows, in Lark or GBNF.")] = None
+    json_object: Annotated[bool | None, Field(description="True: the answer is any JSON object.")] = None
 
     def grammars(self, field: str) -> Iterator[Grammar]:
-        """Those that are given."""
+        """The grammars that are given. `field` is the path of this object in the request."""
         if self.json_ is not None:
-            yield _of_schema(self.json_, f"{field}.json")
+            yield _schema_grammar(self.json_, f"{field}.json")
         if self.regex is not None:
             yield Grammar("regex", self.regex, f"{field}.regex")
         if self.choice is not None:
@@ -72,29 +80,41 @@ class StructuredOutputs(Strict):
             yield Grammar("json_object", "", f"{field}.json_object")
 
 
-class StructuredFields(Strict):
-    """At most one of these, in one request. Null means "not given"."""
+class StructuredFields(StrictModel):
+    """The request fields for structured output. A request may use at most one of them. Null means "not given"."""
 
-    response_format: Annotated[ResponseFormat | None, Field(description="Text, or JSON that follows a schema.")] = None
-    structured_outputs: Annotated[StructuredOutputs | None, Field(description="vLLM's.")] = None
+    response_format: Annotated[
+        ResponseFormat | None, Field(description="Plain text, any JSON object, or JSON that follows a schema.")
+    ] = None
+    structured_outputs: Annotated[
+        StructuredOutputs | None, Field(description="vLLM's field for structured output.")
+    ] = None
     guided_json: Annotated[JsonSchema | None, Field(description="A JSON schema, as an object or as text.")] = None
-    guided_regex: Annotated[Text | None, Field(description="What the whole answer matches.")] = None
-    guided_choice: Annotated[Choices | None, Field(description="The answer is one of these.")] = None
-    guided_grammar: Annotated[Text | None, Field(description="Lark or GBNF.")] = None
+    guided_regex: Annotated[Text | None, Field(description="A regular expression that the whole answer matches.")] = (
+        None
+    )
+    guided_choice: Annotated[Choices | None, Field(description="The answer is one of these strings.")] = None
+    guided_grammar: Annotated[Text | None, Field(description="A grammar that the answer follows, in Lark or GBNF.")] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _at_most_one(self) -> Self:
         fields = [grammar.field for grammar in self._grammars()]
         if len(fields) > 1:
-            message = f"not together with `{fields[0]}`: an answer follows one grammar"
+            message = f"cannot be combined with `{fields[0]}`: an answer follows one grammar"
             raise PydanticCustomError("grammars", "{message}", {"message": message, "param": fields[1]})
         if self.structured_outputs is not None and not fields:
-            raise PydanticCustomError("grammars", "names no grammar", {"param": "structured_outputs"})
+            raise PydanticCustomError(
+                "grammars",
+                "must contain one of `json`, `regex`, `choice`, `grammar` and `json_object`",
+                {"param": "structured_outputs"},
+            )
         return self
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the answer must be, if anything."""
+        """The grammar that the answer must follow, if any."""
         return next(self._grammars(), None)
 
     def _grammars(self) -> Iterator[Grammar]:
@@ -104,13 +124,13 @@ class StructuredFields(Strict):
             case JsonSchemaFormat(json_schema=named) if named.json_schema is None:
                 yield Grammar("json_object", "", "response_format")
             case JsonSchemaFormat(json_schema=named):
-                yield _of_schema(named.json_schema or {}, "response_format.json_schema.schema")
+                yield _schema_grammar(named.json_schema or {}, "response_format.json_schema.schema")
             case _:
                 pass
         if self.structured_outputs is not None:
             yield from self.structured_outputs.grammars("structured_outputs")
         if self.guided_json is not None:
-            yield _of_schema(self.guided_json, "guided_json")
+            yield _schema_grammar(self.guided_json, "guided_json")
         if self.guided_regex is not None:
             yield Grammar("regex", self.guided_regex, "guided_regex")
         if self.guided_choice is not None:
@@ -119,5 +139,5 @@ class StructuredFields(Strict):
             yield Grammar("grammar", self.guided_grammar, "guided_grammar")
 
 
-def _of_schema(schema: str | dict[str, Any], field: str) -> Grammar:
+def _schema_grammar(schema: str | dict[str, Any], field: str) -> Grammar:
     return Grammar("json", schema if isinstance(schema, str) else json.dumps(schema), field)

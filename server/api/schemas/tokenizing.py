@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, in vLLM's shapes."""
+"""Schemas of `POST /tokenize` and `POST /detokenize`, in vLLM's format."""
 
 from __future__ import annotations
 
@@ -6,46 +6,57 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from server.api.schemas.fields import Strict, Text, TokenId
+from server.api.schemas.fields import StrictModel, Text, TokenId
 from server.api.schemas.messages import Conversation
-from server.api.schemas.responses import Sent
+from server.api.schemas.responses import ResponseModel
 
 ModelName = Annotated[
-    str | None, Field(description="A served model; left out, the first one of the configuration.", min_length=1)
+    str | None,
+    Field(description="The name of a served model. Default: the first one in the configuration.", min_length=1),
 ]
 
 
-class _Asked(Strict):
+class _TokenizeFields(StrictModel):
+    """The fields that both kinds of `/tokenize` requests share."""
+
     model: ModelName = None
-    return_token_strs: Annotated[bool | None, Field(description="Return what the vocabulary calls the tokens.")] = False
-
-
-class TokenizeText(_Asked):
-    """A raw prompt."""
-
-    prompt: Text
-    add_special_tokens: Annotated[bool | None, Field(description="Let the tokenizer add its own (BOS).")] = True
-
-
-class TokenizeChat(Conversation, _Asked):
-    """A conversation, as the model's chat template writes it."""
-
-    add_special_tokens: Annotated[
-        bool | None, Field(description="Let the tokenizer add its own (BOS) to those that the template writes.")
+    return_token_strs: Annotated[
+        bool | None, Field(description="Return the tokens as they are spelled in the vocabulary, too.")
     ] = False
 
 
-def _kind(body: Any) -> str:
+class TokenizeText(_TokenizeFields):
+    """A request to tokenize a text prompt."""
+
+    prompt: Text
+    add_special_tokens: Annotated[
+        bool | None, Field(description="Whether the tokenizer adds special tokens such as BOS.")
+    ] = True
+
+
+class TokenizeChat(Conversation, _TokenizeFields):
+    """A request to tokenize a conversation, rendered by the model's chat template."""
+
+    add_special_tokens: Annotated[
+        bool | None,
+        Field(description="Whether the tokenizer adds special tokens such as BOS to those that the template writes."),
+    ] = False
+
+
+def _body_tag(body: Any) -> str:
     return "conversation" if isinstance(body, dict) and "messages" in body else "raw"
 
 
 TokenizeBody = Annotated[
-    Annotated[TokenizeText, Tag("raw")] | Annotated[TokenizeChat, Tag("conversation")], Discriminator(_kind)
+    Annotated[TokenizeText, Tag("raw")] | Annotated[TokenizeChat, Tag("conversation")], Discriminator(_body_tag)
 ]
 
 
-class Tokenized(Sent):
-    """`max_model_len`: the model's context in tokens; null while the provider behind it has not been reached."""
+class Tokenized(ResponseModel):
+    """The tokens. `max_model_len` is the model's context length in tokens.
+
+    It is null as long as the provider of a remote model has not been reached.
+    """
 
     count: int
     max_model_len: int | None
@@ -53,12 +64,14 @@ class Tokenized(Sent):
     token_strs: list[str] | None
 
 
-class DetokenizeBody(Strict):
+class DetokenizeBody(StrictModel):
+    """A request for the text of tokens."""
+
     model: ModelName = None
     tokens: list[TokenId]
 
 
-class Detokenized(Sent):
-    """The text of the tokens, special ones included."""
+class Detokenized(ResponseModel):
+    """The text of the tokens, including special ones."""
 
     prompt: str

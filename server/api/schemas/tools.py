@@ -1,4 +1,4 @@
-"""Tools that a request offers, and calls of them in answers."""
+"""Tools: the functions that a request offers, and the tool calls in responses."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.api.schemas.fields import JsonObject, Strict, Text
-from server.api.schemas.responses import Sent
+from server.api.schemas.fields import JsonObject, StrictModel, Text
+from server.api.schemas.responses import ResponseModel
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
-class Function(Strict):
-    """`parameters` is the JSON schema of the arguments. `strict` changes nothing: required and named calls always
-    follow it."""
+class Function(StrictModel):
+    """A function that the model may call. `parameters` is the JSON schema of its arguments.
+
+    `strict` has no effect: calls that `tool_choice` requires always follow the schema.
+    """
 
     name: FunctionName
     description: Text | None = None
@@ -22,51 +24,59 @@ class Function(Strict):
     strict: bool | None = None
 
 
-class Tool(Strict):
+class Tool(StrictModel):
+    """A tool that the request offers."""
+
     type: Literal["function"]
     function: Function
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it: every one expects parameters."""
+        """The tool for a chat template. Templates expect `parameters`, so a missing schema becomes an empty one."""
         function = {"name": self.function.name, "description": self.function.description or ""}
         parameters = self.function.parameters or {"type": "object", "properties": {}}
         return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
-class NamedFunction(Strict):
+class NamedFunction(StrictModel):
+    """The name of a function in `tools`."""
+
     name: FunctionName
 
 
-class NamedChoice(Strict):
+class NamedChoice(StrictModel):
+    """A `tool_choice` that makes the model call one function."""
+
     type: Literal["function"]
     function: NamedFunction
 
 
-def _choice_kind(value: Any) -> str:
+def _choice_tag(value: Any) -> str:
     return "named" if isinstance(value, dict) else "mode"
 
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("mode")] | Annotated[NamedChoice, Tag("named")],
-    Discriminator(_choice_kind),
+    Discriminator(_choice_tag),
 ]
 
 
-class FunctionCall(Sent):
-    """`arguments` is JSON, as text; in a stream a part of it."""
+class FunctionCall(ResponseModel):
+    """The name and arguments of a call. `arguments` is JSON as text, in a stream a part of it."""
 
     name: str | None = None
     arguments: str
 
 
-class ToolCall(Sent):
+class ToolCall(ResponseModel):
+    """A tool call in a complete response."""
+
     id: str
     type: Literal["function"]
     function: FunctionCall
 
 
-class ToolCallDelta(Sent):
-    """The first of a call has its id and its function's name."""
+class ToolCallDelta(ResponseModel):
+    """A part of a tool call in a stream. The first part of a call has its id and its function's name."""
 
     index: int
     id: str | None = None

@@ -1,4 +1,4 @@
-"""API keys: where they come from, what is refused, what their holders may use, and what the log says of them."""
+"""API keys: their sources, rejected configurations, rate limits per key, and what the log contains."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.access.keys import ApiKey, KeyRing, key_ring
+from server.access.keys import ApiKey, KeyRing, build_key_ring
 from server.access.limits import KeyUsage
-from server.access.policy import Policy, keys_of
+from server.access.policy import Policy, load_keys
 from server.settings.config import ServerConfig, load_settings
 from tests.fakes import FakeLargeModel, fake_engine, letters
 from tests.server.conftest import Connect
@@ -26,7 +26,7 @@ from w2s_core.errors import ConfigurationError, OverloadedError
 
 PATH = "/v1/completions"
 BODY = {"model": "plain", "prompt": "x", "max_tokens": 5}
-SOON = 10
+SOON = 60  # seconds; only a failing test waits that long
 
 
 def written(folder: Path, text: str) -> Path:
@@ -55,7 +55,7 @@ def test_a_file_names_keys_hashes_and_limits(tmp_path: Path) -> None:
         f"alice: alices\nbob: {{key: bobs, max_concurrent_requests: 2, tokens_per_minute: 60}}\n"
         f"carol: {{key_sha256: {digest}}}\n",
     )
-    ring = key_ring({}, path)
+    ring = build_key_ring({}, path)
     assert {key: name_of(ring, key) for key in ("alices", "bobs", "carols", "alice", digest, "")} == {
         "alices": "alice",
         "bobs": "bob",
@@ -72,7 +72,7 @@ def test_a_file_names_keys_hashes_and_limits(tmp_path: Path) -> None:
 def test_keys_of_the_settings_and_of_the_file_all_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("W2S_SERVER__API_KEYS", "one,two")
     monkeypatch.setenv("W2S_SERVER__API_KEYS_FILE", str(written(tmp_path, "three: drei\n")))
-    ring = keys_of(load_settings().server)
+    ring = load_keys(load_settings().server)
     assert [name_of(ring, key) for key in ("one", "two", "drei")] == ["key-1", "key-2", "three"]
 
 
@@ -80,7 +80,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
     compared: list[tuple[bytes, bytes]] = []
     whole = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append((a, b)) or whole(a, b))
-    ring = keys_of(ServerConfig(api_keys=("first", "second", "third")))
+    ring = load_keys(ServerConfig(api_keys=("first", "second", "third")))
     assert name_of(ring, "first") == "key-1"
     assert len(compared) == 3, "also those behind the one that fits"
     assert {len(side) for pair in compared for side in pair} == {32}, "hashes: not even the length can be timed"
@@ -91,13 +91,13 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
     [
         ("", "holds no key"),
         ("# nothing", "holds no key"),
-        ("alice: ''", "alice.key: must be printable ASCII without blanks, and not empty"),
-        ("alice:", "alice: needs one of"),
+        ("alice: ''", "alice.key: must be printable ASCII without spaces, and not empty"),
+        ("alice:", "alice: needs exactly one of"),
         ("alice: 'sesame sesame'", "alice.key: must be printable"),
         ("alice: sésame", "alice.key: must be printable"),
         ("alice: 123456", "alice.key: Input should be a valid string"),
-        ("alice: {}", "alice: needs one of"),
-        ("alice: {key: sesame, key_sha256: " + "a" * 64 + "}", "alice: needs one of"),
+        ("alice: {}", "alice: needs exactly one of"),
+        ("alice: {key: sesame, key_sha256: " + "a" * 64 + "}", "alice: needs exactly one of"),
         ("alice: {key_sha256: sesame}", "alice.key_sha256"),
         ("alice: {key: sesame, tokens_per_minute: 0}", "alice.tokens_per_minute"),
         ("alice: {key: sesame, max_concurrent_requests: many}", "alice.max_concurrent_requests"),
@@ -112,7 +112,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch)
 )
 def test_a_file_that_is_wrong_is_refused_unseen(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=r"server\.api_keys") as refusal:
-        key_ring({}, written(tmp_path, content))
+        build_key_ring({}, written(tmp_path, content))
     assert message in str(refusal.value)
     assert "sesame" not in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -120,16 +120,16 @@ def test_a_file_that_is_wrong_is_refused_unseen(tmp_path: Path, content: str, me
 
 def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"server\.api_keys_file: .*nowhere: cannot be read"):
-        key_ring({}, tmp_path / "nowhere")
+        build_key_ring({}, tmp_path / "nowhere")
     (tmp_path / "keys.yaml").write_bytes(b"alice: sesame\xff")
     with pytest.raises(ConfigurationError, match="not UTF-8") as refusal:
-        key_ring({}, tmp_path / "keys.yaml")
+        build_key_ring({}, tmp_path / "keys.yaml")
     assert "sesame" not in str(refusal.value)
 
 
 def test_a_name_may_stand_in_one_place_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"server\.api_keys has `alice` as well"):
-        keys_of(ServerConfig(api_keys={"alice": "one"}, api_keys_file=written(tmp_path, "alice: two\n")))
+        load_keys(ServerConfig(api_keys={"alice": "one"}, api_keys_file=written(tmp_path, "alice: two\n")))
 
 
 @pytest.mark.parametrize("value", ["", " ", "one,,two", '[""]', '{"alice": ""}'])
@@ -145,7 +145,7 @@ def test_a_file_that_all_may_read_is_warned_of(
 ) -> None:
     path = written(tmp_path, "alice: sesame\n")
     path.chmod(mode)
-    key_ring({}, path)
+    build_key_ring({}, path)
     assert ("can be read by every user" in caplog.text) == warned
     assert "sesame" not in caplog.text
 
@@ -200,8 +200,8 @@ def clock() -> Clock:
     return Clock()
 
 
-def entered(ledger: KeyUsage, key: ApiKey, sampled: int) -> None:
-    ledger.enter(key).close(sampled)
+def entered(usage: KeyUsage, key: ApiKey, sampled: int) -> None:
+    usage.acquire(key).release(sampled)
 
 
 def refused(enter: Callable[[], object]) -> OverloadedError:
@@ -211,38 +211,38 @@ def refused(enter: Callable[[], object]) -> OverloadedError:
 
 
 def test_tokens_are_a_bucket_that_fills_with_time(clock: Clock) -> None:
-    ledger, key = KeyUsage(clock), ApiKey("alice", b"", tokens_per_minute=60)
-    entered(ledger, key, 59)
-    entered(ledger, key, 31)  # one token was left, so it was let in: 30 more than there were
-    error = refused(lambda: ledger.enter(key))
+    usage, key = KeyUsage(clock), ApiKey("alice", b"", tokens_per_minute=60)
+    entered(usage, key, 59)
+    entered(usage, key, 31)  # one token was left, so it was let in: 30 more than there were
+    error = refused(lambda: usage.acquire(key))
     assert error.retry_after_s == 31
     assert "`alice`" in str(error)
     assert "tokens_per_minute of 60" in str(error)
     clock.now += 30
-    assert refused(lambda: ledger.enter(key)).retry_after_s == 1
+    assert refused(lambda: usage.acquire(key)).retry_after_s == 1
     clock.now += error.retry_after_s - 30
-    entered(ledger, key, 0)
+    entered(usage, key, 0)
     clock.now += 10**6
-    entered(ledger, key, 60)
-    refused(lambda: ledger.enter(key))  # a bucket holds a minute's worth, however long nobody came
+    entered(usage, key, 60)
+    refused(lambda: usage.acquire(key))  # a bucket holds a minute's worth, however long nobody came
 
 
 def test_each_key_has_its_own(clock: Clock) -> None:
-    ledger = KeyUsage(clock)
+    usage = KeyUsage(clock)
     alice, bob = (ApiKey(name, b"", max_concurrent_requests=1, tokens_per_minute=60) for name in ("alice", "bob"))
-    lease = ledger.enter(alice)
-    assert "max_concurrent_requests is 1" in str(refused(lambda: ledger.enter(alice)))
-    entered(ledger, bob, 100)
-    lease.close(0)
-    entered(ledger, alice, 0)
-    refused(lambda: ledger.enter(bob))
+    lease = usage.acquire(alice)
+    assert "max_concurrent_requests is 1" in str(refused(lambda: usage.acquire(alice)))
+    entered(usage, bob, 100)
+    lease.release(0)
+    entered(usage, alice, 0)
+    refused(lambda: usage.acquire(bob))
 
 
 def test_a_key_without_limits_is_never_refused(clock: Clock) -> None:
-    ledger, key = KeyUsage(clock), ApiKey("alice", b"")
+    usage, key = KeyUsage(clock), ApiKey("alice", b"")
     for _ in range(100):
-        ledger.enter(key)
-    entered(ledger, key, 10**9)
+        usage.acquire(key)
+    entered(usage, key, 10**9)
 
 
 async def test_more_requests_at_once_than_a_key_may_have(connect: Connect) -> None:
@@ -265,7 +265,7 @@ async def test_more_requests_at_once_than_a_key_may_have(connect: Connect) -> No
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_tokens_that_were_sampled_are_what_a_request_costs(connect: Connect, stream: bool) -> None:
-    """Five tokens of answer at W·K = 4: twenty. Pruned ones cost as much as those that are returned."""
+    """Five tokens of answer with W·K = 4 cost twenty: pruned tokens count like returned ones."""
     engine = fake_engine(FakeLargeModel(letters(eos=0.0)))
     keys = {"alice": {"key": "a", "tokens_per_minute": 21}}
     client: httpx.AsyncClient = await connect(engine, ServerConfig(api_keys=keys))

@@ -1,4 +1,4 @@
-"""What an answer looks like, whole and streamed: OpenAI's shapes, and what guidance adds."""
+"""Response bodies, complete and streamed: OpenAI's formats, and the fields that guidance adds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.answers import Chunks, Envelope, whole_answer
+from server.api.answers import ChunkStream, ResponseMetadata, full_response
 from server.api.response_builders import ChatBuilder, CompletionBuilder
 from server.api.schemas.base import StreamOptions
-from server.http.sse import DONE, event
+from server.http.sse import DONE, encode_chunk
 from tests.server.conftest import Connect
 from tests.server.fake_engine import REPORT, FakeEngine, Script, hypothesis
 from w2s_core.engine.events import ChoiceFinished, Event, GuidanceReport, RequestFinished, TextCommitted
@@ -185,22 +185,22 @@ def scripts(draw: st.DrawFn) -> tuple[list[Event], list[str]]:
     return [*events, RequestFinished(1, 1, None)], texts
 
 
-@pytest.mark.parametrize("shape", [CompletionBuilder(), ChatBuilder()])
+@pytest.mark.parametrize("builder", [CompletionBuilder(), ChatBuilder()])
 @given(script=scripts(), usage=st.booleans())
 async def test_a_stream_says_what_the_whole_says(
-    shape: CompletionBuilder | ChatBuilder, script: tuple[list[Event], list[str]], usage: bool
+    builder: CompletionBuilder | ChatBuilder, script: tuple[list[Event], list[str]], usage: bool
 ) -> None:
-    """Whatever characters a model writes, frames stay frames (a newline or U+2028 must not end one), every choice
-    opens before its text and ends once, and the pieces make up the whole."""
+    """For any characters, events stay intact (a newline or U+2028 must not end one), every choice
+    opens before its text and finishes once, and the deltas add up to the complete response."""
     events, texts = script
 
     async def played() -> Any:
         for each in events:
             yield each
 
-    envelope = Envelope.new("id", "m")
-    streamed = Chunks(shape, envelope, StreamOptions(include_usage=usage), len(texts))
-    frames = [event(chunk) async for chunk in streamed.of(played())]
+    metadata = ResponseMetadata.new("id", "m")
+    streamed = ChunkStream(builder, metadata, StreamOptions(include_usage=usage), len(texts))
+    frames = [encode_chunk(chunk) async for chunk in streamed.chunks(played())]
     wire = (b"".join(frames) + DONE).decode()
     assert wire.count("\n\n") == len(frames) + 1
     assert wire.count("\r") == 0
@@ -213,7 +213,7 @@ async def test_a_stream_says_what_the_whole_says(
             received[choice["index"]] += choice["text"] if "text" in choice else choice["delta"].get("content", "")
             if choice["finish_reason"]:
                 ended.append(choice["index"])
-    answer = json.loads((await whole_answer(played(), shape, envelope)).model_dump_json(exclude_unset=True))
+    answer = json.loads((await full_response(played(), builder, metadata)).model_dump_json(exclude_unset=True))
     assert received[: len(texts)] == texts
     assert ended == [each.index for each in events if isinstance(each, ChoiceFinished)], (
         "at once, in the engine's order"

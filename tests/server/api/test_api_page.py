@@ -1,4 +1,4 @@
-"""docs/api.md tells of every field of a request and of no other, of every error, and what it says is refused is."""
+"""`docs/api.md` lists exactly the request fields and errors that exist, and the fields that are rejected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from server.api.schemas.chat import ChatBody
 from server.api.schemas.completions import CompletionBody
 from server.api.schemas.guidance import GuidanceOptions
-from server.errors import HTTP_CODES, KINDS
+from server.errors import ERROR_SPECS, HTTP_ERROR_CODES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
 BODIES: dict[str, type[CompletionBody] | type[ChatBody]] = {"completions": CompletionBody, "chat": ChatBody}
@@ -67,7 +67,7 @@ def test_what_is_said_to_be_refused_is(endpoint: str, name: str) -> None:
 
 def test_fields_that_only_their_neutral_value_may_have_are_told() -> None:
     for body in BODIES.values():
-        assert body.asks_nothing.keys() - body.model_fields.keys() <= REFUSED.keys()
+        assert body.neutral_values.keys() - body.model_fields.keys() <= REFUSED.keys()
 
 
 def test_every_key_of_guidance_is_told_with_its_default() -> None:
@@ -81,5 +81,5 @@ def test_every_key_of_guidance_is_told_with_its_default() -> None:
 def test_every_error_is_told() -> None:
     rows = list(table("Errors"))
     told = {(int(cells[1]), code) for cells in rows for code in re.findall(r"`(\w+)`", cells[3])}
-    ours = {(kind.status, kind.code) for kind in KINDS.values() if kind.code} | set(HTTP_CODES.items())
+    ours = {(kind.status, kind.code) for kind in ERROR_SPECS.values() if kind.code} | set(HTTP_ERROR_CODES.items())
     assert ours - {(504, "upstream_error")} == told

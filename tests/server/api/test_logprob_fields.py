@@ -1,4 +1,4 @@
-"""What may be asked of log-probabilities: at its borders, and what the engine is asked for."""
+"""The request fields for log-probabilities: limits, and the engine's request that results."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from server.api.schemas.logprobs import LEAST, chat_logprobs, completion_logprobs, prompt_logprobs
+from server.api.schemas.logprobs import MIN_LOGPROB, chat_logprobs, completion_logprobs, prompt_logprobs
 from server.app import create_app
 from server.engine_host import EngineHost
 from tests.fakes import EOS, FakeLargeModel, fake_engine
@@ -56,7 +56,7 @@ async def streamed(client: httpx.AsyncClient, path: str, **changes: Any) -> list
 
 
 def check_legacy(choice: dict[str, Any]) -> None:
-    """Each whole token stands in the text at its offset; the texts of whole tokens make up the text."""
+    """Each whole token is in the text at its offset; the texts of whole tokens make up the text."""
     told, text = choice["logprobs"], choice["text"]
     assert len({len(values) for values in told.values()}) == 1
     for token, nats, top, offset in zip(*(told[key] for key in KEYS), strict=True):
@@ -64,7 +64,7 @@ def check_legacy(choice: dict[str, Any]) -> None:
             assert text[offset:].startswith(token)
         if nats is not None:
             assert top[token] == nats
-            assert LEAST <= nats <= 0
+            assert MIN_LOGPROB <= nats <= 0
     if not any(token.startswith("bytes:") for token in told["tokens"]):
         assert "".join(t for t in told["tokens"] if t != "<eos>") == text
 
@@ -144,7 +144,7 @@ async def test_echo_with_logprobs(client: httpx.AsyncClient, model: str, prompt:
     assert told["text_offset"][:4] == [0, 0, 1, 2]
     assert told["token_logprobs"][0] is None
     assert told["top_logprobs"][0] is None
-    assert told["token_logprobs"][1:3] == [LEAST, LEAST], "minus infinity is no JSON"
+    assert told["token_logprobs"][1:3] == [MIN_LOGPROB, MIN_LOGPROB], "minus infinity is no JSON"
     chunks = [chunk["choices"][0] for chunk in await streamed(client, COMPLETIONS, **ask)]
     assert chunks[0]["text"] == "é!"
     for key in KEYS:
@@ -204,17 +204,17 @@ async def test_prompt_logprobs_as_vllm_shapes_them(client: httpx.AsyncClient, pa
 def test_shapes_of_one_token() -> None:
     piece = TokenText(None, b"\xe2\x82")
     first = TokenInfo(7, piece, 2, -math.inf, 9, ((5, TokenText("b", b"b"), -0.1), (6, TokenText("b", b"b"), -0.2)))
-    legacy = completion_logprobs([first], 2, shift=10)
+    legacy = completion_logprobs([first], 2, text_start=10)
     assert legacy.tokens == ["bytes:\\xe2\\x82"]
-    assert legacy.top_logprobs == [{"b": -0.1, "bytes:\\xe2\\x82": LEAST}], "of equal texts the likelier one"
+    assert legacy.top_logprobs == [{"b": -0.1, "bytes:\\xe2\\x82": MIN_LOGPROB}], "of equal texts the likelier one"
     assert legacy.text_offset == [12]
     [chat] = chat_logprobs([first], 1).content
-    assert (chat.token, chat.bytes, chat.logprob) == ("\\xe2\\x82", [0xE2, 0x82], LEAST)
+    assert (chat.token, chat.bytes, chat.logprob) == ("\\xe2\\x82", [0xE2, 0x82], MIN_LOGPROB)
     assert [(top.token, top.bytes) for top in chat.top_logprobs] == [("b", [98])]
     [ranked] = prompt_logprobs([first], 2)
     assert ranked is not None
     assert {key: (value.rank, value.logprob) for key, value in ranked.items()} == {
-        "7": (9, LEAST),
+        "7": (9, MIN_LOGPROB),
         "5": (1, -0.1),
         "6": (2, -0.2),
     }

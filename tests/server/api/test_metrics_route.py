@@ -1,4 +1,4 @@
-"""`GET /metrics`, while the engine loads and when it serves."""
+"""`GET /metrics`, while the engine loads and while it serves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's description is true: every example in it is served, and answered in the shape that it promises."""
+"""`/openapi.json`: every example request is served, and every response matches its schema."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from server.app import VERSION, create_app
 from server.engine_host import EngineHost
-from server.errors import KINDS
+from server.errors import ERROR_SPECS
 from tests.fakes import FakeLargeModel, fake_engine, letters
 from tests.server.conftest import Connect
 from w2s_core.structured.tool_formats import HERMES
@@ -117,7 +117,7 @@ def test_every_error_is_described_with_an_example(path: str, method: str, operat
 
 def test_every_row_of_the_table_of_errors_is_described() -> None:
     told = {int(s) for _, _, operation in operations() for s in operation["responses"] if s != "200"}
-    assert told == {kind.status for kind in KINDS.values()} | {408, 413, 431}
+    assert told == {kind.status for kind in ERROR_SPECS.values()} | {408, 413, 431}
 
 
 async def test_the_pages_are_served(client: httpx.AsyncClient) -> None:

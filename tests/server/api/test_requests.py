@@ -1,4 +1,4 @@
-"""Every field at its borders: what the engine is asked for, and what is refused naming the field."""
+"""Every request field at its limits: the engine's request that results, and rejections that name the field."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BOTH = pytest.mark.parametrize("endpoint", ["completions", "chat"])
 
 
 class Asker:
-    """Posts a body's changes to an endpoint and keeps what reached the engine."""
+    """Posts a minimal body with changes to an endpoint, and keeps the request that reached the engine."""
 
     def __init__(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
         self.client, self.engine = client, engine
@@ -435,7 +435,7 @@ FIELDS = st.sampled_from(["model", "prompt", "messages", "stop", "n", "guidance"
 @settings(deadline=None)
 @given(st.lists(st.tuples(FIELDS, JSON), max_size=4))
 async def test_no_body_is_our_bug(changes: list[tuple[str, Any]]) -> None:
-    """Whatever JSON comes is answered or refused, never failed: 500 characters of luck cannot buy a 500."""
+    """Any JSON is answered or refused and never causes a 500."""
     from tests.server.conftest import loaded
 
     async with loaded(FakeEngine()) as app:

@@ -1,4 +1,4 @@
-"""The extras of sampling: what reaches the engine, and what is refused naming the field."""
+"""The sampling extensions: the engine's request that results, and rejections that name the field."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_null_is_not_given(ask: Asker, endpoint: str) -> None:
 
 @pytest.mark.parametrize(("given", "raw", "chat"), [(None, True, False), (True, True, True), (False, False, False)])
 async def test_special_tokens_of_prompts(ask: Asker, given: bool | None, raw: bool, chat: bool) -> None:
-    """vLLM's defaults: a raw prompt gets them, a conversation has its template's."""
+    """vLLM's defaults: added to a text prompt, not to a conversation, whose template writes them."""
     [prompt] = (await ask.asked("completions", add_special_tokens=given)).prompts
     assert prompt == TextPrompt("x", special_tokens=raw)
     [prompt] = (await ask.asked("chat", add_special_tokens=given)).prompts

@@ -1,4 +1,4 @@
-"""`echo` with `max_tokens` 0 on a guided model: a fixed text, under the large model and under each pair."""
+"""Scoring a fixed text: `echo` with `max_tokens` 0, under the large model and under each pair."""
 
 from __future__ import annotations
 

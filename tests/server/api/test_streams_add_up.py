@@ -1,4 +1,4 @@
-"""Whatever is asked for, a stream adds up to the answer that is not streamed, and no chunk splits a character."""
+"""A stream adds up to the response that is not streamed, for every option, and no chunk splits a character."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ASKED = st.tuples(st.just(COMPLETIONS), COMPLETION) | st.tuples(st.just(CHAT), C
 
 
 def text_of(choice: dict[str, Any]) -> str:
-    """Of a choice or a part of one."""
+    """The text of a choice or of a chunk's part of one."""
     said = choice.get("message", choice.get("delta"))
     return str(choice["text"] if said is None else said.get("content") or "")
 
 
 def told_of(choice: dict[str, Any]) -> list[Any]:
-    """What is told of its tokens, one entry each."""
+    """The log-probability entries of a choice, one per token."""
     told = choice["logprobs"] or {}
     if "content" in told:
         return list(told["content"])
@@ -47,7 +47,7 @@ def told_of(choice: dict[str, Any]) -> list[Any]:
 
 
 def check_places(text: str, choice: dict[str, Any]) -> None:
-    """Whole tokens stand in the text where they are said to; where all are whole they are the text."""
+    """Each whole token is in the text at its offset; if all tokens are whole, they make up the text."""
     tokens = choice["logprobs"]["tokens"]
     for token, offset in zip(tokens, choice["logprobs"]["text_offset"], strict=True):
         if not token.startswith(("bytes:", "<eos>")) and offset < len(text):

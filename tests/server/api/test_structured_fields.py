@@ -1,4 +1,4 @@
-"""Structured output: what reaches the engine from each spelling, and what is refused naming the field."""
+"""Structured output fields: the grammar that results from each, and rejections that name the field."""
 
 from __future__ import annotations
 

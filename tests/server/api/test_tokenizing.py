@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize` in vLLM's shapes: what is counted is what a request would be counted by."""
+"""`/tokenize` and `/detokenize` in vLLM's format: their counts equal a generation request's prompt tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools over HTTP: what the template is told, what is read out of answers, whole and streamed, guided and plain."""
+"""Tools over HTTP: the template's input, and the calls parsed from answers, complete and streamed, guided and plain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ANSWER = f"Let me see.\n<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n" + '{"n
 
 
 def saying(text: str, form: ToolFormat | None = HERMES) -> FakeLargeModel:
-    """A model that says just this, and then ends."""
+    """A fake model that answers with exactly this text."""
     data = text.encode()
 
     def distribution(prompt: Tokens, answer: Tokens) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""What a request's head may be, how many connections there may be, other origins, the administrator's port, TLS."""
+"""Header and connection limits, CORS, the admin port, and TLS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.server.conftest import Connect, Serve
 from tests.server.http.test_slow_clients import Raw, connected, error_of, status_of
 from w2s_core.errors import ConfigurationError
 
-SOON = 20
+SOON = 60  # seconds; only a failing test waits that long
 GET = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n"
 
 
@@ -216,7 +216,7 @@ def test_the_line_to_paste_is_https() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tls_certificate": None}, "tls_key: is of no use without tls_certificate"),
+        ({"tls_certificate": None}, "tls_key: needs tls_certificate"),
         ({"tls_certificate": "nowhere.pem"}, "server.tls_certificate nowhere.pem"),
         ({"tls_key": None}, "server.tls_certificate "),
         ({"tls_key": "other.pem"}, "server.tls_key "),

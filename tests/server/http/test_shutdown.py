@@ -1,4 +1,4 @@
-"""SIGTERM: not ready at once, running answers finish, waiting ones are refused, exit code 0."""
+"""Graceful shutdown: on SIGTERM not ready at once, running requests finish, waiting ones get 503, exit code 0."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ask(url: str, **fields: Any) -> httpx.Response:
 
 @contextmanager
 def streaming(running: Replica, **fields: Any) -> Iterator[Iterator[str]]:
-    """The events of a stream that has begun: its first one has come."""
+    """The events of a stream whose first one has arrived."""
     body = BODY | {"stream": True} | fields
     running.allow(1)  # the headers come with the first event
     with httpx.stream("POST", f"{running.url}/v1/completions", json=body, timeout=SOON) as response:

@@ -1,4 +1,4 @@
-"""A whole server's output, at its most talkative, holds no key, no prompt and no answer, however a request ends."""
+"""A server's whole output at level debug contains no API key, no prompt and no answer, however requests end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMPLETIONS, CONVERSATIONS = "/v1/completions", "/v1/chat/completions"
 
 
 def representative_requests(running: Replica) -> list[int]:
-    """Statuses of requests that end in every way that a client can bring about."""
+    """The statuses of requests that end in every way a client can cause."""
     with httpx.Client(base_url=running.url, timeout=SOON, headers={"authorization": f"Bearer {KEY}"}) as client:
         answers = [
             client.post(COMPLETIONS, json=BODY),

@@ -1,4 +1,4 @@
-"""One line a request: what it says, and what it must never say."""
+"""The request log: one line per request, its fields, and what it must never contain."""
 
 from __future__ import annotations
 

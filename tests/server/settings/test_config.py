@@ -1,4 +1,4 @@
-"""Settings: who wins, what is refused, and that the example shows every key."""
+"""Settings: precedence of their sources, rejected configurations, and that the example shows every key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from server.settings.config import DEMO, ServerConfig, Settings, load_settings
-from server.settings.environment import EnvironmentSource, name_of, path_of
+from server.settings.environment import EnvironmentSource, key_path, variable_name
 from w2s_core.config import EngineConfig, RemoteLargeModelConfig, RemotePairConfig
 from w2s_core.errors import ConfigurationError
 
@@ -174,7 +174,7 @@ def test_a_section_that_is_no_mapping_is_refused() -> None:
 
 @given(st.lists(st.from_regex(r"[a-z0-9]+(_[a-z0-9]+)*", fullmatch=True), min_size=1, max_size=4))
 def test_names_of_variables_lead_to_their_keys(path: list[str]) -> None:
-    assert path_of(name_of(".".join(path))) == path
+    assert key_path(variable_name(".".join(path))) == path
 
 
 def test_a_template_of_null_and_an_empty_one_differ(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_the_example_shows_every_key(path: tuple[str, ...]) -> None:
 
 
 def test_the_list_of_keys_is_not_empty() -> None:
-    """Guards the test above: were `keys_of` to find nothing, it would pass by saying nothing."""
+    """Guards the test above, which would pass without checking anything if `keys_of` found no keys."""
     found = set(keys_of(Settings))
     assert ("served_models", "*", "guidance", "chunk_length") in found
     assert ("server", "drain_timeout_s") in found

@@ -1,4 +1,4 @@
-"""SIGHUP: keys, limits and served models change under running streams; what cannot be read or followed changes
+"""Reload on SIGHUP: keys, limits and served models change under running streams; an invalid configuration changes
 nothing."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from server.settings.config import ServerConfig, Settings
-from server.settings.reload import _LIVE, changes, need_a_restart
+from server.settings.reload import _RELOADABLE, changed_keys, keys_needing_restart
 from tests.replica import REPLICA, ROOT, SOON, Replica, replica
 from tests.server.http.test_limits import certified
 
@@ -31,7 +31,7 @@ RELOADED, NOT_RELOADED = "is reloaded", "is not reloaded"
 
 
 def settings(**server: Any) -> dict[str, Any]:
-    """What the replica's fake engine serves, as a file says it."""
+    """The settings of the replica's fake engine, as in a file."""
     return {
         "large_models": {"large": {"model": "x"}},
         "pairs": {"positive": PAIR, "polite": PAIR},
@@ -41,13 +41,13 @@ def settings(**server: Any) -> dict[str, Any]:
 
 
 class Configured:
-    """A replica and its files."""
+    """A replica with its configuration file and key file."""
 
     def __init__(self, running: Replica, folder: Path) -> None:
         self.running, self.folder = running, folder
 
     def reload(self, content: Any = None, keys: str | None = None, until: str = RELOADED) -> str:
-        """Its line about it."""
+        """Writes the files, sends SIGHUP, and returns the log line about it."""
         write(self.folder, content, keys)
         self.running.send(signal.SIGHUP)
         return self.running.until(until)
@@ -154,7 +154,7 @@ def test_what_cannot_be_followed_changes_nothing(tmp_path: Path, keys_file: dict
             ]
             assert about_it == [line], "one line"
             write(tmp_path, original, "alice: alices\n")
-        assert "at most the files" in server.reload()
+        assert "no key changed" in server.reload()
 
 
 def test_the_certificate_changes_for_new_connections(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_change_while_models_load_holds_once_they_are_there(tmp_path: Path) ->
 
 
 def test_it_leaves_with_its_terminal() -> None:
-    """A closed terminal sends the same signal."""
+    """A terminal that is closed sends SIGHUP, too."""
     terminal, theirs = os.openpty()
     command = [sys.executable, "-c", REPLICA, "serve", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs) as process:
@@ -236,20 +236,20 @@ def test_it_leaves_with_its_terminal() -> None:
 
 
 def test_what_is_live_is_a_key() -> None:
-    assert set(ServerConfig.model_fields) > _LIVE
+    assert set(ServerConfig.model_fields) > _RELOADABLE
 
 
-@pytest.mark.parametrize("name", sorted(set(ServerConfig.model_fields) - _LIVE))
+@pytest.mark.parametrize("name", sorted(set(ServerConfig.model_fields) - _RELOADABLE))
 def test_a_key_that_is_not_live_needs_a_restart(name: str) -> None:
     other = {"host": "h", "port": 9, "admin_port": 9, "cors_origins": ("*",), "log_format": "json", "traces": True}
     old, new = (Settings(**settings(**server)) for server in ({}, {name: other[name]}))
-    changed = changes(old, new)
+    changed = changed_keys(old, new)
     assert changed == [f"server.{name}"]
-    assert need_a_restart(changed, old.server, new.server) == changed
+    assert keys_needing_restart(changed, old.server, new.server) == changed
 
 
 def test_tls_cannot_begin_or_end() -> None:
     old, new = (Settings(**settings(**server)) for server in ({}, {"tls_certificate": "x"}))
-    assert need_a_restart(changes(old, new), old.server, new.server) == ["server.tls_certificate"]
+    assert keys_needing_restart(changed_keys(old, new), old.server, new.server) == ["server.tls_certificate"]
     later = Settings(**settings(tls_certificate="y"))
-    assert need_a_restart(changes(new, later), new.server, later.server) == []
+    assert keys_needing_restart(changed_keys(new, later), new.server, later.server) == []

@@ -1,4 +1,4 @@
-"""Ask every condition for every answer through the engine (Zhou et al. 2024, section 5.1, in miniature)."""
+"""Generates the answers of every condition through the engine (Zhou et al. 2024, section 5.1, in miniature)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from w2s_core.types import GenerationRequest, Hypothesis, Prompt, SamplingParams
 T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[Condition], None]  # called after every answer
-_SEED_STRIDE = 1_000_003  # prompts never share a seed, conditions always do: that sharpens their differences
+_SEED_STRIDE = (
+    1_000_003  # no two prompts share a seed; all conditions do, which reduces the variance of their differences
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: what it cost in tokens of the large model (pruned ones included) and in seconds of waiting."""
+    """One answer and its cost: tokens sampled from the large model, pruned ones included, and seconds of latency."""
 
     condition: Condition
     opener: str
@@ -36,12 +38,12 @@ class Answer:
 
     @property
     def judged_text(self) -> str:
-        """What judges read."""
+        """The text that the judges score: opener and answer."""
         return self.opener + self.hypothesis.text
 
 
-class Interview:
-    """Puts the openers to an engine. `weak_prompt` is how the small model gets an opener."""
+class AnswerGenerator:
+    """Generates answers with an engine. `weak_prompt` makes the small model's prompt of an opener."""
 
     def __init__(self, engine: Engine, settings: Settings, weak_prompt: Callable[[str], Prompt] = TextPrompt) -> None:
         self._engine = engine
@@ -49,16 +51,16 @@ class Interview:
         self._weak_prompt = weak_prompt
 
     async def answers(self, condition: Condition, progress: Progress) -> list[Answer]:
-        """All of one condition's, prompt by prompt, `concurrency` at a time and nothing else meanwhile."""
+        """All answers of one condition, ordered by opener and seed, with `Settings.concurrency` requests at once."""
 
-        async def one(task: tuple[int, int]) -> Answer:
+        async def generate(task: tuple[int, int]) -> Answer:
             answer = await self._answer(condition, *task)
             progress(condition)
             return answer
 
         openers = range(len(self._settings.openers))
         tasks = [(opener, seed) for opener in openers for seed in range(condition.seeds)]
-        return await bounded(one, tasks, self._settings.concurrency)
+        return await bounded(generate, tasks, self._settings.concurrency)
 
     async def _answer(self, condition: Condition, index: int, seed: int) -> Answer:
         settings, opener = self._settings, self._settings.openers[index]
@@ -70,27 +72,27 @@ class Interview:
             seed=seed * _SEED_STRIDE + index,
         )
         request = GenerationRequest(condition.model, (prompt,), sampling, condition.guidance)
-        begin = time.perf_counter()
+        start = time.perf_counter()
         async with aclosing(self._engine.generate(request)) as events:
             async for event in events:
                 if isinstance(event, ChoiceFinished):
                     hypothesis = event.hypothesis
                 elif isinstance(event, RequestFinished):
-                    drawn = event.guidance.sampled_tokens if event.guidance else event.completion_tokens
-        return Answer(condition, opener, seed, hypothesis, drawn, time.perf_counter() - begin)
+                    sampled = event.guidance.sampled_tokens if event.guidance else event.completion_tokens
+        return Answer(condition, opener, seed, hypothesis, sampled, time.perf_counter() - start)
 
 
 def behind_bos(tokenizer: HFTokenizer) -> Callable[[str], Prompt]:
-    """Openers as the small model knows the beginning of a text: behind BOS, which its tokenizer does not add."""
-    return lambda opener: TokenPrompt(tokenizer.start + tokenizer.encode(opener, special_tokens=False))
+    """Makes prompts of BOS and an opener, as the small model was trained on; its tokenizer does not add BOS."""
+    return lambda opener: TokenPrompt(tokenizer.empty_prompt + tokenizer.encode(opener, special_tokens=False))
 
 
 async def bounded(function: Callable[[T], Awaitable[R]], items: Sequence[T], limit: int) -> list[R]:
-    """The function's results in the items' order, at most `limit` at work. The first failure stops all."""
-    gate = asyncio.Semaphore(limit)
+    """Applies `function` to all items, at most `limit` at a time; results in order. The first failure cancels all."""
+    semaphore = asyncio.Semaphore(limit)
 
-    async def guarded(item: T) -> R:
-        async with gate:
+    async def limited(item: T) -> R:
+        async with semaphore:
             return await function(item)
 
-    return await gather_all([guarded(item) for item in items])
+    return await gather_all([limited(item) for item in items])

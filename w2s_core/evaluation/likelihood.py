@@ -1,6 +1,6 @@
-"""Nats of given texts, read in float32 whatever the engine computed in, and alike for every method.
+"""Log-likelihoods and implicit scores of answers, computed in float32 and in the same way for every method.
 
-A worker of its own, started when the engine has done its work, holds the large model and the pair.
+They do not depend on the engine's dtype: a separate worker loads the large model and the pair after the engine stopped.
 """
 
 from __future__ import annotations
@@ -25,40 +25,44 @@ from w2s_core.types import Hypothesis, TextPrompt
 Likelihood = Callable[[str, str], Awaitable[float | None]]
 
 
-class Instrument:
-    """`likelihood(prompt, text)`: log p_large(text | prompt) per token in nats, None for an empty text."""
+class LikelihoodEvaluator:
+    """Scores answers with the pair and the large model.
+
+    `likelihood(prompt, text)` is log p_large(text | prompt) per token in nats, None for an empty text.
+    """
 
     def __init__(self, scorer: Scorer, likelihood: Likelihood) -> None:
         self._scorer = scorer
         self._likelihood = likelihood
 
     async def implicit_score(self, opener: str, hypothesis: Hypothesis) -> float:
-        """log π_tuned − log π_untuned of the answer in nats, the paper's implicit reward, whoever wrote it."""
+        """log π_tuned − log π_untuned of the answer in nats: the paper's implicit reward."""
         async with self._scorer.open(TextPrompt(PREFIX + opener)) as scoring:
             return (await scoring.score([hypothesis]))[0].total
 
     async def log_likelihood(self, opener: str, text: str) -> float | None:
+        """log p_large per token of the text in nats, None for an empty text."""
         return await self._likelihood(PREFIX + opener, text)
 
 
 @asynccontextmanager
-async def open_instrument(settings: Settings) -> AsyncIterator[Instrument]:
-    """Loads the models; leaving the context stops their worker."""
+async def open_evaluator(settings: Settings) -> AsyncIterator[LikelihoodEvaluator]:
+    """Starts a worker with the models, which is stopped when the context is left."""
     large, tuned, untuned = map(source, (settings.large, settings.tuned, settings.untuned))
     specs = {name: ModelSpec(name, trust_remote_code=False) for name in (large, tuned, untuned)}
     pool = WorkerPool([WorkerSpec("cpu", "float32", os.cpu_count() or 1, 0, specs)])
-    # Weak's answers have no token of the large model, so all are scored on their text.
+    # The small model's answers have no tokens of the large model, so all answers are scored by their text.
     pair = [PairModel(name, HFTokenizer(name), shares_tokens=False) for name in (tuned, untuned)]
     scorer = LocalScorer(pool, pair[0], pair[1], settings.prompt_template)
     await pool.start()
     try:
-        yield Instrument(scorer, _likelihood(large, pool))
+        yield LikelihoodEvaluator(scorer, _likelihood(large, pool))
     finally:
         await pool.stop()
 
 
 def source(reference: str) -> str:
-    """What transformers takes: demo models become folders, other references stay."""
+    """The folder or hub id to load with transformers. Demo models are fetched first if they are not cached."""
     return str(resolve(reference)) if reference.startswith(DEMO) else reference
 
 

@@ -1,0 +1,86 @@
+"""Token budget of a request: prompt truncation, and how many tokens an answer may have.
+
+The budget is bounded by the large model's context, the pair's context, and the tokens that a request may sample in all.
+Each function raises RequestError, naming the field.
+"""
+
+from __future__ import annotations
+
+from w2s_core.errors import ContextLengthError, RequestError
+from w2s_core.interfaces import LargeModel
+from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, Tokens
+
+
+def truncated_length(request: GenerationRequest, tokens: Tokens, large: LargeModel) -> int:
+    """How many tokens of the prompt, counted from its end, are used (vLLM's `truncate_prompt_tokens`)."""
+    limit = request.truncate_prompt_tokens
+    if limit is None:
+        return len(tokens)
+    if large.count_tokens(tokens) != len(tokens):
+        raise RequestError(
+            "This prompt cannot be truncated: only the model's provider can count its tokens.",
+            "truncate_prompt_tokens",
+        )
+    if limit > large.context_length:
+        raise RequestError(
+            f"truncate_prompt_tokens ({limit}) exceeds the model's context of {large.context_length} tokens.",
+            "truncate_prompt_tokens",
+        )
+    if limit < 0:
+        limit = max(1, large.context_length - (request.sampling.max_tokens or 1))
+    return min(limit, len(tokens))
+
+
+def context_budget(request: GenerationRequest, prompt: Prompt, tokens: Tokens, large: LargeModel) -> int:
+    """`max_tokens`, or without it all tokens that fit the large model's context behind the prompt."""
+    free = large.context_length - large.count_tokens(tokens)
+    max_tokens = request.sampling.max_tokens
+    needed = 1 if max_tokens is None else max_tokens
+    if free < needed:
+        field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        raise ContextLengthError(large.context_length, large.count_tokens(tokens), needed, field)
+    return free if max_tokens is None else max_tokens
+
+
+def cap_to_pair_context(request: GenerationRequest, budget: int, pair_budget: int) -> int:
+    """The budget, at most `pair_budget`, which is refused if it is less than an explicit `max_tokens`."""
+    if request.sampling.max_tokens is not None and pair_budget < budget:
+        raise RequestError(f"The pair's context has room for {pair_budget} tokens of answer.", "max_tokens")
+    return min(pair_budget, budget)
+
+
+def cap_to_sampled_tokens(
+    request: GenerationRequest, guidance: Guidance | None, budget: int, server_limit: int | None
+) -> int:
+    """The budget, capped so that the request cannot sample more tokens than it may, whatever the search prunes.
+
+    The limits are `Guidance.max_sampled_tokens` and the server's own; the lower one holds.
+    """
+    request_limit = guidance.max_sampled_tokens if guidance else None
+    limits = [limit for limit in (request_limit, server_limit) if limit is not None]
+    if not limits or not budget:
+        return budget
+    sequences = _sequences_per_prompt(request, guidance) * len(request.prompts)
+    longest = min(limits) // sequences
+    if longest < 1:
+        raise RequestError(
+            f"This request samples {sequences} sequences but may sample only {min(limits)} tokens in total: "
+            "not one token for each.",
+            "n" if guidance is None else "guidance.max_sampled_tokens",
+        )
+    return min(budget, longest)
+
+
+def _sequences_per_prompt(request: GenerationRequest, guidance: Guidance | None) -> int:
+    if guidance is None:
+        return request.n
+    return guidance.rows if guidance.method == "cbs" else guidance.successors
+
+
+def check_min_tokens(request: GenerationRequest, budget: int) -> None:
+    """Refuses a `min_tokens` that the budget does not allow."""
+    if request.sampling.min_tokens > budget:
+        raise RequestError(
+            f"min_tokens ({request.sampling.min_tokens}) exceeds the {budget} tokens that the answer may have.",
+            "min_tokens",
+        )
