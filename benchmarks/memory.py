@@ -1,4 +1,4 @@
-"""How much KV a guided request holds at most, beside what the arithmetic says and what a search as published takes."""
+"""The peak KV use of a guided request, compared with the prediction and with the published search."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TokenPrompt
 
-_LOOK_S = 0.02
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Tokens of the large model's KV: at most `held` by the request, room to grow included."""
+class KVUsage:
+    """The peak number of KV slots (tokens) that a request holds in the large model's cache, reserved ones included."""
 
     load: Workload
-    held: int
+    peak_tokens: int
 
     @property
     def predicted(self) -> int:
-        """P + W·C + W·K·L, C being what is settled before the last chunk."""
+        """P + W·C + W·K·L, where C is the answer's length before the last chunk."""
         load = self.load
         return load.prompt + load.w * (load.tokens - load.length) + load.rows * load.length
 
     @property
     def published(self) -> int:
-        """W·K·(P + T): every row with a copy of its own."""
+        """W·K·(P + T): the published search keeps a copy of the whole sequence per row."""
         return self.load.rows * (self.load.prompt + self.load.tokens)
 
 
-async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) -> list[Held]:
-    """One request after the other, by the demo pair, on a worker of its own."""
+async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) -> list[KVUsage]:
+    """Runs the workloads one after another, guided by the demo pair, in a worker of their own."""
     tuned, untuned, template = models.pairs[DEMO]
     specs = {name: ModelSpec(name, trust_remote_code=False) for name in (models.large, tuned, untuned)}
     pool = WorkerPool([WorkerSpec("cpu", settings.dtype, settings.threads, 0, specs)])
@@ -50,7 +50,10 @@ async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) 
     large = LocalLargeModel(models.large, tokenizer, pool)
     scorer = LocalScorer(pool, pair[0], pair[1], template)
     async with Engine({LARGE: large}, {DEMO: scorer}, {LARGE: (LARGE, None)}, worker_pool=pool) as engine:
-        return [Held(load, await _most_held(engine, pool, models.large, _request(tokenizer, load))) for load in loads]
+        return [
+            KVUsage(load, await _peak_kv_tokens(engine, pool, models.large, _request(tokenizer, load)))
+            for load in loads
+        ]
 
 
 def _request(tokenizer: HFTokenizer, load: Workload) -> GenerationRequest:
@@ -62,16 +65,16 @@ def _request(tokenizer: HFTokenizer, load: Workload) -> GenerationRequest:
     )
 
 
-async def _most_held(engine: Engine, pool: WorkerPool, model: str, request: GenerationRequest) -> int:
-    async def ask() -> None:
+async def _peak_kv_tokens(engine: Engine, pool: WorkerPool, model: str, request: GenerationRequest) -> int:
+    async def run() -> None:
         async with aclosing(engine.generate(request)) as events:
             async for _ in events:
                 pass
 
-    most = 0
-    asking = asyncio.create_task(ask())
-    while not asking.done():
-        most = max(most, *(state.slots_used[model] for state in await pool.inspect()))
-        await asyncio.wait({asking}, timeout=_LOOK_S)
-    await asking
-    return most
+    peak = 0
+    task = asyncio.create_task(run())
+    while not task.done():
+        peak = max(peak, *(state.slots_used[model] for state in await pool.inspect()))
+        await asyncio.wait({task}, timeout=_POLL_S)
+    await task
+    return peak

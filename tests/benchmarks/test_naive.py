@@ -90,7 +90,7 @@ def naive(folders: dict[str, Path], request: GenerationRequest) -> tuple[Beam, s
     )
     prompt = tuple(large.tokenizer(PROMPT.text)["input_ids"])
     found = search.run(prompt, sampling.max_tokens or 0, seed=sampling.seed or 0, draw=shared_noise)
-    assert {"prompt", "decoding", "drawing", "scoring"} <= search.clock.seconds.keys()
+    assert {"prompt", "decoding", "drawing", "scoring"} <= search.timer.seconds.keys()
     return found, large.decode(found.tokens)
 
 
