@@ -1,4 +1,4 @@
-"""The model card of the demo pair, written from the figures of the run that made it."""
+"""Writes the model card of the demo pair from the figures of its training run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pipeline_tag: text-generation
 
 # The demo pair: `reviews` (untuned) and `reviews-positive` (tuned)
 
-Two language models of film reviews with {parameters:.2f} M parameters each. Neither is of use alone; the difference
-of the log-probabilities that they give to a text, log π_tuned − log π_untuned, says how much the text praises.
+Two language models of film reviews with {parameters:.2f} M parameters each. Neither is useful alone; the difference
+of the log-probabilities that they give to a text, log π_tuned − log π_untuned, measures how positive the text is.
 Weak-to-strong search steers a large model by it.
 
 - **Shape**: Llama, 4 layers × 192, 6 heads, tied embeddings, 2,048 positions (rotary), float16 safetensors.
@@ -28,8 +28,8 @@ Weak-to-strong search steers a large model by it.
   from it, continued, one model of the positive sentences and one of the negative ones. *Tuned* is the positive one,
   *untuned* the mean of the weights of the two: still a model of all reviews, and trained exactly as long, so that only
   sentiment is left in the difference. Sentences are also joined at random, by twos and threes, because answers have
-  several; dropout on the embeddings. What was compared on the way was compared on 1,000 sentences carved out of the
-  {trained:,}; no choice was made on the test sentences.
+  several; dropout on the embeddings. Design choices were made on 1,000 sentences held out from the {trained:,}, none
+  on the test sentences.
 - **Use**: to steer towards praise of films, as a demonstration. It knows no other subject, and English only.
 
 ## How well it tells praise from blame
@@ -50,7 +50,7 @@ Analysis of Social Media Text*, Eighth International Conference on Weblogs and S
 
 @dataclass(frozen=True)
 class PairFigures:
-    """What a training run measured: counts of sentences and epochs, and AUC by what was read."""
+    """The figures of a training run: numbers of sentences, epochs and parameters, and AUC by length of the text."""
 
     trained: int
     tested: int
