@@ -1,4 +1,4 @@
-"""The whole benchmark on tiny models: every system starts, answers and ends. Nothing here judges a time."""
+"""The whole benchmark on tiny models: every system starts, answers and stops. No time is judged."""
 
 from __future__ import annotations
 

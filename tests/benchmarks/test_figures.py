@@ -1,4 +1,4 @@
-"""The arithmetic of the table, and its writers."""
+"""The statistics of the results, and their Markdown and JSON."""
 
 from __future__ import annotations
 

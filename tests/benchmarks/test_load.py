@@ -1,4 +1,4 @@
-"""The load sweep against a real server with tiny models; memory and latencies are looked at, never judged."""
+"""The load sweep against a real server with tiny models; no memory use or latency is judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The baseline is honest: with the engine's noise, the search as published returns the engine's own answers."""
+"""The baseline is faithful: with the engine's random numbers, the published search returns the engine's answers."""
 
 from __future__ import annotations
 

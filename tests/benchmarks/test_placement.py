@@ -1,4 +1,4 @@
-"""The arithmetic of docs/placement.md: what can be counted is counted, and the page shows what the script says."""
+"""The arithmetic of docs/placement.md against a real search, and the page against the script's output."""
 
 from __future__ import annotations
 
