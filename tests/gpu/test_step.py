@@ -36,7 +36,7 @@ def waits_are(mode: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_equals_uncached(cuda: torch.device, family: str) -> None:
-    """Branches, pruning, slots used again, prompts cut into slices; float32, which is not TF32 here."""
+    """Branches, pruning, reused slots, prompts cut into slices; float32, which is not TF32 here."""
     reference = tiny_model(family).to(cuda)
     runner, _ = make_runner(tiny_model(family).to(cuda), cuda, 1 << 20)
     chance = random.Random(family)
@@ -51,7 +51,7 @@ def test_cached_equals_uncached(cuda: torch.device, family: str) -> None:
         leaves = [[tree.insert(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
         for tree, nodes in zip(trees, leaves, strict=True):
             tree.retain(nodes)
-        found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], limit=13)
+        found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], budget=13)
         for prompt, ys, nodes in zip(prompts, answers, leaves, strict=True):
             for y, node in zip(ys, nodes, strict=True):
                 with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A worker that dies in the middle of requests tells of its death, and nothing of what it did."""
+"""The log of a worker's death in the middle of requests contains no prompt and no answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROMPT = "Zanzibar"
 ASK = GenerationRequest("guided", (TextPrompt(PROMPT),), SamplingParams(max_tokens=120, seed=5))
 
 
-async def test_a_workers_death_tells_nothing_of_what_it_did(
+async def test_a_workers_death_logs_no_prompt_and_no_answer(
     config: EngineConfig, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -36,6 +36,6 @@ async def test_a_workers_death_tells_nothing_of_what_it_did(
                 break
         [best, *_] = await waiting
     written = caplog.text + "".join(capfd.readouterr())
-    assert "worker" in caplog.text, "its death is told"
+    assert "worker" in caplog.text, "its death is logged"
     assert PROMPT not in written
     assert best.text[:20] not in written

@@ -1,4 +1,4 @@
-"""Workers that die or cannot load: how long their places stay empty, and that each place starts one at a time."""
+"""Restarts: back-off of workers that die or cannot load, and one start at a time for each worker."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Clock:
 
 @pytest.fixture
 def lives(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the next workers do, first to last: "lives", "dies" when it has loaded, "fails" to load."""
+    """What the next workers do, in order: "lives", "dies" when it has loaded, "fails" to load."""
     coming: list[str] = []
 
     def spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
@@ -73,7 +73,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_short_lives_wait_longer_and_longer_and_a_steady_one_forgives() -> None:
+async def test_short_runs_double_the_delay_and_a_steady_one_resets_it() -> None:
     clock = Clock()
     backoff = Backoff(clock, clock.sleep)
     for _ in range(9):
@@ -128,7 +128,7 @@ async def test_the_log_says_which_worker_died_and_of_what(lives: list[str], capl
         await pool.stop()
 
 
-async def test_places_back_off_each_for_itself(lives: list[str]) -> None:
+async def test_each_worker_has_its_own_back_off(lives: list[str]) -> None:
     clock = Clock()
     lives += ["lives", "dies", "dies", "lives"]
     pool = WorkerPool([SPEC, SPEC], backoff=lambda: Backoff(clock, clock.sleep))
@@ -139,6 +139,6 @@ async def test_places_back_off_each_for_itself(lives: list[str]) -> None:
         os.kill(pool.workers[0].pid, signal.SIGKILL)
         lives.append("lives")
         await until(lambda: not lives and pool.ready)
-        assert clock.sleeps == [0.5], "the steady place starts again at once"
+        assert clock.sleeps == [0.5], "the steady worker starts again at once"
     finally:
         await pool.stop()

@@ -1,4 +1,4 @@
-"""What workers write to stderr: lines in the log, never more than one can read, and nobody waits for a reader."""
+"""Worker stderr: lines in the log, at a limited rate, and the worker never waits for a reader."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def serve():
 """
 
 
-def lines(*pieces: bytes) -> list[Line]:
-    reading = LineSplitter()
-    return [line for piece in pieces for line in reading.feed(piece)] + list(reading.end())
+def lines(*chunks: bytes) -> list[Line]:
+    splitter = LineSplitter()
+    return [line for chunk in chunks for line in splitter.feed(chunk)] + list(splitter.end())
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
@@ -83,23 +83,23 @@ def test_a_progress_bar_is_one_line_as_it_looked_in_the_end() -> None:
     assert lines(b"\rhalf", b"\r", b"\n") == [Line("half", True)]
 
 
-def test_what_would_upset_a_log_is_taken_out() -> None:
+def test_control_characters_are_removed() -> None:
     said = "\x1b[31mred\x1b[0m a\tb \x00\x07é\u2028x".encode() + b" \xff"
     assert lines(said) == [Line("red a    b éx \ufffd", False)]
 
 
 def test_an_endless_line_is_cut() -> None:
-    reading = LineSplitter()
+    splitter = LineSplitter()
     for _ in range(1000):
-        assert list(reading.feed(b"x" * 2**16)) == []
-    [line] = reading.end()
+        assert list(splitter.feed(b"x" * 2**16)) == []
+    [line] = splitter.end()
     assert len(line.text) == stderr._MAX_LINE_BYTES
 
 
 @given(st.text("ab\r\n", max_size=40), st.lists(st.integers(0, 40), max_size=6))
-def test_it_does_not_matter_how_bytes_come(text: str, cuts: list[int]) -> None:
-    data, places = text.encode(), sorted({0, 40, *cuts})
-    assert lines(*(data[a:b] for a, b in zip(places, places[1:], strict=False))) == lines(data)
+def test_lines_do_not_depend_on_how_bytes_are_cut(text: str, cuts: list[int]) -> None:
+    data, ends = text.encode(), sorted({0, 40, *cuts})
+    assert lines(*(data[a:b] for a, b in zip(ends, ends[1:], strict=False))) == lines(data)
 
 
 def test_a_flood_is_logged_in_part_and_its_end_whole(caplog: pytest.LogCaptureFixture) -> None:
@@ -171,7 +171,7 @@ def relays() -> set[threading.Thread]:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_on_a_terminal_workers_write_themselves(terminal: bool) -> None:
+def test_on_a_terminal_workers_write_to_stderr_themselves(terminal: bool) -> None:
     ours, theirs = pty.openpty() if terminal else os.pipe()
     code = "from w2s_core.pool.stderr import stderr_is_terminal; raise SystemExit(stderr_is_terminal())"
     try:

@@ -1,4 +1,4 @@
-"""Rounds of many mixed requests at once, clients that leave, workers that die; and what is held between rounds."""
+"""Soak rounds: many mixed requests at once, clients that leave, workers that die; and what is held in between."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Soak:
         self._engine = engine
         self._chance = random.Random(seed)
         self._jobs = requests(count, self._chance)
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._at_once = asyncio.Semaphore(AT_ONCE)
         self._deaths = sorted(self._chance.sample(range(count // 10, count // 2), kills))  # by answers that are whole
         self._events = 0
         self._leaving: list[tuple[int, asyncio.Task[list[Hypothesis]]]] = []
@@ -86,11 +86,11 @@ class Soak:
         async with asyncio.TaskGroup() as clients:
             for i, request in enumerate(self._jobs):
                 clients.create_task(self._leaver(request) if i % 3 == 0 else self._stayer(request))
-        assert not self._deaths, "nobody was killed: the round proves nothing"
+        assert not self._deaths, "no worker was killed: the round proves nothing"
         return self._round
 
     async def _stayer(self, request: GenerationRequest) -> None:
-        async with self._places:
+        async with self._at_once:
             self._round.answered.append((request, await self._ask(request)))
         pool = pool_of(self._engine)
         while self._deaths and len(self._round.answered) >= self._deaths[0]:
@@ -101,7 +101,7 @@ class Soak:
                 os.kill(victim.pid, signal.SIGKILL)
 
     async def _leaver(self, request: GenerationRequest) -> None:
-        async with self._places:
+        async with self._at_once:
             task = asyncio.create_task(self._ask(request))
             self._leaving.append((self._events + self._chance.randrange(PATIENCE), task))
             await asyncio.wait({task})
@@ -113,11 +113,11 @@ class Soak:
         while True:
             try:
                 return await answer(self, request)  # type: ignore[arg-type]
-            except UnavailableError:  # nobody alive at the moment: as a client does, try again
+            except UnavailableError:  # no worker is alive at the moment: try again, as a client does
                 await pool_of(self._engine).pick_worker(())
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event]:
-        """The engine's, every event of which brings somebody's leaving nearer."""
+        """The engine's events. Each one brings the next client's leaving closer."""
         async with aclosing(self._engine.generate(request)) as events:
             async for event in events:
                 self._events += 1

@@ -1,4 +1,4 @@
-"""The whole way through a real worker process with tiny random models: SPEC's identities, company, faults."""
+"""The engine with a real worker process and tiny random models: the search's identities, batching, faults."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ async def test_weights_that_cannot_be_loaded_are_the_operators_error(config: Eng
         await engine.__aenter__()
 
 
-async def test_a_stopped_pool_serves_nobody(config: EngineConfig) -> None:
+async def test_a_stopped_pool_refuses_requests(config: EngineConfig) -> None:
     async with build_engine(config) as engine:
         assert engine.ready
     with pytest.raises(UnavailableError):

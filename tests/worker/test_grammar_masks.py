@@ -1,4 +1,4 @@
-"""Jobs with a grammar on a real (tiny) model, in process: what is drawn, told and remembered, and what fails."""
+"""Grammar masks on a real (tiny) model, in process: what is drawn, reported and resumed, and what fails."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TEXT = BYTE_TOKENIZER.backend_tokenizer.to_str()
 PROMPT = (1, 2, 3)
 
 
-def scheduler() -> WorkerModels:
+def worker_models() -> WorkerModels:
     grammars = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY))
     return WorkerModels({"m": make_runner(tiny_model(), CPU, 1 << 22)}, {"m": grammars})
 
 
-def following(kind: GrammarKind, source: str) -> Grammar:
+def compiled_grammar(kind: GrammarKind, source: str) -> Grammar:
     return Grammar("compiled", compile_grammar(kind, source), "guided_" + kind)
 
 
@@ -52,30 +52,30 @@ def texts(answers: Sequence[Tokens]) -> list[str]:
 
 def ask(grammar: Grammar, rows: int = 6, length: int = 40, **sampling: Any) -> list[Tokens]:
     asked = job(1, [Row((), key, length) for key in range(rows)], grammar, **sampling)
-    return drawn(run(scheduler(), asked), 1, rows)
+    return drawn(run(worker_models(), asked), 1, rows)
 
 
-def test_answers_match_and_end_where_they_may() -> None:
-    answers = ask(following("regex", "(ab|c){2,5}x?"))
+def test_answers_match_their_grammar() -> None:
+    answers = ask(compiled_grammar("regex", "(ab|c){2,5}x?"))
     assert all(answer[-1] == EOS for answer in answers)
     assert all(re.fullmatch("(ab|c){2,5}x?", text) for text in texts(answers))
     assert len(set(answers)) > 3
 
 
 def test_chunks_on_other_workers_draw_what_one_job_draws() -> None:
-    grammar = following("json", '{"type": "object", "properties": {"a": {"type": "string", "maxLength": 20}}}')
+    grammar = compiled_grammar("json", '{"type": "object", "properties": {"a": {"type": "string", "maxLength": 20}}}')
     whole = ask(grammar, rows=4, length=30)
     for answer, key in zip(whole, range(4), strict=True):
         tokens: Tokens = ()
-        subject = scheduler()
+        subject = worker_models()
         while len(tokens) < len(answer) and EOS not in tokens:
             if len(tokens) % 3 == 2:
-                subject = scheduler()  # the worker has died
+                subject = worker_models()  # the worker has died
             tokens += drawn(run(subject, job(1, [Row(tokens, key, 4)], grammar)), 1, 1)[0]
         assert tokens[: len(answer)] == answer
 
 
-def test_going_on_costs_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_consumes_only_new_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     consumed: list[int] = []
 
     class Counting:
@@ -109,32 +109,32 @@ def test_going_on_costs_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> Non
     far = leaf.child(97).child(97)
     rows = grammar_masks.resume_states([far, far, leaf], "a*", matcher, ends)
     assert consumed == [4, 2, 2, 0]
-    assert leaf.grammar_state is None, "its successors have taken over"
+    assert leaf.grammar_state is None, "its continuations have taken over"
     assert len({id(row.matcher) for row in rows}) == 3
     grammar_masks.resume_states([far], "another", matcher, ends)
     assert consumed[-1] == 6
 
 
-def test_a_row_is_the_same_alone_and_among_others() -> None:
-    grammar, other = following("regex", "[a-f]{3,9}"), following("choice", '["yes", "no"]')
+def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
+    grammar, other = compiled_grammar("regex", "[a-f]{3,9}"), compiled_grammar("choice", '["yes", "no"]')
     alone = ask(grammar)
     rows = [Row((), key, 40) for key in range(6)]
     crowd = run(
-        scheduler(), job(7, rows, other), job(1, rows, grammar), job(8, rows, None), job(9, rows, None, top_k=3)
+        worker_models(), job(7, rows, other), job(1, rows, grammar), job(8, rows, None), job(9, rows, None, top_k=3)
     )
     assert drawn(crowd, 1, 6) == alone
     assert set(texts(drawn(crowd, 7, 6))) <= {"yes", "no"}
-    free = drawn(run(scheduler(), job(8, rows, None)), 8, 6)
+    free = drawn(run(worker_models(), job(8, rows, None)), 8, 6)
     assert drawn(crowd, 8, 6) == free
 
 
 def test_reported_logprobs_are_the_models_own() -> None:
-    [news] = [
+    [update] = [
         o
-        for o in run(scheduler(), job(1, [Row((), 5, 9)], following("choice", '["abc"]')))
+        for o in run(worker_models(), job(1, [Row((), 5, 9)], compiled_grammar("choice", '["abc"]')))
         if isinstance(o, SampleUpdate)
     ]
-    [row] = news.rows
+    [row] = update.rows
     assert texts([row.tokens]) == ["abc"]
     assert row.ending == EOS
     model = tiny_model()
@@ -145,44 +145,46 @@ def test_reported_logprobs_are_the_models_own() -> None:
     assert row.logprobs == pytest.approx(expected, abs=1e-4)
 
 
-def test_stop_tokens_end_what_is_complete_and_text_that_they_are() -> None:
+def test_stop_tokens_end_a_complete_answer_and_stop_at_their_own_text() -> None:
     z, b = (int(BYTE_TOKENIZER.convert_tokens_to_ids(letter)) for letter in "zb")
     never_eos = ((EOS, -1000.0),)
-    answers = ask(following("regex", "(abc){2}"), stop_token_ids=(z,), logit_bias=never_eos)
+    answers = ask(compiled_grammar("regex", "(abc){2}"), stop_token_ids=(z,), logit_bias=never_eos)
     assert {BYTE_TOKENIZER.decode(answer) for answer in answers} == {"abcabc<eos>"}  # as `drawn` writes any ending
-    assert {BYTE_TOKENIZER.decode(a) for a in ask(following("regex", "(abc){2}"), stop_token_ids=(b,))} == {"a<eos>"}
+    assert {BYTE_TOKENIZER.decode(a) for a in ask(compiled_grammar("regex", "(abc){2}"), stop_token_ids=(b,))} == {
+        "a<eos>"
+    }
 
 
-def test_masks_that_leave_nothing_are_lifted() -> None:
+def test_other_masks_that_leave_no_token_are_lifted() -> None:
     b = int(BYTE_TOKENIZER.convert_tokens_to_ids("b"))
     c = int(BYTE_TOKENIZER.convert_tokens_to_ids("c"))
-    grammar = following("regex", "a(b|c)")
+    grammar = compiled_grammar("regex", "a(b|c)")
     assert set(texts(ask(grammar, rows=12, temperature=9.0))) == {"ab", "ac"}
     assert set(texts(ask(grammar, rows=12, bad_words=((b,),)))) == {"ac"}
     assert set(texts(ask(grammar, rows=12, temperature=9.0, bad_words=((b,), (c,))))) == {"ab", "ac"}
     assert set(texts(ask(grammar, rows=12, allowed_token_ids=(b,)))) == {"ab"}
-    longer = ask(following("regex", "a{2,5}"), min_tokens=4)
+    longer = ask(compiled_grammar("regex", "a{2,5}"), min_tokens=4)
     assert {len(answer) for answer in longer} <= {5, 6}  # with EOS
     assert texts(ask(grammar, rows=1, min_tokens=30)) in (["ab"], ["ac"])
 
 
-def test_a_grammar_that_fails_on_the_way_fails_its_job_alone() -> None:
-    # Its first letter is easy; what comes behind it is more than the library makes.
-    bomb = following("grammar", 'start: "a" X\nX: /((b{1000}){1000}){1000}/')
+def test_a_grammar_that_becomes_too_complex_fails_its_job_alone() -> None:
+    # Its first letter is easy; the rest is too complex for llguidance.
+    bomb = compiled_grammar("grammar", 'start: "a" X\nX: /((b{1000}){1000}){1000}/')
     rows = [Row((), key, 20) for key in range(2)]
-    outcomes = run(scheduler(), job(1, rows, bomb), job(2, rows, following("choice", '["fine"]')))
+    outcomes = run(worker_models(), job(1, rows, bomb), job(2, rows, compiled_grammar("choice", '["fine"]')))
     [failure] = [o for o in outcomes if isinstance(o, JobFailed)]
     assert (failure.id, failure.field) == (1, "guided_grammar")
     assert texts(drawn(outcomes, 2, 2)) == ["fine", "fine"]
 
 
-def test_a_tokenizer_that_cannot_be_had_fails_the_job_alone() -> None:
+def test_a_tokenizer_that_cannot_be_loaded_fails_the_job_alone() -> None:
     def no_tokenizer() -> Any:
         raise ValueError("no such tokenizer")
 
     subject = WorkerModels({"m": make_runner(tiny_model(), CPU, 1 << 22)}, {"m": GrammarEngine(no_tokenizer)})
     rows = [Row((), 1, 3)]
-    outcomes = run(subject, job(1, rows, following("choice", '["x"]')), job(2, rows, None))
+    outcomes = run(subject, job(1, rows, compiled_grammar("choice", '["x"]')), job(2, rows, None))
     [failure] = [o for o in outcomes if isinstance(o, JobFailed)]
     assert (failure.id, failure.field, failure.message) == (1, None, "no such tokenizer")
     assert drawn(outcomes, 2, 1)[0]

@@ -1,4 +1,4 @@
-"""What changes logits: against transformers' processors, against plain Python, alone and in company."""
+"""Logits processors: against transformers', against plain Python, alone and in a batch."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_rows_change_as_plain_python_says(rows: list[tuple[Sampling, Tokens]], s
 
 @settings(max_examples=100, deadline=None)
 @given(samplings, answers, st.integers(0, 20))
-def test_an_answer_that_goes_on_elsewhere_is_changed_the_same(sampling: Sampling, answer: Tokens, at: int) -> None:
-    """Bit for bit: a worker that died must not be noticed."""
+def test_an_answer_that_fails_over_is_processed_the_same(sampling: Sampling, answer: Tokens, at: int) -> None:
+    """Bit for bit, so that a worker's death changes no answer."""
     logits = torch.randn(1, VOCABULARY)
     job = LogitsRules(sampling, PROMPT, {EOS})
     grown = LogitsProcessor(job, answer[:at])
@@ -182,8 +182,8 @@ def test_frequencies_are_those_of_transformers(sampling: Sampling, processors: l
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(samplings, answers, st.booleans()), min_size=1, max_size=6))
-def test_a_rows_extras_are_its_own(rows: list[tuple[Sampling, Tokens, bool]]) -> None:
-    """Drawn together and alone alike, the neighbours that want nothing included."""
+def test_rows_do_not_share_processors(rows: list[tuple[Sampling, Tokens, bool]]) -> None:
+    """Rows with and without a processor draw the same together and alone."""
     torch.manual_seed(len(rows))
     logits = torch.randn(len(rows), VOCABULARY)
     draws = [
@@ -193,17 +193,17 @@ def test_a_rows_extras_are_its_own(rows: list[tuple[Sampling, Tokens, bool]]) ->
     together, logprobs = draw_tokens(logits, draws)
     assert together == [draw_tokens(logits[i : i + 1], [draw])[0][0] for i, draw in enumerate(draws)]
     raw = logits.log_softmax(1)[range(len(rows)), together].tolist()
-    assert logprobs == pytest.approx(raw, abs=1e-5), "what is told is the model's own probability"
+    assert logprobs == pytest.approx(raw, abs=1e-5), "the model's own probability is reported"
 
 
-def test_rows_that_want_nothing_pay_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_without_a_processor_are_not_processed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     real = process_logits
     monkeypatch.setattr(drawing, "process_logits", lambda logits, rows: seen.append(len(rows)) or real(logits, rows))
     logits, plain = torch.randn(5, VOCABULARY), Draw(Sampling(), 0.5)
     draw_tokens(logits, [plain] * 5)
-    assert not Sampling().adjusts
-    assert not Sampling(0.3, 0.5, 5, ignore_eos=True, stop_token_ids=(3,)).adjusts
+    assert not Sampling().needs_processor
+    assert not Sampling(0.3, 0.5, 5, ignore_eos=True, stop_token_ids=(3,)).needs_processor
     assert seen == []
     shaped = Draw(EVERYTHING, 0.5, LogitsProcessor(LogitsRules(EVERYTHING, PROMPT, {EOS}), ANSWER))
     draw_tokens(logits, [plain, shaped, plain, plain, shaped])
@@ -227,8 +227,8 @@ def test_extremes_still_draw_a_token(sampling: Sampling) -> None:
         assert math.isfinite(logprob)
 
 
-def test_counting_costs_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token more is one entry changed, whatever the answer's length."""
+def test_counting_updates_one_entry_per_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more token changes one entry, whatever the answer's length."""
     row = LogitsProcessor(LogitsRules(EVERYTHING, PROMPT, {EOS}), ())
     calls: list[int] = []
     real = LogitsRules.penalty

@@ -1,4 +1,4 @@
-"""Likely alternatives and a prompt's own log-probabilities, against a model run from scratch (float32, 1e-4)."""
+"""Top logprobs and prompt logprobs, against a model run from scratch (float32, 1e-4)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.tiny import FAMILIES, tiny_model
-from tests.worker.test_scheduler import CPU, MODEL, drain, sample_job, scheduler, state
+from tests.worker.test_scheduler import CPU, MODEL, drain, sample_job, state, worker_models
 from w2s_core.pool.messages import (
     CloseSession,
     JobOutcome,
@@ -71,7 +71,7 @@ def test_a_prompts_logprobs_for_each_family(family: str) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 256, 257, 258, 500])
 def test_prompts_of_any_length_in_bounded_slices(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject, rows = scheduler(), []
+    subject, rows = worker_models(), []
     runner = subject._schedulers["m"].runner
     forward = runner.forward
     monkeypatch.setattr(runner, "forward", lambda batch: rows.append(len(out := forward(batch))) or out)
@@ -82,8 +82,8 @@ def test_prompts_of_any_length_in_bounded_slices(length: int, monkeypatch: pytes
     assert max(rows, default=0) <= 256, "logits of the whole text at once"
 
 
-def test_a_remembered_prompt_is_read_all_the_same_and_then_serves_the_next() -> None:
-    subject, prompt = scheduler(), numbers(60)
+def test_prompt_logprobs_do_not_use_the_prefix_cache_but_fill_it() -> None:
+    subject, prompt = worker_models(), numbers(60)
     for number in (1, 2):
         subject.handle(sample_job(10 + number, [Row((), 1, 3)], prompt))
         drain(subject)
@@ -97,10 +97,10 @@ def test_a_remembered_prompt_is_read_all_the_same_and_then_serves_the_next() -> 
     state(subject)
 
 
-def test_prompts_are_read_beside_other_work_and_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KV is taken from the younger ones in the middle of their prompts; what they know they keep."""
+def test_prompt_logprobs_survive_preemption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Younger sessions are preempted in the middle of their prompts and keep their results so far."""
     monkeypatch.setattr("w2s_core.worker.scheduler._TOKEN_BUDGET", 32)
-    subject, lost = scheduler(cache_bytes=256 * 400), []
+    subject, lost = worker_models(cache_bytes=256 * 400), []
     evict = TokenTree.evict
     monkeypatch.setattr(TokenTree, "evict", lambda tree: lost.append(tree.prompt_computed) or evict(tree))
     subject.handle(sample_job(1, [Row((), i, 40) for i in range(8)]))
@@ -111,7 +111,7 @@ def test_prompts_are_read_beside_other_work_and_when_memory_is_short(monkeypatch
     while not subject.idle:
         outcomes += subject.step()
         state(subject)
-    assert max(lost) > 32, "nobody lost KV in the middle of a prompt"
+    assert max(lost) > 32, "no session lost KV in the middle of a prompt"
     for number in (5, 6):
         assert_right(found(outcomes, number), numbers(300, number), 2)
 
@@ -122,7 +122,7 @@ def rows_of(outcomes: list[JobOutcome], job: int) -> list[RowUpdate]:
 
 @pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}, {"temperature": 0.5, "top_k": 3}])
 def test_alternatives_stand_beside_what_was_drawn(changes: dict[str, Any]) -> None:
-    subject, prompt = scheduler(), (1, 2, 3)
+    subject, prompt = worker_models(), (1, 2, 3)
     subject.handle(
         sample_job(1, [Row((), 7, 20), Row((), 8, 20)], prompt, sampling=Sampling(**changes, alternatives=4))
     )
@@ -131,7 +131,7 @@ def test_alternatives_stand_beside_what_was_drawn(changes: dict[str, Any]) -> No
     outcomes = drain(subject)
     asked, less, nothing = rows_of(outcomes, 1)[0], rows_of(outcomes, 2)[0], rows_of(outcomes, 3)[0]
     assert asked.tokens == less.tokens == nothing.tokens
-    assert asked.logprobs == pytest.approx(nothing.logprobs, abs=1e-5), "asking must not change anything"
+    assert asked.logprobs == pytest.approx(nothing.logprobs, abs=1e-5), "asking must not change the draws"
     assert nothing.alternatives == ()
     assert [[token for token, _ in found[:1]] for found in asked.alternatives] == [
         [token for token, _ in found] for found in less.alternatives
@@ -145,15 +145,15 @@ def test_alternatives_stand_beside_what_was_drawn(changes: dict[str, Any]) -> No
 
 
 def test_a_drawn_tokens_logprob_is_the_same_among_the_alternatives_to_the_last_bit() -> None:
-    subject = scheduler()
+    subject = worker_models()
     subject.handle(sample_job(1, [Row((), key, 20) for key in range(8)], sampling=Sampling(alternatives=300)))
     for row in rows_of(drain(subject), 1):
         for token, nats, alternatives in zip(row.tokens, row.logprobs, row.alternatives, strict=False):
             assert dict(alternatives)[token] == nats
 
 
-def test_nobody_pays_who_does_not_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject, sizes = scheduler(), []
+def test_only_rows_that_ask_get_top_logprobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, sizes = worker_models(), []
     monkeypatch.setattr(
         "w2s_core.worker.step_outputs.top_logprobs", lambda rows, n: sizes.append(len(rows)) or top_logprobs(rows, n)
     )

@@ -33,7 +33,9 @@ ASK = GenerationRequest(
 )
 
 
-async def told(engine: Engine, request: GenerationRequest) -> tuple[dict[int, PromptRead], dict[int, list[TokenInfo]]]:
+async def answers(
+    engine: Engine, request: GenerationRequest
+) -> tuple[dict[int, PromptRead], dict[int, list[TokenInfo]]]:
     """Per choice: its prompt, and all its tokens."""
     prompts: dict[int, PromptRead] = {}
     tokens: dict[int, list[TokenInfo]] = {}
@@ -47,7 +49,7 @@ async def told(engine: Engine, request: GenerationRequest) -> tuple[dict[int, Pr
 
 
 def assert_right(folder: Path, prompt: Sequence[TokenInfo], answer: Sequence[TokenInfo]) -> None:
-    """Everything that is told of these tokens is what the model says, before temperature, top_k and penalties."""
+    """All reported log-probabilities are the model's own, before temperature, top_k and penalties."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     everything = [*prompt, *answer]
     with torch.inference_mode():
@@ -72,10 +74,10 @@ def assert_right(folder: Path, prompt: Sequence[TokenInfo], answer: Sequence[Tok
         ChatPrompt(({"role": "user", "content": "Hi €"},)),
     ],
 )
-async def test_prompt_and_answer_are_told_as_transformers_tells_them(
+async def test_prompt_and_answer_logprobs_are_those_of_transformers(
     engine: Engine, folders: dict[str, Path], prompt: Prompt, guidance: Guidance | None
 ) -> None:
-    prompts, tokens = await told(engine, replace(ASK, prompts=(prompt,), guidance=guidance))
+    prompts, tokens = await answers(engine, replace(ASK, prompts=(prompt,), guidance=guidance))
     for index in (0, 1):
         assert_right(folders["large"], prompts[index].tokens, tokens[index])
     await assert_nothing_is_held(engine)
@@ -85,14 +87,14 @@ async def test_a_text_longer_than_a_slice_in_company(engine: Engine, folders: di
     requests = [
         replace(ASK, prompts=(TokenPrompt(tuple((i * seed) % 256 for i in range(400))),), n=1) for seed in range(1, 5)
     ]
-    for prompts, tokens in await asyncio.gather(*(told(engine, request) for request in requests)):
+    for prompts, tokens in await asyncio.gather(*(answers(engine, request) for request in requests)):
         assert_right(folders["large"], prompts[0].tokens, tokens[0])
 
 
 async def test_no_tokens_at_all(engine: Engine, folders: dict[str, Path]) -> None:
     sampling = replace(ASK.sampling, max_tokens=0)
     for guidance in (None, Guidance("cbs", {"same": 1.0}, 3, 3, 4)):
-        prompts, tokens = await told(engine, replace(ASK, sampling=sampling, guidance=guidance))
+        prompts, tokens = await answers(engine, replace(ASK, sampling=sampling, guidance=guidance))
         assert tokens == {0: [], 1: []}
         assert all(token.logprob is not None for token in prompts[0].tokens[1:])
 
@@ -100,7 +102,7 @@ async def test_no_tokens_at_all(engine: Engine, folders: dict[str, Path]) -> Non
 async def test_a_worker_that_dies_over_a_prompt_is_replaced(config: EngineConfig, folders: dict[str, Path]) -> None:
     async with build_engine(config) as engine:
         request = replace(ASK, prompts=(TokenPrompt(tuple(i % 256 for i in range(450))),), n=1)
-        asking = [asyncio.create_task(told(engine, request)) for _ in range(4)]
+        asking = [asyncio.create_task(answers(engine, request)) for _ in range(4)]
         await asyncio.sleep(0)
         os.kill(pool_of(engine).workers[0].pid, signal.SIGKILL)
         for prompts, tokens in await asyncio.gather(*asking):

@@ -1,6 +1,6 @@
-"""A step on a device that cannot be read: what would wait for a GPU inside it, or mixes devices, fails.
+"""A step does not synchronize with the device: run on torch's "meta" device, where reading a value raises.
 
-Torch's "meta" device computes shapes only; whatever asks it for a value raises.
+The meta device computes shapes only. Mixing devices raises too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
 )
 def test_a_draw_reads_nothing_but_its_result(kinds: list[Sampling]) -> None:
     def draw(kind: Sampling) -> Draw:
-        processor = LogitsProcessor(LogitsRules(kind, (1, 2), (257,)), (3, 4, 5)) if kind.adjusts else None
+        processor = LogitsProcessor(LogitsRules(kind, (1, 2), (257,)), (3, 4, 5)) if kind.needs_processor else None
         return Draw(kind, 0.5, processor)
 
     logits = torch.empty(len(kinds), 3000, device=UNREADABLE)

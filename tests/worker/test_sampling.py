@@ -1,4 +1,4 @@
-"""The draw's distribution, its truncations, and that rows do not see each other."""
+"""Sampling: the distribution of draws, top_k and top_p, and independence of rows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_row_does_not_depend_on_its_neighbours(data: st.DataObject) -> None:
     assert logprobs == pytest.approx([p[0] for _, p in alone], abs=1e-5)
 
 
-def test_a_nucleus_wider_than_the_first_try_is_whole() -> None:
+def test_a_nucleus_larger_than_the_presorted_tokens_is_complete() -> None:
     """Flat logits over 3,000 tokens: top_p 0.9 needs 2,700 of them, more than the 1,024 that are sorted first.
 
     Of 500 draws none is beyond 1,024 with probability (1024/2700)^500, none in the last 100 with (26/27)^500 < 10⁻⁸.

@@ -1,4 +1,4 @@
-"""Sampling's extras all the way, from HTTP through a worker process with tiny models and back."""
+"""Penalties, biases, masks and stop tokens, from HTTP through a worker process with tiny models and back."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_best_of_by_likelihood_is_the_best_sample_with_everything_on(engin
 
 
 async def test_reported_probabilities_are_the_raw_models(engine: Engine) -> None:
-    """Forced through an unlikely token, the answer is told to be unlikely: not log 1 = 0."""
+    """An answer forced to an unlikely token is reported as unlikely, not as log 1 = 0."""
     forced = SamplingParams(max_tokens=3, allowed_token_ids=(66,), seed=1)
     [found] = await answer(engine, replace(ASK, model="plain", sampling=forced))
     assert found.tokens == (66, 66, 66)

@@ -1,4 +1,4 @@
-"""Jobs on a real (tiny) model, in process: scores from scratch, sampling alone and in company, failures."""
+"""The scheduler on a real (tiny) model, in process: scores, sampling in any batch, preemption, failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MODEL = tiny_model()
 NO_END = Sampling(ignore_eos=True)  # for tests that need answers of a known length
 
 
-def scheduler(cache_bytes: int = 1 << 22) -> WorkerModels:
+def worker_models(cache_bytes: int = 1 << 22) -> WorkerModels:
     return WorkerModels({"m": make_runner(tiny_model(), CPU, cache_bytes)})
 
 
@@ -60,8 +60,8 @@ def sample_job(number: int, rows: Sequence[Row], prompt: tuple[int, ...] = (1, 2
 
 def drawn(outcomes: list[JobOutcome], job: int, rows: int) -> list[tuple[int, ...]]:
     tokens: list[tuple[int, ...]] = [()] * rows
-    for news in (o for o in outcomes if isinstance(o, SampleUpdate) and o.id == job):
-        for row in news.rows:
+    for update in (o for o in outcomes if isinstance(o, SampleUpdate) and o.id == job):
+        for row in update.rows:
             tokens[row.row] += row.tokens + ((EOS,) if row.ended else ())
     return tokens
 
@@ -73,7 +73,7 @@ def logprob_from_scratch(prompt: tuple[int, ...], answer: tuple[int, ...]) -> fl
 
 
 def test_incremental_scores_equal_scores_from_scratch_even_when_the_tail_was_retokenized() -> None:
-    subject, chance = scheduler(), random.Random(5)
+    subject, chance = worker_models(), random.Random(5)
     prompt, beam = (5, 6, 7), [()]
     for number in range(1, 8):
         answers: list[tuple[int, ...]] = []
@@ -91,9 +91,9 @@ def test_incremental_scores_equal_scores_from_scratch_even_when_the_tail_was_ret
     assert result.tokens_run < sum(map(len, answers)), "the whole answer was run again"
 
 
-def test_what_was_scored_once_costs_nothing_again() -> None:
-    subject = scheduler()
-    known = (1, 2, 3, 4)  # its last token is not run until something stands behind it
+def test_scored_tokens_are_not_run_again() -> None:
+    subject = worker_models()
+    known = (1, 2, 3, 4)  # its last token is not run until an answer continues it
     for number, answer, expected in ((1, known, 2 + 3), (2, known, 0), (3, (*known, 9), 1)):
         subject.handle(ScoreJob(number, 1, "m", (5, 6), (answer,)))
         [result] = drain(subject)
@@ -101,8 +101,8 @@ def test_what_was_scored_once_costs_nothing_again() -> None:
         assert result.tokens_run == expected
 
 
-def test_an_empty_answer_scores_zero_and_scoring_is_bounded_per_turn() -> None:
-    subject = scheduler()
+def test_an_empty_answer_scores_zero_and_scoring_is_bounded_per_step() -> None:
+    subject = worker_models()
     long = tuple(i % 7 for i in range(400))
     subject.handle(ScoreJob(1, 1, "m", (5,), ((), long)))
     [result] = drain(subject)
@@ -111,12 +111,12 @@ def test_an_empty_answer_scores_zero_and_scoring_is_bounded_per_turn() -> None:
     assert result.logprobs[1] == pytest.approx(logprob_from_scratch((5,), long), rel=1e-5)
 
 
-def test_a_request_draws_the_same_alone_and_in_any_company() -> None:
+def test_a_request_draws_the_same_alone_and_in_any_batch() -> None:
     rows = [Row((), key, 20) for key in range(6)]
-    alone = scheduler()
+    alone = worker_models()
     alone.handle(sample_job(1, rows))
     expected = drawn(drain(alone), 1, 6)
-    company = scheduler()
+    company = worker_models()
     chance = random.Random(1)
     company.handle(sample_job(7, [Row((), 99, 40)], tuple(range(80)), sampling=Sampling(0.5, top_k=9)))
     outcomes = company.step() + company.step()
@@ -130,30 +130,28 @@ def test_a_request_draws_the_same_alone_and_in_any_company() -> None:
     assert drawn(outcomes, 1, 6) == expected
 
 
-def test_a_search_continued_elsewhere_draws_the_same() -> None:
-    """The tokens so far and the key are all there is: another worker, with nothing in its cache, goes on the same."""
-    whole = scheduler()
+def test_a_search_that_fails_over_draws_the_same() -> None:
+    """The tokens so far and the key are the whole state: another worker, with an empty cache, draws the same tokens."""
+    whole = worker_models()
     whole.handle(sample_job(1, [Row((), 7, 30)], sampling=Sampling(0.9)))
     [tokens] = drawn(drain(whole), 1, 1)
     assert len(tokens) == 30, "choose a key whose answer does not end"
-    other = scheduler()
+    other = worker_models()
     other.handle(sample_job(2, [Row(tokens[:13], 7, 17)], sampling=Sampling(0.9)))
     assert drawn(drain(other), 2, 1) == [tokens[13:]]
 
 
 def test_equal_rows_share_their_kv() -> None:
-    subject = scheduler()
+    subject = worker_models()
     subject.handle(sample_job(1, [Row((), 7, 20)] * 16))
-    turns = 0
     while not subject.idle:
         subject.step()
-        turns += 1
     tree = subject._schedulers["m"].trees[1]
-    assert tree.slot_end <= 3 + 20, "equal beginnings were stored more than once"
+    assert tree.slot_end <= 3 + 20, "equal prefixes were stored more than once"
 
 
 def test_stopped_and_cancelled_rows_leave_at_once() -> None:
-    subject = scheduler()
+    subject = worker_models()
     subject.handle(sample_job(1, [Row((), 7, 50), Row((), 8, 5)], report_every=2))
     subject.step()
     subject.handle(StopRows(1, (0,)))
@@ -172,7 +170,7 @@ def test_stopped_and_cancelled_rows_leave_at_once() -> None:
 
 
 def test_a_request_that_does_not_fit_alone_fails_and_the_worker_goes_on() -> None:
-    subject = scheduler(cache_bytes=256 * 120)
+    subject = worker_models(cache_bytes=256 * 120)
     jobs = [sample_job(1, [Row((), 1, 5)], tuple(range(200))), sample_job(2, [Row((), i, 60) for i in range(8)])]
     for job in jobs:
         subject.handle(job)
@@ -185,75 +183,75 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_worker_goes_on() -> Non
 
 
 def test_requests_that_fit_only_one_by_one_all_finish_with_the_answers_they_give_alone() -> None:
-    """Each needs up to 3 + 4·40 of 220 slots: KV is taken from the younger, who run their tokens again later."""
+    """Each needs up to 3 + 4·40 of 220 slots: younger sessions are preempted and run their tokens again later."""
     jobs = [sample_job(number, [Row((), number * 10 + i, 40) for i in range(4)]) for number in range(1, 5)]
     alone = []
     for job in jobs:
-        subject = scheduler()
+        subject = worker_models()
         subject.handle(job)
         alone.append(drawn(drain(subject), job.id, 4))
-    subject = scheduler(cache_bytes=256 * 220)
+    subject = worker_models(cache_bytes=256 * 220)
     for job in jobs:
         subject.handle(job)
     subject.handle(ScoreJob(9, 9, "m", (8, 9), (tuple(range(60)),)))
     outcomes: list[JobOutcome] = []
     while not subject.idle:
         outcomes += subject.step()
-        state(subject)  # integrity, in every turn
+        state(subject)  # checks integrity after every step
     assert not [o for o in outcomes if isinstance(o, JobFailed)]
     assert [drawn(outcomes, job.id, 4) for job in jobs] == alone
     [score] = [o for o in outcomes if isinstance(o, ScoreResult)]
     assert score.logprobs[0] == pytest.approx(logprob_from_scratch((8, 9), tuple(range(60))), rel=1e-5)
 
 
-def test_an_idle_session_gives_way_and_comes_back() -> None:
-    subject = scheduler(cache_bytes=256 * 150)
+def test_an_idle_session_is_evicted_and_comes_back() -> None:
+    subject = worker_models(cache_bytes=256 * 150)
     first = sample_job(1, [Row((), 1, 60)], sampling=NO_END)
     subject.handle(first)
     [tokens] = drawn(drain(subject), 1, 1)
     subject.handle(sample_job(2, [Row((), 2, 60), Row((), 3, 60)], sampling=NO_END))
     assert len(drawn(drain(subject), 2, 2)[0]) == 60
-    assert subject._schedulers["m"].trees[1].region is None, "the idle session should have given way"
+    assert not subject._schedulers["m"].trees[1].resident, "the idle session should have been evicted"
     again = SampleJob(3, 1, "m", (1, 2, 3), (Row(tokens[:30], 1, 30),), NO_END, 100)
     subject.handle(again)
     assert drawn(drain(subject), 3, 1) == [tokens[30:]]
 
 
-def test_a_prompt_that_comes_again_is_not_run_again() -> None:
-    subject = scheduler()
+def test_a_cached_prefix_is_not_run_again() -> None:
+    subject = worker_models()
     system, prompt = tuple(range(100)), (*range(100), 7, 8, 9)
     subject.handle(sample_job(1, [Row((), 1, 5)], prompt))
     expected = drawn(drain(subject), 1, 1)
-    queue = subject._schedulers["m"]
+    scheduler = subject._schedulers["m"]
     for number, same, known in ((2, prompt, 102), (3, (*system, 50, 51), 100), (4, (1, *prompt), 0)):
         subject.handle(sample_job(number, [Row((), 1, 5)], same))
-        assert queue.trees[number].prompt_computed == known
+        assert scheduler.trees[number].prompt_computed == known
         answer = drawn(drain(subject), number, 1)
         assert (answer == expected) == (same == prompt)
-        reference = scheduler()
+        reference = worker_models()
         reference.handle(sample_job(number, [Row((), 1, 5)], same))
         assert drawn(drain(reference), number, 1) == answer
     for number in (1, 2, 3, 4):
         subject.handle(CloseSession(number))
     assert state(subject).slots_used == {"m": 0}
     subject.handle(sample_job(5, [Row((), 1, 5)], prompt))
-    assert queue.trees[5].prompt_computed == 102, "a closed session's prompt is remembered"
+    assert scheduler.trees[5].prompt_computed == 102, "a closed session's prompt is cached"
 
 
-def test_remembered_prompts_are_bounded_and_the_oldest_go_first() -> None:
-    subject = scheduler(cache_bytes=256 * 1000)
+def test_cached_prompts_are_bounded_and_the_oldest_are_evicted_first() -> None:
+    subject = worker_models(cache_bytes=256 * 1000)
     for number in range(1, 6):
         subject.handle(sample_job(number, [Row((), 1, 2)], tuple(range(number, number + 100))))
         drain(subject)
         subject.handle(CloseSession(number))
-    queue = subject._schedulers["m"]
-    assert 99 <= queue.prefix_cache.slots_used <= 250
-    assert [prompt[0] for prompt in queue.prefix_cache._prompts] == [4, 5]
+    scheduler = subject._schedulers["m"]
+    assert 99 <= scheduler.prefix_cache.slots_used <= 250
+    assert [prompt[0] for prompt in scheduler.prefix_cache._prompts] == [4, 5]
     state(subject)
 
 
 def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = scheduler()
+    subject = worker_models()
     subject.handle(sample_job(1, [Row((), 1, 5)]))
     with monkeypatch.context() as patch:
         patch.setattr(subject._schedulers["m"].runner, "_model", broken_model)
@@ -266,8 +264,8 @@ def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_memory_for_the_draw_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two sessions; one was in the batch whose draw failed, the other comes after it and loses nothing."""
-    subject = scheduler()
+    """Two sessions: one was in the batch whose draw failed, the other comes after it and loses nothing."""
+    subject = worker_models()
     subject.handle(sample_job(1, [Row((), 1, 5)]))
     with monkeypatch.context() as patch:
         patch.setattr(step_outputs, "draw_tokens", broken_model)
@@ -280,15 +278,15 @@ def test_no_memory_for_the_draw_fails_its_batch_only(monkeypatch: pytest.MonkeyP
     assert len(drawn(drain(subject), 2, 1)[0]) == 5
 
 
-def test_no_memory_for_moving_kv_makes_others_give_way_or_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever wants to grow while the device has no room to move anything waits, and is answered later as alone."""
+def test_no_memory_for_moving_kv_preempts_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that must grow while the device has no memory for the move waits, and later draws the same tokens."""
     jobs = [sample_job(number, [Row((), number, 200)], sampling=NO_END) for number in (1, 2)]
     alone = []
     for job in jobs:
-        subject = scheduler()
+        subject = worker_models()
         subject.handle(job)
         alone.append(drawn(drain(subject), job.id, 1))
-    subject = scheduler()
+    subject = worker_models()
     cache = subject._schedulers["m"].runner.cache
     grow, refused = cache.grow, []
 
@@ -310,13 +308,13 @@ def test_no_memory_for_moving_kv_makes_others_give_way_or_wait(monkeypatch: pyte
     assert [drawn(outcomes, job.id, 1) for job in jobs] == alone
 
 
-def test_a_device_that_answers_nobody_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_cannot_run_any_more_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """After such an error no kernel runs in this process any more: the pool must start another."""
 
     def lost(*_: object) -> None:
         raise torch.AcceleratorError("device-side assert triggered")
 
-    subject = scheduler()
+    subject = worker_models()
     subject.handle(sample_job(1, [Row((), 1, 5)]))
     monkeypatch.setattr(step_outputs, "draw_tokens", lost)
     with pytest.raises(torch.AcceleratorError):
@@ -327,9 +325,9 @@ def broken_model(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("out of memory")
 
 
-def test_a_request_that_trips_over_a_bug_fails_alone() -> None:
-    """A token that no embedding has: the worker must live on, or one request could kill every worker in turn."""
-    subject = scheduler()
+def test_a_request_that_hits_a_bug_fails_alone() -> None:
+    """A token without an embedding: the worker must survive, or one request could kill every worker in turn."""
+    subject = worker_models()
     subject.handle(sample_job(1, [Row((), 1, 5)], (1, 2, 99_999)))
     [failed] = drain(subject)
     assert isinstance(failed, JobFailed)

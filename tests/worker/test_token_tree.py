@@ -1,4 +1,4 @@
-"""The KV tree against transformers without any cache, for every family; its book-keeping under random use."""
+"""Token tree: logits equal uncached transformers' for every model family, and slots are never lost or shared."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from w2s_core.worker.token_tree import Node, TokenTree
 CPU = torch.device("cpu")
 
 
-def logits_of(runner: ModelRunner, wanted: list[tuple[TokenTree, Node]], limit: int) -> dict[Node, torch.Tensor]:
-    """Logits behind all these nodes, by as many forwards of at most `limit` tokens as it takes."""
+def logits_of(runner: ModelRunner, nodes: list[tuple[TokenTree, Node]], budget: int) -> dict[Node, torch.Tensor]:
+    """Logits after these nodes, in as many forwards of at most `budget` tokens as needed."""
     found: dict[Node, torch.Tensor] = {}
-    while any(node not in found for _, node in wanted):
-        batch = Batch(limit)
-        for tree, node in wanted:
+    while any(node not in found for _, node in nodes):
+        batch = Batch(budget)
+        for tree, node in nodes:
             if node not in found:
                 batch.request_logits(tree, node)
         logits = runner.forward(batch)
@@ -40,7 +40,7 @@ def uncached(model: torch.nn.Module, tokens: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_equals_uncached_through_a_search(family: str) -> None:
-    """Two sessions in the same batches, branches, pruning, slots used again, prompts cut into slices."""
+    """Two sessions in the same batches, branches, pruning, reused slots, prompts cut into slices."""
     reference = tiny_model(family)
     runner, _ = make_runner(tiny_model(family), CPU, 1 << 20)
     chance = random.Random(family)
@@ -55,7 +55,7 @@ def test_cached_equals_uncached_through_a_search(family: str) -> None:
         leaves = [[tree.insert(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
         for tree, nodes in zip(trees, leaves, strict=True):
             tree.retain(nodes)
-        found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], limit=13)
+        found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], budget=13)
         for prompt, ys, nodes in zip(prompts, answers, leaves, strict=True):
             for y, node in zip(ys, nodes, strict=True):
                 torch.testing.assert_close(found[node], uncached(reference, prompt + y), atol=1e-4, rtol=1e-4)
@@ -65,7 +65,7 @@ def test_cached_equals_uncached_through_a_search(family: str) -> None:
         beams = [chance.sample(ys, 3) for ys in answers]
 
 
-def test_a_fed_node_asked_again_answers_the_same() -> None:
+def test_a_computed_node_gives_the_same_logits_again() -> None:
     runner, _ = make_runner(tiny_model(), CPU, 1 << 20)
     tree = TokenTree(runner.cache, (1, 2, 3))
     node = tree.insert((4, 5))
@@ -74,8 +74,8 @@ def test_a_fed_node_asked_again_answers_the_same() -> None:
     tree.check_integrity()
 
 
-def test_regions_move_and_keep_what_they_hold() -> None:
-    """A small pool: growing regions in each other's way must move, and compaction must lose nothing."""
+def test_regions_move_with_their_content() -> None:
+    """A small pool: growing regions must move, and compaction must lose nothing."""
     reference = tiny_model()
     runner, info = make_runner(tiny_model(), CPU, 256 * 400)
     assert info.kv_slots == 400
@@ -93,7 +93,7 @@ def test_regions_move_and_keep_what_they_hold() -> None:
     assert runner.cache.slots_used <= 400
 
 
-def test_a_full_cache_says_so() -> None:
+def test_a_full_cache_raises() -> None:
     cache = KVCache(100)
     first = cache.allocate(60)
     with pytest.raises(CacheFullError, match="60 of 100"):
@@ -110,7 +110,7 @@ def test_a_full_cache_says_so() -> None:
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_slots_are_never_lost_nor_shared(data: st.DataObject) -> None:
-    """Random growing and pruning without a model: what is reachable plus what is free is what was given out."""
+    """Random growing and pruning without a model: reachable slots and free ones are together those assigned."""
     cache = KVCache(5000)
     tree = TokenTree(cache, (1, 2, 3))
     leaves = [tree.root]
@@ -121,11 +121,11 @@ def test_slots_are_never_lost_nor_shared(data: st.DataObject) -> None:
                 node = leaf
                 for token in data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=4)):
                     node = node.child(token)
-                placed = tree.uncomputed_path(node)[: None if data.draw(st.booleans()) else -1]
-                tree.reserve(len(placed))
-                for missing in placed:
-                    tree.assign_slot(missing)
-                    assert missing.slot == tree.path_slots(missing)[-1] if missing.parent else True
+                path = tree.uncomputed_path(node)[: None if data.draw(st.booleans()) else -1]
+                tree.reserve(len(path))
+                for step in path:
+                    tree.assign_slot(step)
+                    assert step.slot == tree.path_slots(step)[-1] if step.parent else True
                 grown.append(node)
         leaves = data.draw(st.lists(st.sampled_from(grown), min_size=1, max_size=4))
         tree.retain(leaves)
@@ -147,8 +147,8 @@ def test_slots_are_never_lost_nor_shared(data: st.DataObject) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_a_tree_holds_the_kept_answers_and_nothing_else(data: st.DataObject) -> None:
-    """Answers that go on, start anew from any of their beginnings, or are asked for and forgotten without a `keep`."""
+def test_a_tree_holds_the_retained_answers_and_nothing_else(data: st.DataObject) -> None:
+    """Answers that grow, branch off at any of their prefixes, or are inserted and not retained."""
     tree = TokenTree(KVCache(5000), (1, 2, 3))
     kept: list[tuple[tuple[int, ...], Node]] = [((), tree.root)]
     tails = st.lists(st.integers(0, 1), max_size=5)
@@ -177,7 +177,7 @@ def test_a_tree_holds_the_kept_answers_and_nothing_else(data: st.DataObject) -> 
         assert tree.slot_end == len(tree.prompt) + len(beginnings) - 1 + len(tree._free_slots)
 
 
-def test_a_row_may_grow_beside_an_answer_that_it_is_the_beginning_of() -> None:
+def test_a_row_may_branch_off_inside_a_longer_answer() -> None:
     tree = TokenTree(KVCache(100), (1, 2))
     shorter, longer = tree.insert((5,)), tree.insert((5, 6))
     tree.retain([shorter, longer])
@@ -187,7 +187,7 @@ def test_a_row_may_grow_beside_an_answer_that_it_is_the_beginning_of() -> None:
 
 
 def answers_in(tree: TokenTree) -> list[tuple[int, ...]]:
-    """What every node of the tree stands for."""
+    """The answer that each node of the tree ends."""
     found: list[tuple[int, ...]] = []
     stack: list[tuple[tuple[int, ...], Node]] = [((), tree.root)]
     while stack:

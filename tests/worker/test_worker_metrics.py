@@ -1,4 +1,4 @@
-"""What workers tell of themselves, in their Pongs and by dying."""
+"""Worker metrics: what Pongs carry, and restarts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["lives"]  # a fixture
 KINDS = ("decode", "prefill", "score")
 
 
-async def told(engine: Engine) -> dict[str, float]:
-    """The metrics, after a Pong that was asked for now."""
+async def metrics_after_pong(engine: Engine) -> dict[str, float]:
+    """The metrics after a Ping that is sent now has been answered."""
     [worker] = pool_of(engine).workers
-    for _ in range(2):  # the first may answer a question that was asked before
+    for _ in range(2):  # the first Pong may answer an earlier Ping
         await until(lambda: not worker._heartbeat.awaiting_pong)
         worker.check_heartbeat()
     await until(lambda: not worker._heartbeat.awaiting_pong)
@@ -36,29 +36,29 @@ async def told(engine: Engine) -> dict[str, float]:
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_steps_of_every_kind_are_timed(engine: Engine) -> None:
-    before = await told(engine)
+    before = await metrics_after_pong(engine)
     await answer(engine, replace(ASK, prompts=(TextPrompt("A prompt that nobody had before"),)))
-    after = await told(engine)
+    after = await metrics_after_pong(engine)
     steps = {k: after[f"w2s_step_duration_seconds_count{{kind={k}}}"] for k in KINDS}
     new = {k: count - before[f"w2s_step_duration_seconds_count{{kind={k}}}"] for k, count in steps.items()}
     assert new["prefill"] == 3, "the large model's and the pair's; each fits one slice"
     assert new["decode"] >= 24 - 1, "one for each token of the longest answer but what came with the prompt"
     assert new["score"] > 0
-    again = await told(engine)
+    again = await metrics_after_pong(engine)
     assert {k: again[f"w2s_step_duration_seconds_count{{kind={k}}}"] for k in KINDS} == steps, "no step twice"
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_kv_is_told_while_it_is_held(engine: Engine) -> None:
+async def test_kv_usage_is_reported_while_it_is_held(engine: Engine) -> None:
     long = replace(ASK, model="plain", sampling=SamplingParams(max_tokens=200, seed=1, ignore_eos=True))
     async with aclosing(engine.generate(long)) as events:
         await anext(events)
-        usage = (await told(engine))["w2s_kv_cache_usage_ratio{worker=0}"]
+        usage = (await metrics_after_pong(engine))["w2s_kv_cache_usage_ratio{worker=0}"]
         assert 0 < usage < 1
-    assert (await told(engine))["w2s_kv_cache_usage_ratio{worker=0}"] == 0
+    assert (await metrics_after_pong(engine))["w2s_kv_cache_usage_ratio{worker=0}"] == 0
 
 
-async def test_restarts_are_counted_by_place(lives: list[str]) -> None:
+async def test_restarts_are_counted_by_worker(lives: list[str]) -> None:
     lives += ["lives", "lives", "fails", "lives"]
     metrics = Metrics()
     pool = WorkerPool([SPEC, SPEC], backoff=lambda: Backoff(sleep=lambda _: asyncio.sleep(0)), metrics=metrics)

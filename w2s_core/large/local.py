@@ -50,7 +50,7 @@ class LocalLargeModel:
 
     @property
     def context_length(self) -> int:
-        return self._pool.info(self._model).longest
+        return self._pool.info(self._model).max_length
 
     @property
     def tokenizer(self) -> HFTokenizer:
@@ -60,7 +60,7 @@ class LocalLargeModel:
         info = self._pool.info(self._model)
         check_token_ids(sampling, min(info.vocabulary, self._tokenizer.size))
         resolved = resolve_sampling(sampling, self._tokenizer, info.vocabulary)
-        if resolved.forbids:
+        if resolved.bans_tokens:
             check_possible(resolved, info.eos, info.vocabulary)
 
     @property

@@ -46,7 +46,7 @@ class ModelInfo:
     dtype: str
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """Tokens that a prompt and one answer may have together: what fits both the context and the KV cache."""
         return min(self.context_length, self.kv_slots)
 
@@ -84,15 +84,15 @@ class Sampling:
     grammar: Grammar | None = None
 
     @property
-    def forbids(self) -> bool:
+    def bans_tokens(self) -> bool:
         """Whether some tokens may be banned, by `bad_words`, `allowed_token_ids` or `min_tokens`."""
         return bool(self.bad_words) or self.allowed_token_ids is not None or self.min_tokens > 0
 
     @property
-    def adjusts(self) -> bool:
+    def needs_processor(self) -> bool:
         """Whether a logits processor is needed: something changes the logits before the draw."""
         penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty)
-        masks = self.forbids or self.min_p > 0 or self.grammar is not None
+        masks = self.bans_tokens or self.min_p > 0 or self.grammar is not None
         return masks or bool(self.logit_bias) or penalties != (0, 0, 1)
 
 

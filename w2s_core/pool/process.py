@@ -105,7 +105,6 @@ class WorkerProcess:
     async def wait_ready(self) -> None:
         """Returns when the models are loaded. Raises WorkerLostError with the worker's reason when they cannot be."""
         self.models = await asyncio.shield(self._ready)
-        self._heartbeat.report_received()
         self._loaded = True
 
     def submit(self, job: Job) -> asyncio.Queue[JobOutcome | WorkerLostError]:
@@ -125,7 +124,7 @@ class WorkerProcess:
 
     def check_heartbeat(self) -> None:
         """Kills the worker if its heartbeat has timed out. Sends a Ping unless one is unanswered."""
-        if self.alive and self._heartbeat.timed_out:
+        if self._heartbeat.check() and self.alive:
             _log.error("worker %d has been silent for %.0f s and is killed", self.pid, self._heartbeat.timeout_s)
             self._process.kill()
         if not self._heartbeat.awaiting_pong:

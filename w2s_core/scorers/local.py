@@ -29,14 +29,14 @@ class LocalScorer:
 
     def check(self, prompt: Prompt, max_tokens: int) -> int:
         return min(
-            model.max_answer_tokens(prompt, self._template, self._pool.info(model.name).longest, max_tokens)
+            model.max_answer_tokens(prompt, self._template, self._pool.info(model.name).max_length, max_tokens)
             for model in self._models
         )
 
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[LocalScoring]:
         async with self._pool.session(0, {model.name for model in self._models}) as session:
-            limits = [self._pool.info(model.name).longest for model in self._models]
+            limits = [self._pool.info(model.name).max_length for model in self._models]
             prompts = [model.prompt(prompt, self._template) for model in self._models]
             yield LocalScoring(session, self._models, prompts, limits)
 

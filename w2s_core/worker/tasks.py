@@ -75,7 +75,7 @@ class SampleTask:
         self.tree = tree
         self.compiling = compiling  # None once the rows have their grammar states
         self._end_tokens = (frozenset() if job.sampling.ignore_eos else eos) | frozenset(job.sampling.stop_token_ids)
-        self._rules = LogitsRules(job.sampling, job.prompt, eos) if job.sampling.adjusts else None
+        self._rules = LogitsRules(job.sampling, job.prompt, eos) if job.sampling.needs_processor else None
         self.rows = [RowState(i, tree.insert(row.tokens), row, self._rules) for i, row in enumerate(job.rows)]
 
     @property
