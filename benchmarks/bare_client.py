@@ -1,7 +1,7 @@
-"""The search's calls to vLLM by a bare script: K continuations of each beam at once, W of them kept blindly.
+"""The upper bound for a search through vLLM: a script that makes the same calls and nothing else.
 
-What is left out is everything but the calls: no scoring, no text, no checks. Nothing that searches through the same
-provider can be faster.
+It samples K continuations of each beam concurrently and keeps W at random: no scoring, no decoding, no checks. No
+search through the same provider can be faster.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _TIMEOUT_S = 600.0
 
 
 async def bare_search(url: str, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
-    """All prompts at once; tokens are one beam's, which no EOS ends."""
+    """Searches all prompts concurrently. The trial's tokens are those of one beam per prompt, which no EOS ends."""
     limits = httpx.Limits(max_connections=load.w * len(prompts))
     async with (
         asyncio.timeout(_TIMEOUT_S),
         httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, limits=limits) as client,
     ):
         start = time.perf_counter()
-        await asyncio.gather(*(_one(client, load, prompt, seed + i) for i, prompt in enumerate(prompts)))
+        await asyncio.gather(*(_search(client, load, prompt, seed + i) for i, prompt in enumerate(prompts)))
         return Trial(load.tokens * len(prompts), time.perf_counter() - start)
 
 
-async def _one(client: httpx.AsyncClient, load: Workload, prompt: Tokens, seed: int) -> None:
-    draw = random.Random(seed)
+async def _search(client: httpx.AsyncClient, load: Workload, prompt: Tokens, seed: int) -> None:
+    rng = random.Random(seed)
     beam: list[Tokens] = [()] * load.w
     for done in range(0, load.tokens, load.length):
         length = min(load.length, load.tokens - done)
-        bodies = [call(prompt + tokens, load.k, length, draw.randrange(_SEEDS)) for tokens in beam]
-        found = await asyncio.gather(*(_continuations(client, body) for body in bodies))
-        candidates = [parent + chunk for parent, chunks in zip(beam, found, strict=True) for chunk in chunks]
-        beam = draw.sample(candidates, load.w)
+        bodies = [call(prompt + tokens, load.k, length, rng.randrange(_SEEDS)) for tokens in beam]
+        successors = await asyncio.gather(*(_continuations(client, body) for body in bodies))
+        candidates = [parent + chunk for parent, chunks in zip(beam, successors, strict=True) for chunk in chunks]
+        beam = rng.sample(candidates, load.w)
 
 
 def call(tokens: Tokens, n: int, length: int, seed: int) -> dict[str, Any]:
-    """The body of one request."""
+    """The body of one call: `n` continuations of `length` tokens."""
     return {
         "model": MODEL,
         "prompt": list(tokens),

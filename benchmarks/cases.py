@@ -1,4 +1,4 @@
-"""What is measured: every target of SPEC section 6, as a speed or as a ratio of two sides' speeds."""
+"""The benchmark cases and their targets: speeds of this engine, and ratios of two systems' speeds."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from dataclasses import dataclass
 
 from benchmarks.figures import Figure, Trial, ratios, speeds
 from benchmarks.settings import DEMO, EQUAL, Settings, Workload
-from benchmarks.sides import Side
+from benchmarks.systems import System
 
-QUIET = 0.05  # a trial counts as undisturbed when others took no more of the machine than this
+IDLE_SHARE = 0.05  # of the machine: a trial during which other processes used no more is undisturbed
 _SHORT = "demo pair, prompt 20"  # the group of most cases
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One side doing one thing."""
+    """One system with one workload."""
 
-    side: Side
+    system: System
     load: Workload
 
     def __str__(self) -> str:
         what = f"{self.load.rows} plain rows" if self.load.pair is None else f"guided {self.load.pair}"
-        return f"{self.side}, {what}, T={self.load.tokens}"
+        return f"{self.system}, {what}, T={self.load.tokens}"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`top` alone is a speed; with `bottom` a ratio of speeds. Cases of one `group` are measured in turns, so a run
-    belongs to one group."""
+    """A figure to measure: the speed of `top`, or with `bottom` the ratio top ÷ bottom of their speeds.
+
+    The runs of all cases of a `group` take turns, so a run belongs to one group only. The target is a lower bound, or
+    an upper bound if `at_most`.
+    """
 
     name: str
     group: str
@@ -43,31 +46,31 @@ class Case:
         return [self.top] if self.bottom is None else [self.top, self.bottom]
 
     def figure(self, trials: Mapping[Run, Sequence[Trial]]) -> Figure:
-        sides = {str(run): speeds(trials[run]) for run in self.runs}
+        systems = {str(run): speeds(trials[run]) for run in self.runs}
         top, bottom = trials[self.top], None if self.bottom is None else trials[self.bottom]
         value = speeds(top) if bottom is None else ratios(top, bottom)
         used = [trial for run in self.runs for trial in trials[run]]
-        return Figure(self.name, self.title, self.target, self.at_most, value, sides, _note(used))
+        return Figure(self.name, self.title, self.target, self.at_most, value, systems, _note(used))
 
     def missing(self, note: str) -> Figure:
         return Figure(self.name, self.title, self.target, self.at_most, note=note)
 
 
 def _note(trials: Sequence[Trial]) -> str:
-    """What keeps the figure from meaning what it says."""
+    """What makes the figure less reliable, or an empty string."""
     ended = sum(trial.ended for trial in trials)
     foreign = max(trial.foreign for trial in trials)
     notes = [f"{ended} answers ended early"] if ended else []
-    return ", ".join(notes + [f"others took up to {foreign:.0%} of the machine"] * (foreign > QUIET))
+    return ", ".join(notes + [f"others took up to {foreign:.0%} of the machine"] * (foreign > IDLE_SHARE))
 
 
 def cases(settings: Settings) -> list[Case]:
-    """In the order of the table."""
+    """All cases, in the order of the table."""
     return [*_speeds(settings), *_against_naive(settings), *_against_others(settings), *_through_vllm(settings)]
 
 
 def _speeds(settings: Settings) -> list[Case]:
-    """SPEC's first table: committed tokens per second, scoring included."""
+    """Committed tokens per second of guided requests, scoring included."""
     t65, t120 = settings.tokens(65), settings.tokens(120)
 
     def case(name: str, title: str, target: float, load: Workload) -> Case:

@@ -1,4 +1,4 @@
-"""A client of the official wire format: streams one completion and notes when what arrived."""
+"""A streaming client of the completion API that records when each text arrived."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DATA, _DONE = "data: ", "[DONE]"
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One answer. `arrivals`: seconds from the request to each piece of text; `seconds` to the end."""
+    """One streamed answer. `arrivals`: seconds from the request to each text; `seconds`: to the end."""
 
     tokens: int
     seconds: float
@@ -27,19 +27,19 @@ class Stream:
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between pieces."""
+        """Seconds between consecutive texts."""
         return [b - a for a, b in zip(self.arrivals, self.arrivals[1:], strict=False)]
 
 
 def body(model: str, prompt: Tokens, tokens: int, seed: int, **fields: Any) -> dict[str, Any]:
-    """A streamed completion with its usage at the end."""
+    """The body of a streamed completion request with usage."""
     options = {"include_usage": True}
     base = {"model": model, "prompt": list(prompt), "max_tokens": tokens, "seed": seed}
     return base | {"stream": True, "stream_options": options} | fields
 
 
 async def stream(client: httpx.AsyncClient, request: Mapping[str, Any]) -> Stream:
-    """Raises httpx.HTTPStatusError, and RuntimeError on an error inside the stream."""
+    """Streams one completion. Raises httpx.HTTPStatusError, and RuntimeError for an error event in the stream."""
     start = time.perf_counter()
     arrivals: list[float] = []
     tokens = ended = 0
@@ -62,7 +62,7 @@ async def stream(client: httpx.AsyncClient, request: Mapping[str, Any]) -> Strea
 
 
 async def streams(url: str, requests: Sequence[Mapping[str, Any]], timeout_s: float) -> list[Stream]:
-    """All at once, each on a connection of its own."""
+    """Streams all requests concurrently, each on a connection of its own."""
     limits = httpx.Limits(max_connections=len(requests))
     async with asyncio.timeout(timeout_s), httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=limits) as client:
         return list(await asyncio.gather(*(stream(client, request) for request in requests)))

@@ -1,4 +1,4 @@
-"""From trials to figures: medians, spreads, ratios of interleaved repeats, and whether a target is reached."""
+"""Statistics of trials: medians, spreads and ratios of repeats, and whether a target is reached."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One measurement of one side. `tokens` are committed ones (a row's share where rows are plain samples);
-    `ended` tells how many answers stopped before their budget; `phases` are seconds, where the side knows them;
-    `foreign` is the share of the machine that processes of others took meanwhile."""
+    """One measurement of one system.
+
+    `tokens` are the committed ones (of plain samples, one row's share). `ended`: answers that stopped before their
+    budget. `phases`: seconds by phase, if the system reports them. `foreign`: the share of the machine's processors
+    that other processes used in the meantime.
+    """
 
     tokens: float
     seconds: float
@@ -28,7 +31,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median and extremes of some repeats."""
+    """Median, minimum and maximum of repeats."""
 
     median: float
     low: float
@@ -44,26 +47,29 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table. `value` None: not measured, and `note` says why. `sides` are what it was made of."""
+    """One row of the results. If `value` is None it was not measured and `note` says why.
+
+    `systems` are the speeds of the systems that it was computed from.
+    """
 
     name: str
     title: str
     target: float
     at_most: bool = False
     value: Spread | None = None
-    sides: Mapping[str, Spread] = field(default_factory=dict)
+    systems: Mapping[str, Spread] = field(default_factory=dict)
     note: str = ""
 
     @property
     def reached(self) -> bool | None:
-        """By the median; None when not measured."""
+        """Whether the median reaches the target, None if it was not measured."""
         if self.value is None:
             return None
         return self.value.median <= self.target if self.at_most else self.value.median >= self.target
 
 
 def ratios(top: Sequence[Trial], bottom: Sequence[Trial]) -> Spread:
-    """The speeds' ratio, repeat by repeat: neighbours in time share what the machine did meanwhile."""
+    """The ratio of speeds, repeat by repeat, because trials close in time saw the machine in the same condition."""
     return Spread.of([a.speed / b.speed for a, b in zip(top, bottom, strict=True)])
 
 
@@ -72,7 +78,7 @@ def speeds(trials: Sequence[Trial]) -> Spread:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` % of the values do not exceed; nan of nothing."""
+    """The smallest value that at least `percent` % of the values do not exceed, or nan if there are no values."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]

@@ -1,4 +1,4 @@
-"""`make load`: what many clients at once get from a real server; `make cost`: what a request costs by its size."""
+"""Load benchmarks over HTTP: speed and latency by concurrency (`make load`), cost by request size (`make cost`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import click
 from benchmarks import client
 from benchmarks.figures import percentile
 from benchmarks.load_chart import draw_cost, draw_load
-from benchmarks.load_levels import Level, Sweeps
+from benchmarks.load_levels import LoadLevel, Sweeps
 from benchmarks.machine import machine
 from benchmarks.memory import memory
 from benchmarks.processes import peak_bytes
@@ -27,11 +27,12 @@ from benchmarks.server_process import Server, server_process
 from benchmarks.settings import DEMO, LARGE, Settings, Workload, prepare
 from w2s_core.text.tokenizer import HFTokenizer
 
-_LIMIT_S = 300.0  # of one level: a server that is stuck must not hold the sweep
+_TIMEOUT_S = 300.0  # for one level, so that a stuck server does not block the sweep
 _WARM_UP = Workload(20, 10, DEMO)
 
 
 def concurrency(tokens: int, most: int) -> list[Workload]:
+    """Guided and plain requests at 1, 2, 4, … up to `most` streams."""
     return guided(tokens, most) + [
         Workload(20, tokens, None, w=1, k=1, streams=load.streams) for load in guided(tokens, most)
     ]
@@ -58,8 +59,8 @@ def by_memory(tokens: int) -> list[Workload]:
     return [Workload(prompt, tokens * factor, DEMO) for prompt in (20, 256) for factor in (1, 2, 3)]
 
 
-async def measure(server: Server, tokenizer: HFTokenizer, load: Workload, seed: int) -> Level:
-    """All streams start at once."""
+async def measure(server: Server, tokenizer: HFTokenizer, load: Workload, seed: int) -> LoadLevel:
+    """Measures one level; all its streams start at once."""
     bodies = [
         client.body(
             load.pair or LARGE, excerpt(tokenizer, load.prompt, seed + i), load.tokens, seed + i, **_guidance(load)
@@ -67,12 +68,12 @@ async def measure(server: Server, tokenizer: HFTokenizer, load: Workload, seed: 
         for i in range(load.streams)
     ]
     start = time.perf_counter()
-    streams = await client.streams(server.url, bodies, _LIMIT_S)
+    streams = await client.streams(server.url, bodies, _TIMEOUT_S)
     seconds = time.perf_counter() - start
     tokens = sum(stream.tokens for stream in streams)
     first = [stream.arrivals[0] for stream in streams if stream.arrivals]
     gaps = [gap for stream in streams for gap in stream.gaps]
-    return Level(
+    return LoadLevel(
         load=load,
         tokens=tokens,
         seconds=seconds,
@@ -93,7 +94,7 @@ def _guidance(load: Workload) -> dict[str, Any]:
 
 
 async def sweep(settings: Settings, tokens: int, most: int, *, costs: bool) -> Sweeps:
-    """One server for all; every level after the one before, none begun after `settings.minutes`."""
+    """Measures all levels one after another on one server; none starts after `settings.minutes`."""
     end = time.monotonic() + 60 * settings.minutes
     with tempfile.TemporaryDirectory(prefix="w2s-load-") as folder:
         models = prepare(settings, Path(folder), equal=False)
@@ -101,15 +102,15 @@ async def sweep(settings: Settings, tokens: int, most: int, *, costs: bool) -> S
         async with server_process(models.engine_config(settings)) as server:
             await measure(server, tokenizer, _WARM_UP, 0)
 
-            async def levels(name: str, loads: Sequence[Workload]) -> list[Level]:
-                found = []
+            async def levels(name: str, loads: Sequence[Workload]) -> list[LoadLevel]:
+                measured = []
                 for load in loads:
                     if time.monotonic() > end:
-                        click.echo(f"{name}: no time for the rest", err=True)
+                        click.echo(f"{name}: time is up, the rest is skipped", err=True)
                         break
-                    found.append(await measure(server, tokenizer, load, 1))
-                    click.echo(f"{name}: {_line(found[-1])}", err=True)
-                return found
+                    measured.append(await measure(server, tokenizer, load, 1))
+                    click.echo(f"{name}: {_line(measured[-1])}", err=True)
+                return measured
 
             if not costs:
                 return Sweeps(await levels("concurrency", concurrency(tokens, most)))
@@ -122,7 +123,7 @@ async def sweep(settings: Settings, tokens: int, most: int, *, costs: bool) -> S
         return replace(sweeps, memory=await memory(models, settings, by_memory(tokens)))
 
 
-def _line(level: Level) -> str:
+def _line(level: LoadLevel) -> str:
     load = level.load
     what = f"{load.w}/{load.k}/{load.length}" if load.pair else "plain"
     return (
@@ -132,10 +133,10 @@ def _line(level: Level) -> str:
     )
 
 
-def table(levels: Sequence[Level]) -> str:
-    """The sweep over concurrency, in Markdown."""
+def table(levels: Sequence[LoadLevel]) -> str:
+    """A Markdown table of the levels of concurrency."""
     lines = [
-        "| streams | kind | tokens/s | first text p50 / p99, s | between pieces p50 / p99, s | peak memory, GB |",
+        "| streams | kind | tokens/s | first text p50 / p99, s | between texts p50 / p99, s | peak memory, GB |",
         "|---|---|---|---|---|---|",
     ]
     for level in levels:
@@ -147,7 +148,7 @@ def table(levels: Sequence[Level]) -> str:
 
 
 def cost_table(sweeps: Sweeps) -> str:
-    """What a request costs and holds, by what is varied, in Markdown."""
+    """Markdown tables of a request's time and KV use, by the parameter that is varied."""
     lines = ["| varied | W/K/L | T | streams | ms per committed token of one stream |", "|---|---|---|---|---|"]
     for name in ("length", "rows", "chunks", "concurrency"):
         for level in getattr(sweeps, name):
@@ -155,9 +156,11 @@ def cost_table(sweeps: Sweeps) -> str:
             cost = 1000 * load.streams / level.speed
             lines.append(f"| {name} | {load.w}/{load.k}/{load.length} | {load.tokens} | {load.streams} | {cost:.0f} |")
     lines += ["", "| W/K/L | P | T | KV held, tokens | P + W·C + W·K·L | W·K·(P + T) |", "|---|---|---|---|---|---|"]
-    for held in sweeps.memory:
-        load, shape = held.load, f"{held.load.w}/{held.load.k}/{held.load.length}"
-        lines.append(f"| {shape} | {load.prompt} | {load.tokens} | {held.held} | {held.predicted} | {held.published} |")
+    for usage in sweeps.memory:
+        load, shape = usage.load, f"{usage.load.w}/{usage.load.k}/{usage.load.length}"
+        lines.append(
+            f"| {shape} | {load.prompt} | {load.tokens} | {usage.peak_tokens} | {usage.predicted} | {usage.published} |"
+        )
     return "\n".join(lines)
 
 
@@ -177,16 +180,24 @@ def run(settings: Settings, out: Path, *, tokens: int, most: int, costs: bool) -
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/load"), show_default=True)
-@click.option("--cost", "costs", is_flag=True, help="By length, rows, chunks and streams, and KV memory.")
-@click.option("--quick", is_flag=True, help="A third of the tokens.")
-@click.option("--minutes", type=float, default=6.0, show_default=True, help="After these no further level begins.")
-@click.option("--most", type=click.IntRange(min=1, max=32), default=32, show_default=True, help="Streams at once.")
-@click.option("--tokens", type=click.IntRange(min=2), default=48, show_default=True, help="Of an answer.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of the worker.")
+@click.option(
+    "--cost", "costs", is_flag=True, help="Measure the cost by length, rows, chunks and streams, and KV memory."
+)
+@click.option("--quick", is_flag=True, help="A third of the tokens per answer.")
+@click.option("--minutes", type=float, default=6.0, show_default=True, help="Start no further level after this time.")
+@click.option(
+    "--most",
+    type=click.IntRange(min=1, max=32),
+    default=32,
+    show_default=True,
+    help="Maximum number of concurrent streams.",
+)
+@click.option("--tokens", type=click.IntRange(min=2), default=48, show_default=True, help="Tokens per answer.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="CPU threads of the worker.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 def main(out: Path, most: int, tokens: int, *, costs: bool, quick: bool, **options: Any) -> None:
-    """Sweep concurrent streams and sizes of requests through HTTP against a server of its own."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whoever ends us ends the server, too
+    """Measure a server of its own over HTTP, by concurrency or by request size."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM stops the server, too
     run(replace(Settings(), **options), out, tokens=max(2, tokens // 3) if quick else tokens, most=most, costs=costs)
 
 

@@ -1,4 +1,4 @@
-"""Two charts: what clients get by their number, and what a request costs beside what the arithmetic predicts."""
+"""Charts of the load benchmarks: speed and latency by concurrency, and measured against predicted cost."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from benchmarks.load_levels import Level, Sweeps
-    from benchmarks.memory import Held
+    from benchmarks.load_levels import LoadLevel, Sweeps
+    from benchmarks.memory import KVUsage
 
 _GUIDED, _PLAIN, _PREDICTED = "#2f6fb0", "#9aa5b1", "#c0392b"
 _PANEL_INCHES, _DPI = (4.2, 3.4), 110
-Value = Callable[["Level"], float]
+Value = Callable[["LoadLevel"], float]
 
 
 def draw_load(sweeps: Sweeps, path: Path) -> None:
-    """Writes a PNG: speed and latencies by the number of streams."""
+    """Writes a PNG of speed and latencies by number of streams."""
     _load(sweeps.concurrency).savefig(path, dpi=_DPI)
 
 
 def draw_cost(sweeps: Sweeps, path: Path) -> None:
-    """Writes a PNG: time by length, rows, chunks and streams, and memory by length."""
+    """Writes a PNG of time by length, rows, chunks and streams, and of KV memory by length."""
     _cost(sweeps).savefig(path, dpi=_DPI)
 
 
@@ -31,37 +31,37 @@ def _panels(count: int, columns: int = 3) -> tuple[Figure, list[Any]]:
     width, height = _PANEL_INCHES
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    places = list(figure.subplots(rows, columns).flat)
-    for spare in places[count:]:
+    subplots = list(figure.subplots(rows, columns).flat)
+    for spare in subplots[count:]:
         spare.set_axis_off()
-    axes = places[:count]
+    axes = subplots[:count]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xscale("log", base=2)
     return figure, axes
 
 
-def _load(levels: Sequence[Level]) -> Figure:
+def _load(levels: Sequence[LoadLevel]) -> Figure:
     figure, (speed, first, gap) = _panels(3)
     guided = [level for level in levels if level.load.pair is not None]
     plain = [level for level in levels if level.load.pair is None]
-    for color, name, kind in ((_GUIDED, "guided", guided), (_PLAIN, "plain", plain)):
-        x = [level.load.streams for level in kind]
-        speed.plot(x, [level.speed for level in kind], "o-", color=color, label=name)
+    for color, name, group in ((_GUIDED, "guided", guided), (_PLAIN, "plain", plain)):
+        x = [level.load.streams for level in group]
+        speed.plot(x, [level.speed for level in group], "o-", color=color, label=name)
         for axes, low, high in ((first, "first_p50", "first_p99"), (gap, "gap_p50", "gap_p99")):
-            axes.plot(x, [getattr(level, low) for level in kind], "o-", color=color, label=f"{name}, p50")
-            axes.plot(x, [getattr(level, high) for level in kind], "o--", color=color, label=f"{name}, p99")
+            axes.plot(x, [getattr(level, low) for level in group], "o-", color=color, label=f"{name}, p50")
+            axes.plot(x, [getattr(level, high) for level in group], "o--", color=color, label=f"{name}, p99")
     for axes, title in (
         (speed, "committed tokens/s"),
         (first, "seconds to the first text"),
-        (gap, "seconds between pieces of text"),
+        (gap, "seconds between texts"),
     ):
         _finish(axes, title, "streams at once")
     return figure
 
 
 def _cost(sweeps: Sweeps) -> Figure:
-    """Predictions go through the largest request: flat in T and in chunks, linear in rows."""
+    """Predicted curves are scaled to the largest request: constant in T and in chunks, linear in rows."""
     figure, (length, rows, chunks, streams, memory) = _panels(5)
     guided = [level for level in sweeps.concurrency if level.load.pair is not None]
     _panel(length, sweeps.length, lambda level: level.load.tokens, per_token, lambda _: 1.0)
@@ -79,30 +79,34 @@ def _cost(sweeps: Sweeps) -> Figure:
     return figure
 
 
-def _memory(axes: Any, found: Sequence[Held]) -> None:
-    """Lines by length of the prompt."""
-    for prompt, marker in zip(sorted({held.load.prompt for held in found}), "os", strict=False):
-        mine = [held for held in found if held.load.prompt == prompt]
-        x = [held.load.tokens for held in mine]
-        axes.plot(x, [held.held for held in mine], f"{marker}-", color=_GUIDED, label=f"held, P={prompt}")
-        axes.plot(x, [held.predicted for held in mine], f"{marker}--", color=_PREDICTED, label=f"predicted, P={prompt}")
-        axes.plot(x, [held.published for held in mine], f"{marker}:", color=_PLAIN, label=f"as published, P={prompt}")
+def _memory(axes: Any, usages: Sequence[KVUsage]) -> None:
+    """One set of lines per prompt length."""
+    for prompt, marker in zip(sorted({usage.load.prompt for usage in usages}), "os", strict=False):
+        group = [usage for usage in usages if usage.load.prompt == prompt]
+        x = [usage.load.tokens for usage in group]
+        axes.plot(x, [usage.peak_tokens for usage in group], f"{marker}-", color=_GUIDED, label=f"held, P={prompt}")
+        axes.plot(
+            x, [usage.predicted for usage in group], f"{marker}--", color=_PREDICTED, label=f"predicted, P={prompt}"
+        )
+        axes.plot(
+            x, [usage.published for usage in group], f"{marker}:", color=_PLAIN, label=f"as published, P={prompt}"
+        )
     _finish(axes, "tokens of KV held at most, by T", "tokens T")
     axes.set_yscale("log")
     axes.set_ylim(100, 100_000)  # with room for the legend
 
 
-def per_token(level: Level) -> float:
+def per_token(level: LoadLevel) -> float:
     """Milliseconds per committed token."""
     return 1000 / level.speed
 
 
-def per_step(level: Level) -> float:
-    """Milliseconds in which every stream gets one token."""
+def per_step(level: LoadLevel) -> float:
+    """Milliseconds per committed token of every stream."""
     return 1000 / level.speed * level.load.streams
 
 
-def _panel(axes: Any, levels: Sequence[Level], x: Value, y: Value, shape: Callable[[float], float]) -> None:
+def _panel(axes: Any, levels: Sequence[LoadLevel], x: Value, y: Value, shape: Callable[[float], float]) -> None:
     if not levels:
         return
     xs, ys = [x(level) for level in levels], [y(level) for level in levels]

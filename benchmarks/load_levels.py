@@ -1,20 +1,20 @@
-"""What a load benchmark measures: one level of load, and sweeps of levels."""
+"""Results of the load benchmarks: one level of load, and sweeps over levels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.memory import Held
+from benchmarks.memory import KVUsage
 from benchmarks.settings import Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """What `streams` clients at once got: speeds in committed tokens per second, times in seconds.
+class LoadLevel:
+    """The measurement of one workload: `speed` in committed tokens per second, times in seconds.
 
-    `first_*`: from the request to the first text; `gap_*`: between pieces of text. `peak_bytes`: of the server and its
-    worker since they started.
+    `first_*`: from the request to the first text; `gap_*`: between consecutive texts. `ended`: answers that stopped
+    before their budget. `peak_bytes`: resident memory of the server and its worker since they started.
     """
 
     load: Workload
@@ -31,13 +31,13 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Sweeps:
-    """Levels by what is varied. `concurrency` has guided and plain ones; the others are single guided requests.
+    """Levels by the varied parameter. `concurrency` has guided and plain levels, the others single guided requests.
 
-    What was not asked for, or for what no time was left, is empty or short.
+    A sweep that was not requested, or ran out of time, is empty or incomplete.
     """
 
-    concurrency: Sequence[Level]
-    length: Sequence[Level] = ()
-    rows: Sequence[Level] = ()
-    chunks: Sequence[Level] = ()
-    memory: Sequence[Held] = ()
+    concurrency: Sequence[LoadLevel]
+    length: Sequence[LoadLevel] = ()
+    rows: Sequence[LoadLevel] = ()
+    chunks: Sequence[LoadLevel] = ()
+    memory: Sequence[KVUsage] = ()

@@ -1,4 +1,4 @@
-"""On what it was measured: figures without their machine mean nothing."""
+"""Describes the machine of a benchmark run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, object]:
-    """Processor, memory (10⁹ bytes), load average, versions, time."""
+    """Processor, memory (10⁹ bytes), load average, versions and time, for the results file."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -27,5 +27,5 @@ def _processor() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     features = {word for line in lines if line.startswith("flags") for word in line.split()}
-    known = [name for name in ("avx512f", "avx512_bf16", "amx_tile") if name in features]
-    return f"{names[0] if names else platform.processor()} ({', '.join(known)})"
+    shown = [name for name in ("avx512f", "avx512_bf16", "amx_tile") if name in features]
+    return f"{names[0] if names else platform.processor()} ({', '.join(shown)})"

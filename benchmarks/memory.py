@@ -1,4 +1,4 @@
-"""How much KV a guided request holds at most, beside what the arithmetic says and what a search as published takes."""
+"""The peak KV use of a guided request, compared with the prediction and with the published search."""
 
 from __future__ import annotations
 
@@ -27,47 +27,47 @@ from w2s_core.types import (
     TokenPrompt,
 )
 
-_Look = Callable[[], Awaitable[None]]
+_Measure = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Tokens of the large model's KV: at most `held` by the request, room to grow included."""
+class KVUsage:
+    """The peak number of KV slots (tokens) that a request holds in the large model's cache, reserved ones included."""
 
     load: Workload
-    held: int
+    peak_tokens: int
 
     @property
     def predicted(self) -> int:
-        """P + W·C + W·K·L, C being what is settled before the last chunk."""
+        """P + W·C + W·K·L, where C is the answer's length before the last chunk."""
         load = self.load
         return load.prompt + load.w * (load.tokens - load.length) + load.rows * load.length
 
     @property
     def published(self) -> int:
-        """W·K·(P + T): every row with a copy of its own."""
+        """W·K·(P + T): the published search keeps a copy of the whole sequence per row."""
         return self.load.rows * (self.load.prompt + self.load.tokens)
 
 
 @dataclass
-class _KvGauge:
-    """The most KV that `model` was seen to hold in the pool's worker since `most` was last set to 0, in tokens."""
+class _PeakUsage:
+    """The peak KV usage of `model` in the pool's worker since `tokens` was last set to 0."""
 
     pool: WorkerPool
     model: str
-    most: int = 0
+    tokens: int = 0
 
-    async def look(self) -> None:
-        self.most = max(self.most, *(state.slots_used[self.model] for state in await self.pool.inspect()))
+    async def update(self) -> None:
+        self.tokens = max(self.tokens, *(state.slots_used[self.model] for state in await self.pool.inspect()))
 
 
-class _WatchedScorer:
-    """A scorer that looks at the KV before every call. The search has then drawn all rows of a chunk and dropped none
-    of them, so that a request never holds more than it does at one of these moments."""
+class _MeasuringScorer:
+    """A scorer that measures KV usage before every call, when all rows of a chunk are drawn and none is pruned yet:
+    that is when a request holds most."""
 
-    def __init__(self, scorer: Scorer, look: _Look) -> None:
+    def __init__(self, scorer: Scorer, measure: _Measure) -> None:
         self._scorer = scorer
-        self._look = look
+        self._measure = measure
 
     def check(self, prompt: Prompt, max_tokens: int) -> int:
         return self._scorer.check(prompt, max_tokens)
@@ -75,13 +75,13 @@ class _WatchedScorer:
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[Scoring]:
         async with self._scorer.open(prompt) as scoring:
-            yield _WatchedScoring(scoring, self._look)
+            yield _MeasuringScoring(scoring, self._measure)
 
 
-class _WatchedScoring:
-    def __init__(self, scoring: Scoring, look: _Look) -> None:
+class _MeasuringScoring:
+    def __init__(self, scoring: Scoring, measure: _Measure) -> None:
         self._scoring = scoring
-        self._look = look
+        self._measure = measure
 
     @property
     def scored_tokens(self) -> int:
@@ -95,22 +95,22 @@ class _WatchedScoring:
         await self._scoring.prefetch(candidates)
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
-        await self._look()
+        await self._measure()
         return await self._scoring.score(candidates)
 
 
-async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) -> list[Held]:
-    """One request after the other, by the demo pair, on a worker of its own."""
+async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) -> list[KVUsage]:
+    """Runs the workloads one after another, guided by the demo pair, in a worker of their own."""
     tuned, untuned, template = models.pairs[DEMO]
     specs = {name: ModelSpec(name, trust_remote_code=False) for name in (models.large, tuned, untuned)}
     pool = WorkerPool([WorkerSpec("cpu", settings.dtype, settings.threads, 0, specs)])
     tokenizer = HFTokenizer(models.large)
     pair = [PairModel(name, HFTokenizer(name), shares_tokens=False) for name in (tuned, untuned)]
     large = LocalLargeModel(models.large, tokenizer, pool)
-    gauge = _KvGauge(pool, models.large)
-    scorer = _WatchedScorer(LocalScorer(pool, pair[0], pair[1], template), gauge.look)
+    peak = _PeakUsage(pool, models.large)
+    scorer = _MeasuringScorer(LocalScorer(pool, pair[0], pair[1], template), peak.update)
     async with Engine({LARGE: large}, {DEMO: scorer}, {LARGE: (LARGE, None)}, worker_pool=pool) as engine:
-        return [Held(load, await _most_held(engine, gauge, _request(tokenizer, load))) for load in loads]
+        return [KVUsage(load, await _peak_kv_tokens(engine, peak, _request(tokenizer, load))) for load in loads]
 
 
 def _request(tokenizer: HFTokenizer, load: Workload) -> GenerationRequest:
@@ -122,9 +122,9 @@ def _request(tokenizer: HFTokenizer, load: Workload) -> GenerationRequest:
     )
 
 
-async def _most_held(engine: Engine, gauge: _KvGauge, request: GenerationRequest) -> int:
-    gauge.most = 0
+async def _peak_kv_tokens(engine: Engine, peak: _PeakUsage, request: GenerationRequest) -> int:
+    peak.tokens = 0
     async with aclosing(engine.generate(request)) as events:
         async for _ in events:
             pass
-    return gauge.most
+    return peak.tokens

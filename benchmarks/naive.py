@@ -1,12 +1,12 @@
-"""The search as published (github.com/ZHZisZZ/weak-to-strong-search, `decoders/cbs.py`) on plain transformers.
+"""Baseline: the published search (github.com/ZHZisZZ/weak-to-strong-search, `decoders/cbs.py`) on plain transformers.
 
-What makes it slow is kept: one request at a time; the prompt run W·K times; one `DynamicCache` of W·K whole rows,
-gathered after every chunk; `softmax` and `torch.multinomial` over the vocabulary; and after every chunk both models of
-the pair run again over every candidate from its first token, padded, with logits and `log_softmax` at every place.
+It keeps what makes the published code slow: one request at a time; the prompt run W·K times; one `DynamicCache` of W·K
+whole rows, gathered after every chunk; `softmax` and `torch.multinomial` over the vocabulary; and after every chunk
+both models of the pair run again over every whole candidate, padded, with logits and `log_softmax` at every position.
 
-Where the published code leaves the algorithm open it does what SPEC section 1 decides, so that with `shared_noise` it
-returns the engine's own answer: finished hypotheses are carried once, equal successors merge, and where the
-vocabularies are the same the pair gets the large model's tokens.
+Where the published code leaves the algorithm open it follows this engine, so that with `shared_noise` it returns the
+engine's own answers: finished hypotheses are carried once, equal successors are merged, and a pair with the same
+vocabulary reads the large model's tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Draw = Callable[[torch.Tensor, Sequence[int], int], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """A hypothesis: `row` is its place in the cache; `tokens` do not hold the one that ended it."""
+    """A hypothesis. `row` is its row in the cache; `tokens` do not include the EOS token."""
 
     tokens: Tokens = ()
     key: int = 0
@@ -41,8 +41,8 @@ class Beam:
 
 
 @dataclass(slots=True)
-class Clock:
-    """Seconds by phase."""
+class PhaseTimer:
+    """Measures seconds by phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -63,38 +63,38 @@ class Model:
 
     @property
     def eos(self) -> frozenset[int]:
-        """Ids that end a text."""
+        """The EOS token ids."""
         ids = self.lm.generation_config.eos_token_id
         ids = self.lm.config.eos_token_id if ids is None else ids
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
     def encode(self, text: str) -> Tokens:
-        """A whole prompt; where it is empty, what stands before an unprompted text."""
+        """The token ids of a prompt; of an empty one BOS, or EOS if there is none."""
         tokenizer = self.tokenizer
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         return tuple(tokenizer(text)["input_ids"]) or (start,)
 
     def decode(self, tokens: Tokens) -> str:
-        """Half a character at the end is not text yet."""
+        """The text of the tokens, without an incomplete character at its end."""
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.rstrip("\ufffd")
 
     def logprobs(self, prompt: Tokens, answers: Sequence[Tokens]) -> list[float]:
-        """log p(answer | prompt) of each in nats: everything from scratch, in one padded batch."""
+        """log p(answer | prompt) of each answer in nats, without a KV cache, in one padded batch."""
         longest = max(map(len, answers))
         rows = [prompt + answer + (0,) * (longest - len(answer)) for answer in answers]
         lengths = torch.tensor([len(prompt) + len(answer) for answer in answers])
         ids = torch.tensor(rows)
-        places = torch.arange(ids.shape[1])
-        logits = self.lm(input_ids=ids, attention_mask=(places < lengths[:, None]).long()).logits.float()
+        positions = torch.arange(ids.shape[1])
+        logits = self.lm(input_ids=ids, attention_mask=(positions < lengths[:, None]).long()).logits.float()
         logps = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[:, :, 0]
-        wanted = (places[1:] >= len(prompt)) & (places[1:] < lengths[:, None])
-        sums: list[float] = (logps * wanted).sum(1).tolist()
+        mask = (positions[1:] >= len(prompt)) & (positions[1:] < lengths[:, None])
+        sums: list[float] = (logps * mask).sum(1).tolist()
         return sums
 
 
 class Pair:
-    """`template` as in `PairConfig.prompt_template`, for completions: None is the raw prompt."""
+    """A pair. `template`: as `PairConfig.prompt_template` for completions, None is the raw prompt."""
 
     def __init__(self, tuned: Model, untuned: Model, template: str | None) -> None:
         self._models = (tuned, untuned)
@@ -119,7 +119,7 @@ def _encode(model: Model, large: Model, y: Beam) -> Tokens:
 
 
 def multinomial(probabilities: torch.Tensor, _keys: Sequence[int], _position: int) -> torch.Tensor:
-    """As published."""
+    """Samples as the published code does."""
     return torch.multinomial(probabilities, num_samples=1)[:, 0]
 
 
@@ -129,10 +129,10 @@ def shared_noise(probabilities: torch.Tensor, keys: Sequence[int], position: int
 
 
 class NaiveSearch:
-    """One prompt's search. W = `w`, K = `k`, L = `length`; `clock` tells where the time went."""
+    """The search of one prompt. W = `w`, K = `k`, L = `length`; `timer` has the seconds by phase."""
 
     def __init__(self, large: Model, pair: Pair, *, w: int, k: int, length: int, temperature: float = 1.0) -> None:
-        self.clock = Clock()
+        self.timer = PhaseTimer()
         self._large = large
         self._pair = pair
         self._w, self._k, self._length = w, k, length
@@ -141,7 +141,7 @@ class NaiveSearch:
 
     @torch.inference_mode()
     def run(self, prompt: Tokens, budget: int, *, seed: int = 0, draw: Draw = multinomial) -> Beam:
-        """The best answer of at most `budget` tokens."""
+        """Returns the best answer of at most `budget` tokens."""
         self._cache = DynamicCache()
         root = root_key(seed)
         text = self._large.tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -149,7 +149,7 @@ class NaiveSearch:
         while budget > 0 and not all(y.ended for y in beam):
             live = [y for y in beam if not y.ended]
             candidates = _distinct(self._sample(prompt, live, min(self._length, budget), draw))
-            with self.clock.phase("scoring"):
+            with self.timer.phase("scoring"):
                 scores = self._pair.score(self._large, text, candidates)
             scored = [replace(y, score=score) for y, score in zip(candidates, scores, strict=True)]
             beam = nlargest(self._w, [y for y in beam if y.ended] + scored, key=lambda y: y.score)
@@ -157,14 +157,14 @@ class NaiveSearch:
         return beam[0]
 
     def _sample(self, prompt: Tokens, live: Sequence[Beam], length: int, draw: Draw) -> list[Beam]:
-        """K successors of each, by rows of one batch."""
+        """K successors of each live hypothesis, as rows of one batch."""
         parents = [(y, index) for y in live for index in range(self._k)]
         keys = [successor_key(y.key, len(y.tokens), index) for y, index in parents]
-        position = len(live[0].tokens)  # the same for all: whoever lives has had only full chunks
+        position = len(live[0].tokens)  # the same for all: a live hypothesis has had full chunks only
         if position == 0:
             inputs = torch.tensor([prompt] * len(parents))
         else:
-            with self.clock.phase("gathering the cache"):
+            with self.timer.phase("gathering the cache"):
                 self._cache.batch_select_indices(torch.tensor([y.row for y, _ in parents]))
             inputs = torch.tensor([[y.tokens[-1]] for y, _ in parents])
         new: list[list[int]] = [[] for _ in parents]
@@ -180,10 +180,10 @@ class NaiveSearch:
         return [Beam(y.tokens + tuple(new[row]), keys[row], ended[row], row=row) for row, (y, _) in enumerate(parents)]
 
     def _next(self, inputs: torch.Tensor, keys: Sequence[int], position: int, draw: Draw) -> torch.Tensor:
-        """(rows, 1): every row's next token; those that have ended run along, as in `generate`."""
-        with self.clock.phase("prompt" if position == 0 else "decoding"):
+        """(rows, 1) every row's next token; rows that have ended are computed too, as in `generate`."""
+        with self.timer.phase("prompt" if position == 0 else "decoding"):
             output = self._large.lm(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        with self.clock.phase("drawing"):
+        with self.timer.phase("drawing"):
             probabilities = (output.logits[:, -1].float() / self._temperature).softmax(-1)
             return draw(probabilities, keys, position)[:, None]
 

@@ -1,7 +1,7 @@
-"""The naive side in a process of its own: loads once, then answers one line of JSON with one line of JSON.
+"""Runs the naive search and `transformers.generate` in a child process that speaks JSON lines over stdin and stdout.
 
-It runs under the same conditions as the engine's workers: as many threads, the same precision, the same environment.
-While another side is measured it waits in `readline` and costs nothing.
+It runs under the same conditions as the engine's workers: the same threads, precision and environment. While another
+system is measured it waits in `readline` and uses no CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 
 from benchmarks.figures import Trial
 from benchmarks.settings import Models, Settings, Workload
-from w2s_core.pool.process import WORKER_ENVIRONMENT  # how threads wait: the same for all sides
+from w2s_core.pool.process import (
+    WORKER_ENVIRONMENT,  # among others how threads wait, which must be the same for all systems
+)
 from w2s_core.types import Tokens
 
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
@@ -25,17 +27,17 @@ _LINE_LIMIT = 2**20
 
 
 class NaiveProcess:
-    """The parent's end."""
+    """The parent's side of the child process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     async def search(self, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
-        """The search as published, of one prompt after another."""
+        """Runs the published search for one prompt after another."""
         return await self._call("search", load, prompts, seed)
 
     async def generate(self, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
-        """`transformers.generate` of W·K rows of each prompt, without any scoring; tokens are one row's."""
+        """Runs `transformers.generate` with W·K rows per prompt, without scoring; the trial's tokens are one row's."""
         return await self._call("generate", load, prompts, seed)
 
     async def _call(self, kind: str, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
@@ -43,18 +45,19 @@ class NaiveProcess:
         return Trial(**await self.send({"kind": kind, "prompts": prompts, "seed": seed, **fields}))
 
     async def send(self, message: Any) -> Any:
+        """Sends one message and returns the reply."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(message).encode() + b"\n")
         answer = await self._process.stdout.readline()
         if not answer:
-            raise RuntimeError("the naive side ended; its reason is on stderr")
+            raise RuntimeError("the naive process exited; see stderr for the reason")
         return json.loads(answer)
 
 
 @asynccontextmanager
 async def naive_process(models: Models, settings: Settings) -> AsyncIterator[NaiveProcess]:
-    """Loads the models; leaving the context ends the process."""
+    """Starts the process and loads the models; leaving the context kills it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -66,10 +69,10 @@ async def naive_process(models: Models, settings: Settings) -> AsyncIterator[Nai
         start_new_session=True,
     )
     try:
-        side = NaiveProcess(process)
+        naive = NaiveProcess(process)
         spec = {"large": models.large, "pairs": models.pairs, "dtype": settings.dtype, "threads": settings.threads}
-        await side.send(spec)
-        yield side
+        await naive.send(spec)
+        yield naive
     finally:
         if process.returncode is None:
             process.kill()
@@ -77,7 +80,7 @@ async def naive_process(models: Models, settings: Settings) -> AsyncIterator[Nai
 
 
 def main() -> None:
-    """The child's end."""
+    """The child process: reads the models' specification, then serves one message per line."""
     import torch
 
     from benchmarks.naive import Model, Pair
@@ -89,14 +92,14 @@ def main() -> None:
         name: Pair(Model(tuned, spec["dtype"]), Model(untuned, spec["dtype"]), template)
         for name, (tuned, untuned, template) in spec["pairs"].items()
     }
-    _say({"ready": True})
+    _reply({"ready": True})
     while line := sys.stdin.readline():
         message = json.loads(line)
         torch.manual_seed(message["seed"])
-        _say(_search(large, pairs, message) if message["kind"] == "search" else _generate(large, message))
+        _reply(_search(large, pairs, message) if message["kind"] == "search" else _generate(large, message))
 
 
-def _say(message: Any) -> None:
+def _reply(message: Any) -> None:
     print(json.dumps(message), flush=True)
 
 
@@ -112,7 +115,7 @@ def _search(large: Any, pairs: Any, message: Any) -> dict[str, Any]:
         best = search.run(tuple(prompt), message["tokens"], seed=message["seed"] + number)
         tokens += len(best.tokens)
         ended += best.ended
-        for name, seconds in search.clock.seconds.items():
+        for name, seconds in search.timer.seconds.items():
             phases[name] = phases.get(name, 0.0) + seconds
     return {"tokens": tokens, "seconds": time.perf_counter() - start, "ended": ended, "phases": phases}
 
@@ -124,7 +127,7 @@ def _generate(large: Any, message: Any) -> dict[str, Any]:
     start = time.perf_counter()
     for prompt in message["prompts"]:
         inputs = torch.tensor([prompt])
-        found = large.lm.generate(
+        sequences = large.lm.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
             do_sample=True,
@@ -135,7 +138,7 @@ def _generate(large: Any, message: Any) -> dict[str, Any]:
             max_new_tokens=message["tokens"],
             pad_token_id=0,
         )
-        tokens += found.shape[1] - inputs.shape[1]
+        tokens += sequences.shape[1] - inputs.shape[1]
     return {"tokens": tokens, "seconds": time.perf_counter() - start}
 
 

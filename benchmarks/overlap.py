@@ -1,7 +1,7 @@
-"""What scoring early gains: the same search over a slow provider, with successors scored as they arrive and in turn.
+"""The gain from early scoring: one search over a slow provider, with and without scoring successors as they arrive.
 
-The provider here only waits: a call takes a fixed time plus an exponentially distributed one, as a busy cluster's do,
-and answers with random words. The pair is either the demo pair in a local worker or behind the same provider.
+The provider is simulated: a call takes a fixed time plus an exponentially distributed one, as on a busy cluster, and
+returns random words. The pair is either the demo pair in a local worker, or at the same provider.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from w2s_core.config import (
     ServedModelConfig,
 )
 from w2s_core.demo.models import PREFIX, SMOLLM2, resolve
-from w2s_core.engine import engine as engine_module
+from w2s_core.engine import prompt_run
 from w2s_core.engine.early_scoring import EarlyScoringProposer
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished
@@ -40,22 +40,22 @@ from w2s_core.interfaces import Proposer
 from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TextPrompt
 
 _CONTEXT = 4096
-_WORDS = range(1000, 20000)  # token ids of SmolLM2 that are plain words or pieces of them
+_WORDS = range(1000, 20000)  # token ids of SmolLM2 that are words or parts of words
 _TOKENS, _W, _K, _L = 60, 4, 4, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds of a call: `least` plus an exponentially distributed time of mean `more`."""
+    """Seconds of a call: `minimum` plus an exponentially distributed time with mean `mean_extra`."""
 
-    least: float
-    more: float
+    minimum: float
+    mean_extra: float
 
 
-def provider(drawing: Latency, reading: Latency) -> FastAPI:
-    """vLLM's surface as far as a search needs it."""
+def provider(sampling: Latency, scoring: Latency) -> FastAPI:
+    """A simulated vLLM server with the endpoints that a search needs."""
     app = FastAPI()
-    chance = random.Random(0)
+    rng = random.Random(0)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -64,14 +64,14 @@ def provider(drawing: Latency, reading: Latency) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(body: dict[str, Any]) -> dict[str, Any]:
         prompt: list[int] = body["prompt"] if isinstance(body["prompt"], list) else []
-        reads = "prompt_logprobs" in body
-        latency = reading if reads else drawing
-        await asyncio.sleep(latency.least + chance.expovariate(1 / latency.more))
+        scores_prompt = "prompt_logprobs" in body
+        latency = scoring if scores_prompt else sampling
+        await asyncio.sleep(latency.minimum + rng.expovariate(1 / latency.mean_extra))
         size, n = body["max_tokens"], body.get("n", 1)
-        choices = [_choice(index, [chance.choice(_WORDS) for _ in range(size)]) for index in range(n)]
-        if reads:
-            told = [None, *({str(token): {"logprob": -chance.random()}} for token in prompt[1:])]
-            choices = [choice | {"prompt_logprobs": told} for choice in choices]
+        choices = [_choice(index, [rng.choice(_WORDS) for _ in range(size)]) for index in range(n)]
+        if scores_prompt:
+            logprobs = [None, *({str(token): {"logprob": -rng.random()}} for token in prompt[1:])]
+            choices = [choice | {"prompt_logprobs": logprobs} for choice in choices]
         return {"choices": choices, "usage": {"prompt_tokens": len(prompt), "completion_tokens": n * size}}
 
     return app
@@ -84,7 +84,7 @@ def _choice(index: int, tokens: Sequence[int]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def served(app: FastAPI) -> AsyncIterator[str]:
-    """Its base_url, on a free port of 127.0.0.1."""
+    """Serves the app on a free port of 127.0.0.1 and yields its base_url."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -108,15 +108,15 @@ def config_of(url: str, *, remote_pair: bool) -> EngineConfig:
     return EngineConfig({"large": large}, {"guided": ServedModelConfig("large", guidance)}, {"pair": pair})
 
 
-class InTurn:
-    """Takes the place of EarlyScoringProposer: waits for all beams."""
+class SequentialProposer:
+    """Replaces EarlyScoringProposer: waits for all beams before any is scored."""
 
     def __init__(self, proposals: Proposer, _scoring: object) -> None:
         self.propose = proposals.propose
 
 
 async def seconds(engine: Engine, seed: int) -> float:
-    """Of one request."""
+    """The seconds that one request takes."""
     request = GenerationRequest("guided", (TextPrompt("Say it."),), SamplingParams(max_tokens=_TOKENS, seed=seed))
     start = time.perf_counter()
     events: AsyncGenerator[Any] = engine.generate(request)
@@ -126,33 +126,35 @@ async def seconds(engine: Engine, seed: int) -> float:
     return time.perf_counter() - start
 
 
-async def compare(repeats: int, drawing: Latency, reading: Latency, *, remote_pair: bool) -> tuple[Spread, ...]:
-    """Seconds of both ways and the ratio, early ÷ in turn, repeat by repeat."""
-    ways: dict[str, type] = {"early": EarlyScoringProposer, "in turn": InTurn}
-    taken: dict[str, list[float]] = {way: [] for way in ways}
+async def compare(repeats: int, sampling: Latency, scoring: Latency, *, remote_pair: bool) -> tuple[Spread, ...]:
+    """Seconds with early and with sequential scoring, and their ratio, repeat by repeat."""
+    proposers: dict[str, type] = {"early": EarlyScoringProposer, "in turn": SequentialProposer}
+    durations: dict[str, list[float]] = {name: [] for name in proposers}
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(served(provider(drawing, reading)))
+        url = await stack.enter_async_context(served(provider(sampling, scoring)))
         engine = await stack.enter_async_context(build_engine(config_of(url, remote_pair=remote_pair)))
         for repeat in range(-1, repeats):
-            for way, proposals in ways.items():
-                with patch.object(engine_module, "EarlyScoringProposer", proposals):
-                    taken[way].append(await seconds(engine, repeat))
-    early, in_turn = taken["early"][1:], taken["in turn"][1:]  # the first ones warmed up
+            for name, proposer in proposers.items():
+                with patch.object(prompt_run, "EarlyScoringProposer", proposer):
+                    durations[name].append(await seconds(engine, repeat))
+    early, in_turn = durations["early"][1:], durations["in turn"][1:]  # the first ones are for warm-up
     return Spread.of(early), Spread.of(in_turn), Spread.of([a / b for a, b in zip(early, in_turn, strict=True)])
 
 
 @click.command()
 @click.option("--repeats", default=7, type=click.IntRange(1))
-@click.option("--draw-ms", default=(60.0, 60.0), nargs=2, help="Of a call for a chunk: least, mean above that.")
-@click.option("--read-ms", default=(20.0, 20.0), nargs=2, help="Of a call of the remote pair.")
+@click.option("--draw-ms", default=(60.0, 60.0), nargs=2, help="Latency of a sampling call: minimum, mean above it.")
+@click.option(
+    "--read-ms", default=(20.0, 20.0), nargs=2, help="Latency of a call of the remote pair: minimum, mean above it."
+)
 def main(repeats: int, draw_ms: tuple[float, float], read_ms: tuple[float, float]) -> None:
-    """Scores successors early and in turn; prints seconds per answer and their ratio."""
+    """Compare early with sequential scoring: prints seconds per answer and their ratio."""
     resolve(PREFIX + SMOLLM2)
-    drawing, reading = (Latency(least / 1000, more / 1000) for least, more in (draw_ms, read_ms))
+    sampling, scoring = (Latency(minimum / 1000, mean / 1000) for minimum, mean in (draw_ms, read_ms))
     click.echo(f"W={_W} K={_K} L={_L} T={_TOKENS}, {repeats} repeats, median (min .. max)\n")
     click.echo("| pair | early, s | in turn, s | early ÷ in turn |\n|---|---|---|---|")
     for remote_pair in (False, True):
-        row = asyncio.run(compare(repeats, drawing, reading, remote_pair=remote_pair))
+        row = asyncio.run(compare(repeats, sampling, scoring, remote_pair=remote_pair))
         click.echo(f"| {'remote' if remote_pair else 'local, demo'} | {' | '.join(map(str, row))} |")
 
 

@@ -1,4 +1,4 @@
-"""`make overload`: what happens to those who are let in when four times as many clients come as there is room for."""
+"""The overload benchmark (`make overload`): goodput and latency when four times the capacity is offered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import httpx
 from benchmarks import client
 from benchmarks.figures import percentile
 from benchmarks.machine import machine
-from benchmarks.processes import Usage
+from benchmarks.processes import CpuUsage
 from benchmarks.prompts import excerpt
 from benchmarks.report import write
 from benchmarks.server_process import Server, server_process
@@ -28,15 +28,15 @@ from benchmarks.settings import DEMO, Settings, prepare
 from w2s_core.config import EngineConfig, Limits
 from w2s_core.text.tokenizer import HFTokenizer
 
-_ROWS = 16  # of a request: W·K = 4·4
+_ROWS = 16  # rows per request: W·K = 4·4
 _AT_ONCE, _QUEUED = 4, 1  # requests that run and that may wait
 _PROMPT = 20  # tokens
-_PATIENCE_S = 300.0  # for one request
+_TIMEOUT_S = 300.0  # for one request
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request: its status, seconds from sending to the end, and if it was refused, how long it shall wait."""
+class RequestResult:
+    """The result of one request: status, seconds until its end, and Retry-After if it was refused."""
 
     status: int
     seconds: float
@@ -44,10 +44,12 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """What came of offering `offered` requests a second (None: as many at once as run, one after the other) for
-    `seconds`. `chunks`: drawn and ranked a second, of 5 tokens each; times in seconds; `client`: share of the machine's
-    processors that the clients took, `foreign`: that others took."""
+class LoadResult:
+    """The result of offering `offered` requests per second for `seconds`; None: a closed loop at capacity.
+
+    `chunks`: chunks of 5 tokens sampled and ranked per second. Times are in seconds. `client` and `foreign`: shares of
+    the machine's processors that the clients and other processes used.
+    """
 
     offered: float | None
     seconds: float
@@ -63,8 +65,8 @@ class Level:
     foreign: float
 
 
-class Load:
-    """Guided requests of equal length, each of a seed and a prompt of its own."""
+class LoadGenerator:
+    """Sends guided requests of equal length, each with its own seed and prompt."""
 
     def __init__(self, server: Server, tokenizer: HFTokenizer, tokens: int) -> None:
         self.server = server
@@ -73,13 +75,13 @@ class Load:
         self._tokenizer = tokenizer
         self._numbers = count()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._http = httpx.AsyncClient(base_url=server.url, timeout=_PATIENCE_S, limits=limits)
+        self._http = httpx.AsyncClient(base_url=server.url, timeout=_TIMEOUT_S, limits=limits)
 
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def ask(self) -> Asked:
-        """Raises where the answer is neither whole nor a refusal."""
+    async def send(self) -> RequestResult:
+        """Sends one request. Raises unless it is answered completely or refused with 429."""
         number = next(self._numbers)
         body = client.body(DEMO, excerpt(self._tokenizer, _PROMPT, number), self.tokens, number)
         start = time.perf_counter()
@@ -89,51 +91,53 @@ class Load:
             if error.response.status_code != httpx.codes.TOO_MANY_REQUESTS:
                 raise
             seconds = time.perf_counter() - start
-            return Asked(429, seconds, retry_after_s=float(error.response.headers["retry-after"]))
+            return RequestResult(429, seconds, retry_after_s=float(error.response.headers["retry-after"]))
         if answer.tokens != self.tokens:
-            raise RuntimeError(f"{answer.tokens} tokens came instead of {self.tokens}")
-        return Asked(200, answer.seconds)
+            raise RuntimeError(f"got {answer.tokens} tokens instead of {self.tokens}")
+        return RequestResult(200, answer.seconds)
 
     async def metric(self, name: str) -> float:
+        """The value of a metric without labels."""
         text = (await self._http.get("/metrics")).text
         return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
-    async def closed(self, seconds: float) -> list[Asked]:
-        """As many clients as there is room for, each asking again when it has its answer."""
+    async def closed_loop(self, seconds: float) -> list[RequestResult]:
+        """Closed loop at capacity: each client sends its next request when the previous one is answered."""
         end = time.monotonic() + seconds
 
-        async def one() -> list[Asked]:
-            found = []
+        async def client_loop() -> list[RequestResult]:
+            results = []
             while time.monotonic() < end:
-                found.append(await self.ask())
-            return found
+                results.append(await self.send())
+            return results
 
-        return [asked for found in await asyncio.gather(*(one() for _ in range(_AT_ONCE))) for asked in found]
+        clients = await asyncio.gather(*(client_loop() for _ in range(_AT_ONCE)))
+        return [result for results in clients for result in results]
 
-    async def open(self, seconds: float, rate: float) -> list[Asked]:
-        """`rate` requests a second, whatever becomes of those before."""
+    async def open_loop(self, seconds: float, rate: float) -> list[RequestResult]:
+        """Open loop: sends `rate` requests per second, whether or not earlier ones have been answered."""
         start, tasks = time.monotonic(), []
         for i in range(int(seconds * rate)):
             await asyncio.sleep(max(0.0, start + i / rate - time.monotonic()))
-            tasks.append(asyncio.create_task(self.ask()))
+            tasks.append(asyncio.create_task(self.send()))
         return list(await asyncio.gather(*tasks))
 
 
-async def level(load: Load, seconds: float, rate: float | None) -> Level:
-    """Speed and shares are of the time in which requests came, without the last ones' going on alone."""
+async def run_level(load: LoadGenerator, seconds: float, rate: float | None) -> LoadResult:
+    """Measures one level. Rates and shares cover the time in which requests are sent, not the last ones' tail."""
     load.most_waiting = 0
-    work = asyncio.create_task(load.closed(seconds) if rate is None else load.open(seconds, rate))
-    before, cpu, chunks = Usage.now(), time.process_time(), await load.metric("w2s_chunks_total")
+    work = asyncio.create_task(load.closed_loop(seconds) if rate is None else load.open_loop(seconds, rate))
+    before, cpu, chunks = CpuUsage.now(), time.process_time(), await load.metric("w2s_chunks_total")
     while time.perf_counter() - before.time < seconds and not work.done():
         load.most_waiting = max(load.most_waiting, int(await load.metric("w2s_rows_waiting")))
         await asyncio.sleep(0.5)
-    done, now = await load.metric("w2s_chunks_total") - chunks, Usage.now()
+    done, now = await load.metric("w2s_chunks_total") - chunks, CpuUsage.now()
     passed = now.time - before.time
     used = time.process_time() - cpu
-    answered = await work
-    times = [asked.seconds for asked in answered if asked.status == 200]
-    refusals = [asked.seconds for asked in answered if asked.status == 429]
-    return Level(
+    results = await work
+    times = [result.seconds for result in results if result.status == 200]
+    refusals = [result.seconds for result in results if result.status == 429]
+    return LoadResult(
         offered=rate,
         seconds=passed,
         accepted=len(times),
@@ -149,44 +153,48 @@ async def level(load: Load, seconds: float, rate: float | None) -> Level:
     )
 
 
-async def levels(
+async def run_levels(
     config: EngineConfig, tokenizer: HFTokenizer, seconds: float, tokens: int, storm: float
-) -> list[Level]:
-    """At capacity, at four times as much, and a storm of `storm` requests a second."""
-    found: list[Level] = []
+) -> list[LoadResult]:
+    """Measures three levels: at capacity, at four times that, and at `storm` requests per second."""
+    results: list[LoadResult] = []
     async with server_process(config) as server:
-        load = Load(server, tokenizer, tokens)
+        load = LoadGenerator(server, tokenizer, tokens)
         try:
-            await asyncio.gather(*(load.ask() for _ in range(_AT_ONCE)))
-            for times in (1, 4, None):
-                capacity = found[0].accepted / found[0].seconds if found else 0.0
-                rate = None if times == 1 else storm if times is None else times * capacity
-                found.append(await level(load, seconds, rate))
-                click.echo(table(found).splitlines()[-1], err=True)
+            await asyncio.gather(*(load.send() for _ in range(_AT_ONCE)))
+            for factor in (1, 4, None):
+                capacity = results[0].accepted / results[0].seconds if results else 0.0
+                rate = None if factor == 1 else storm if factor is None else factor * capacity
+                results.append(await run_level(load, seconds, rate))
+                click.echo(table(results).splitlines()[-1], err=True)
         finally:
             await load.close()
-    return found
+    return results
 
 
-def table(found: Sequence[Level]) -> str:
-    """In Markdown, everything beside the first level."""
-    first = found[0]
+def table(results: Sequence[LoadResult]) -> str:
+    """A Markdown table that compares every level with the first."""
+    first = results[0]
     lines = [
         "| requests a second | answered | refused | goodput | median, s | p95, s | refused after, ms (p99) "
         "| most rows waiting | clients' share of the machine |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for one in found:
-        rate = f"{one.accepted / one.seconds:.2f} (capacity)" if one.offered is None else f"{one.offered:.2f}"
-        goodput = f"{one.chunks:.2f} chunks/s ({one.chunks / first.chunks:.0%})"
-        refusal = f"{1000 * one.refusal_median:.1f} ({1000 * one.refusal_p99:.1f})" if one.refused else "–"
-        times = f"{one.median:.2f} (× {one.median / first.median:.2f}) | {one.p95:.2f}"
-        counts = f"{one.accepted} | {one.refused}"
-        lines.append(f"| {rate} | {counts} | {goodput} | {times} | {refusal} | {one.most_waiting} | {one.client:.1%} |")
+    for result in results:
+        rate = (
+            f"{result.accepted / result.seconds:.2f} (capacity)" if result.offered is None else f"{result.offered:.2f}"
+        )
+        goodput = f"{result.chunks:.2f} chunks/s ({result.chunks / first.chunks:.0%})"
+        refusal = f"{1000 * result.refusal_median:.1f} ({1000 * result.refusal_p99:.1f})" if result.refused else "–"
+        times = f"{result.median:.2f} (× {result.median / first.median:.2f}) | {result.p95:.2f}"
+        counts = f"{result.accepted} | {result.refused}"
+        lines.append(
+            f"| {rate} | {counts} | {goodput} | {times} | {refusal} | {result.most_waiting} | {result.client:.1%} |"
+        )
     return "\n".join(lines)
 
 
-def run(settings: Settings, out: Path, *, seconds: float, tokens: int, storm: float) -> list[Level]:
+def run(settings: Settings, out: Path, *, seconds: float, tokens: int, storm: float) -> list[LoadResult]:
     """Measures, prints a table on stdout, writes overload.json and overload.md into `out`."""
     about: dict[str, Any] = {"machine": machine(), "settings": asdict(settings)}
     with tempfile.TemporaryDirectory(prefix="w2s-overload-") as folder:
@@ -197,23 +205,25 @@ def run(settings: Settings, out: Path, *, seconds: float, tokens: int, storm: fl
             limits=Limits(max_queued_rows=_QUEUED * _ROWS),
             workers=replace(config.workers, max_rows=_AT_ONCE * _ROWS),
         )
-        found = asyncio.run(levels(config, HFTokenizer(models.large), seconds, tokens, storm))
-    click.echo(table(found))
-    write(out / "overload.json", json.dumps(about | {"levels": [asdict(one) for one in found]}, indent=1) + "\n")
-    write(out / "overload.md", table(found) + "\n")
-    return found
+        results = asyncio.run(run_levels(config, HFTokenizer(models.large), seconds, tokens, storm))
+    click.echo(table(results))
+    write(
+        out / "overload.json", json.dumps(about | {"levels": [asdict(result) for result in results]}, indent=1) + "\n"
+    )
+    write(out / "overload.md", table(results) + "\n")
+    return results
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/load"), show_default=True)
-@click.option("--seconds", default=45.0, show_default=True, help="Of each of three levels.")
-@click.option("--tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Of an answer.")
-@click.option("--storm", default=100.0, show_default=True, help="Requests a second of the last level.")
-@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of the worker.")
+@click.option("--seconds", default=45.0, show_default=True, help="Seconds per level; there are three.")
+@click.option("--tokens", type=click.IntRange(min=2), default=32, show_default=True, help="Tokens per answer.")
+@click.option("--storm", default=100.0, show_default=True, help="Requests per second of the last level.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="CPU threads of the worker.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 def main(out: Path, seconds: float, tokens: int, storm: float, **options: Any) -> None:
-    """Offer more than there is room for to a server of its own: four guided requests run, one may wait."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whoever ends us ends the server, too
+    """Overload a server of its own, in which four guided requests run and one may wait."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM stops the server, too
     run(replace(Settings(), **options), out, seconds=seconds, tokens=tokens, storm=storm)
 
 

@@ -1,7 +1,7 @@
-"""What a guided answer costs by where its models live: `python -m benchmarks.placement`, for docs/placement.md.
+"""The cost of a guided answer by where its models run: computes the tables of docs/placement.md.
 
-Nothing here is measured. Counts (round trips, tokens) follow from the algorithm and are exact; seconds follow from the
-constants below, which are assumptions: replace them by your own.
+Run `python -m benchmarks.placement`. Nothing is measured. Counts of round trips and tokens follow from the algorithm
+and are exact. Seconds follow from the constants below, which are assumptions; replace them by your own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.report import markdown
 
 @dataclass(frozen=True)
 class Machine:
-    """`bytes_per_s` and `flops` (operations per second) as reached in practice, not as advertised."""
+    """A machine with the memory bandwidth and operations per second (`flops`) that it reaches in practice."""
 
     name: str
     bytes_per_s: float
@@ -25,12 +25,12 @@ class Machine:
 
 DEVICE = Machine("one H100-class device", 3.35e12 * 0.6, 1e15 * 0.4)
 CORES = Machine("8 processor cores", 100e9, 0.5e12)
-BYTES = 2  # of a parameter, bfloat16
+BYTES = 2  # per parameter, bfloat16
 
 
 @dataclass(frozen=True)
 class LargeModel:
-    """`parameters`, spread over `devices` in tensor parallel; each device reads its share of the weights per step."""
+    """A model with tensor parallelism over `devices`, each of which reads its share of the weights per step."""
 
     name: str
     parameters: float
@@ -38,13 +38,13 @@ class LargeModel:
 
     @property
     def step_s(self) -> float:
-        """One decode step of all rows: as long as rows are few, the time to read the weights once."""
+        """Seconds of one decode step; for few rows this is the time to read the weights once."""
         return self.parameters * BYTES / (DEVICE.bytes_per_s * self.devices)
 
 
 @dataclass(frozen=True)
-class Place:
-    """`round_trip_s`: what one call costs beyond its tokens: network, queue, scheduling, reading the prefix again."""
+class Location:
+    """Where the large model runs. `round_trip_s`: the cost of a call beyond its tokens (network, queue, prefix)."""
 
     name: str
     round_trip_s: float
@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Search:
-    """A guided request: `w`, `k`, `length` as SPEC names them; `prompt` and `answer` in tokens of the large model."""
+    """A guided request with W = `w`, K = `k`, L = `length`; `prompt` and `answer` in tokens of the large model."""
 
     w: int
     k: int
@@ -62,28 +62,28 @@ class Search:
 
     @property
     def rounds(self) -> int:
-        """Chunks, one after the other: each needs the scores of the one before."""
+        """The number of chunks, which are sequential because each needs the scores of the one before."""
         return math.ceil(self.answer / self.length)
 
     @property
     def calls(self) -> int:
-        """To a remote large model: one a beam and chunk, those of a chunk at once."""
+        """The number of calls to a remote large model: one per beam and chunk, concurrent within a chunk."""
         return self.w * self.rounds
 
     @property
     def sampled(self) -> int:
-        """Tokens drawn by the large model, pruned ones included: what is paid for as completion tokens."""
+        """Tokens that the large model samples, pruned ones included; a provider bills them as completion tokens."""
         return self.w * self.k * self.answer
 
     @property
     def sent(self) -> int:
-        """Prompt tokens that the calls carry: x and y', for each beam and chunk."""
-        past = self.length * self.rounds * (self.rounds - 1) // 2
-        return self.w * (self.rounds * self.prompt + past)
+        """Prompt tokens of all calls: x and y', for each beam and chunk."""
+        answers = self.length * self.rounds * (self.rounds - 1) // 2
+        return self.w * (self.rounds * self.prompt + answers)
 
     @property
-    def read_anew(self) -> int:
-        """Of these, what a provider with a prefix cache has to compute: the prompt once, each survivor's last chunk."""
+    def computed(self) -> int:
+        """The part of `sent` that misses a provider's prefix cache: the prompt once, and each survivor's last chunk."""
         return self.prompt + self.w * self.length * (self.rounds - 1)
 
 
@@ -93,33 +93,33 @@ LARGE_MODELS = (
     LargeModel("70 B", 70e9, 4),
     LargeModel("405 B", 405e9, 16),
 )
-LOCAL = Place("local", 0.0)
-PLACES = (
+LOCAL = Location("local", 0.0)
+LOCATIONS = (
     LOCAL,
-    Place("vLLM, same rack", 0.015),
-    Place("hosted API", 0.300),
+    Location("vLLM, same rack", 0.015),
+    Location("hosted API", 0.300),
 )
 PAIRS = {"100 M": 0.1e9, "1 B": 1e9, "3 B": 3e9, "8 B": 8e9}
 
 
-def overhead(search: Search, large: LargeModel, place: Place, score_s: float = 0.0) -> float:
-    """Guided seconds per plain second: 1 + (round trip + scoring) / (L · step)."""
-    return 1 + (place.round_trip_s + score_s) / (search.length * large.step_s)
+def overhead(search: Search, large: LargeModel, location: Location, score_s: float = 0.0) -> float:
+    """The slow-down of a guided answer: 1 + (round trip + scoring) / (L · step)."""
+    return 1 + (location.round_trip_s + score_s) / (search.length * large.step_s)
 
 
-def shortest_chunk(large: LargeModel, place: Place, share: float, score_s: float = 0.0) -> int:
-    """The least L at which round trips and scoring take no more than `share` of the time that sampling takes."""
-    return max(1, math.ceil((place.round_trip_s + score_s) / (share * large.step_s)))
+def shortest_chunk(large: LargeModel, location: Location, share: float, score_s: float = 0.0) -> int:
+    """The smallest L at which round trips and scoring take at most `share` of the sampling time."""
+    return max(1, math.ceil((location.round_trip_s + score_s) / (share * large.step_s)))
 
 
 def score_s(parameters: float, search: Search, machine: Machine) -> float:
-    """Both models of a pair read one chunk of every candidate: weights once, 2 operations a parameter and token."""
+    """Seconds to score one chunk of every candidate: weights are read once, 2 operations per parameter and token."""
     tokens = search.w * search.k * search.length
     return 2 * max(parameters * BYTES / machine.bytes_per_s, 2 * parameters * tokens / machine.flops)
 
 
 def counts() -> str:
-    """Round trips and tokens: exact, the same for every size and place."""
+    """The table of round trips and tokens, which are exact and the same for every model size and location."""
     head = (
         "W/K/L",
         "round trips",
@@ -137,7 +137,7 @@ def counts() -> str:
             f"{s.sampled:,}",
             f"{s.sampled / s.answer:.0f}",
             f"{s.sent:,}",
-            f"{s.read_anew:,}",
+            f"{s.computed:,}",
         )
         for s in SEARCHES
     ]
@@ -145,31 +145,31 @@ def counts() -> str:
 
 
 def seconds() -> str:
-    """How long an answer takes, plain and guided, with scoring left out."""
+    """The table of an answer's seconds, plain and guided, without scoring."""
     search_5, search_20 = SEARCHES[0], SEARCHES[1]
     head = ("large model", "where", "ms a step", "plain, s", "4/4/5, s", "2/4/20, s", "L for ≤ 25 % more")
     rows = []
     for large in LARGE_MODELS:
-        for place in PLACES:
-            if place is LOCAL and large.devices > 1:  # a worker holds the whole model on one device
+        for location in LOCATIONS:
+            if location is LOCAL and large.devices > 1:  # a worker holds the whole model on one device
                 continue
             plain = search_5.answer * large.step_s
             rows.append(
                 (
                     f"{large.name} on {large.devices}",
-                    place.name,
+                    location.name,
                     f"{large.step_s * 1000:.1f}",
-                    f"{plain + place.round_trip_s:.1f}",
-                    f"{plain * overhead(search_5, large, place):.1f}",
-                    f"{plain * overhead(search_20, large, place):.1f}",
-                    f"{shortest_chunk(large, place, 0.25)}",
+                    f"{plain + location.round_trip_s:.1f}",
+                    f"{plain * overhead(search_5, large, location):.1f}",
+                    f"{plain * overhead(search_20, large, location):.1f}",
+                    f"{shortest_chunk(large, location, 0.25)}",
                 )
             )
     return markdown([head, *rows])
 
 
 def pairs() -> str:
-    """What scoring one chunk takes, and which share of the time to sample it."""
+    """The table of the time to score one chunk, and its share of the time to sample it."""
     search = SEARCHES[1]
     head = ("pair, each", *(f"{m.name}, ms" for m in (DEVICE, CORES)), *(f"÷ chunk of {m.name}" for m in LARGE_MODELS))
     rows = []

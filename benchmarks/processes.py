@@ -1,4 +1,4 @@
-"""What a process and its children use, and what others take of the machine meanwhile, as Linux counts it."""
+"""CPU time and memory of this process tree, and CPU time of other processes, from Linux' /proc."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _IDLE, _IOWAIT = 3, 4  # columns of /proc/stat
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """Processor seconds until now: of all processes, and of this one with its living descendants."""
+class CpuUsage:
+    """CPU seconds until now: of all processes, and of this one with its living descendants."""
 
     time: float
     all: float
@@ -26,26 +26,26 @@ class Usage:
     def now(cls) -> Self:
         return cls(time.perf_counter(), _busy(), sum(_cpu_seconds(pid) for pid in family(os.getpid())))
 
-    def foreign_since(self, before: Usage) -> float:
-        """Share of the machine that others took since `before`, between 0 and 1."""
+    def foreign_since(self, before: CpuUsage) -> float:
+        """The share of the machine's CPU time that other processes used since `before`, between 0 and 1."""
         capacity = (self.time - before.time) * (os.cpu_count() or 1)
         return min(1.0, max(0.0, (self.all - before.all - self.own + before.own) / capacity))
 
 
-async def quiet(share: float, *, look_s: float = 1.0, most_s: float = 20.0) -> None:
-    """Waits until others take no more than `share` of the machine while one looks, but not for ever."""
-    start = Usage.now()
+async def wait_until_idle(share: float, *, poll_s: float = 1.0, timeout_s: float = 20.0) -> None:
+    """Waits until other processes use no more than `share` of the machine, for at most `timeout_s` seconds."""
+    start = CpuUsage.now()
     before = start
-    while before.time - start.time < most_s:
-        await asyncio.sleep(look_s)
-        now = Usage.now()
+    while before.time - start.time < timeout_s:
+        await asyncio.sleep(poll_s)
+        now = CpuUsage.now()
         if now.foreign_since(before) <= share:
             return
         before = now
 
 
 def peak_bytes(pid: int) -> int:
-    """Sum of the peaks of resident memory of `pid` and its living descendants; 0 where there is no /proc."""
+    """The sum of the peak resident memory of `pid` and its living descendants; 0 if there is no /proc."""
     return sum(_peak(process) for process in family(pid))
 
 
@@ -73,7 +73,7 @@ def _busy() -> float:
 
 
 def _read(path: Path) -> str:
-    """Empty where there is no such process any more."""
+    """The content of a /proc file, or an empty string if the process has ended."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError:

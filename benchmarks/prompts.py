@@ -1,4 +1,4 @@
-"""Excerpts of a story, as long as is asked for: something that a model goes on with."""
+"""Prompts of any length for the benchmarks: excerpts of a story."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NUMBERS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 
 
 def story() -> str:
-    """Some 800 words."""
+    """A text of some 800 words."""
     return _OPENING + "".join(sentence.format(n=number) for number in _NUMBERS for sentence in _SENTENCES)
 
 
 def excerpt(tokenizer: HFTokenizer, size: int, number: int) -> Tokens:
-    """Exactly `size` tokens. Other numbers begin elsewhere, so that no cache of prompts can help."""
+    """Exactly `size` tokens. Excerpts of different numbers begin elsewhere, so that no prefix cache can help."""
     tokens = tokenizer.encode(story(), special_tokens=False)
     first = number * _STEP % (len(tokens) - size)
     return tokens[first : first + size]

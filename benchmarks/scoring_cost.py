@@ -1,4 +1,4 @@
-"""What scoring alone costs: the engine's scorer and its worker, fed with a search's candidates, no large model."""
+"""The cost of scoring alone: the engine's scorer and a worker, with random candidates instead of a large model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from w2s_core.types import Hypothesis, TextPrompt, Tokens
 
 
 class ScoringCost:
-    """`measure` plays the large model with random pieces of a story."""
+    """Scores the candidates of a simulated search, whose chunks are random excerpts of a story."""
 
     def __init__(self, scorer: LocalScorer, tokenizer: HFTokenizer) -> None:
         self._scorer = scorer
@@ -32,13 +32,13 @@ class ScoringCost:
         return Trial(sum(trial.tokens for trial in trials), sum(trial.seconds for trial in trials))
 
     async def _search(self, load: Workload, random_numbers: random.Random) -> Trial:
-        """Only scoring is timed."""
+        """Runs one search; only the scoring is timed."""
         beam = [Hypothesis()] * load.w
         seconds = 0.0
         async with self._scorer.open(TextPrompt("")) as scoring:
             for _ in range(0, load.tokens, load.length):
                 candidates = [
-                    self._successor(y, self._piece(random_numbers, load.length)) for y in beam for _ in range(load.k)
+                    self._successor(y, self._chunk(random_numbers, load.length)) for y in beam for _ in range(load.k)
                 ]
                 start = time.perf_counter()
                 scores = await scoring.score(candidates)
@@ -47,12 +47,12 @@ class ScoringCost:
                 beam = [candidates[i] for i in order[: load.w]]
         return Trial(len(beam[0].tokens), seconds)
 
-    def _piece(self, random_numbers: random.Random, length: int) -> Tokens:
+    def _chunk(self, random_numbers: random.Random, length: int) -> Tokens:
         first = random_numbers.randrange(len(self._story) - length)
         return self._story[first : first + length]
 
-    def _successor(self, parent: Hypothesis, piece: Tokens) -> Hypothesis:
-        tokens = parent.tokens + piece
+    def _successor(self, parent: Hypothesis, chunk: Tokens) -> Hypothesis:
+        tokens = parent.tokens + chunk
         return Hypothesis(tokens=tokens, text=self._tokenizer.decode(tokens), parent=parent)
 
 

@@ -1,4 +1,4 @@
-"""`w2s serve` in a process of its own on a free port of 127.0.0.1."""
+"""Runs `w2s serve` in a child process on a free port of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Server:
+    """A running server: its base URL and process id."""
+
     url: str
     pid: int
 
 
 @asynccontextmanager
 async def server_process(config: EngineConfig) -> AsyncIterator[Server]:
-    """Listening, and every model loaded."""
+    """Starts a server and waits until its models are loaded; leaving the context stops it."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="w2s-bench-") as folder:
@@ -58,7 +60,7 @@ async def server_process(config: EngineConfig) -> AsyncIterator[Server]:
 
 def _as_yaml(config: EngineConfig, port: int) -> dict[str, object]:
     content = asdict(config)
-    del content["limits"], content["traces"]  # keys of `server` in a file
+    del content["limits"], content["traces"]  # in a file these are keys of `server`
     content["workers"]["devices"] = list(config.workers.devices)
     return content | {"server": {"port": port, "max_queued_rows": config.limits.max_queued_rows}}
 
@@ -67,7 +69,7 @@ async def _ready(url: str, process: asyncio.subprocess.Process) -> None:
     async with asyncio.timeout(_START_TIMEOUT_S), httpx.AsyncClient(base_url=url) as client:
         while True:
             if process.returncode is not None:
-                raise RuntimeError("the server ended; its reason is on stderr")
+                raise RuntimeError("the server exited; see stderr for the reason")
             try:
                 if (await client.get("/ready")).status_code == httpx.codes.OK:
                     return

@@ -1,4 +1,4 @@
-"""What is measured and with which models; read once from the command line, then passed down."""
+"""Workloads, settings and models of the benchmarks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LARGE, DEMO, EQUAL = "large", "demo", "equal"
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What one side is asked to do: `streams` requests at once of `tokens` tokens behind a prompt of `prompt` tokens.
+    """`streams` concurrent requests, each with a prompt of `prompt` tokens and an answer of `tokens` tokens.
 
-    Guided by `pair` with W = `w`, K = `k`, L = `length`; where `pair` is None, W·K plain samples of each prompt.
+    They are guided by `pair` with W = `w`, K = `k`, L = `length`. If `pair` is None, each asks for W·K plain samples.
     """
 
     prompt: int
@@ -44,14 +44,17 @@ class Workload:
         return self.w * self.k
 
     def at_most(self, tokens: int) -> Workload:
-        """The same, but shorter: to warm up."""
+        """The same workload with shorter answers, to warm up."""
         return replace(self, tokens=min(self.tokens, tokens))
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`attempts` bounds how often a trial is made because others used the machine; after `minutes` no repeat but the
-    first begins; `shrink` divides every budget of tokens (quick runs); `vllm`: the command, if at hand."""
+    """Settings of a benchmark run.
+
+    `attempts`: how often a trial is made at most, while other processes disturb it. After `minutes` no repeat but the
+    first starts. `shrink` divides the tokens of every answer (quick runs). `vllm`: path of the command, None without.
+    """
 
     dtype: Dtype = "float32"
     threads: int = 2
@@ -64,19 +67,20 @@ class Settings:
     tuned: str = PREFIX + "reviews-positive"
     untuned: str = PREFIX + "reviews"
 
-    def tokens(self, wanted: int) -> int:
-        return max(2, wanted // self.shrink)
+    def tokens(self, full: int) -> int:
+        """The tokens of an answer that has `full` tokens in a full run."""
+        return max(2, full // self.shrink)
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Folders that every side loads: the large model and, by name, pairs (tuned, untuned, prompt template)."""
+    """Model folders that every system loads: the large model, and pairs (tuned, untuned, prompt template) by name."""
 
     large: str
     pairs: Mapping[str, tuple[str, str, str | None]]
 
     def engine_config(self, settings: Settings, remote: RemoteLargeModelConfig | None = None) -> EngineConfig:
-        """Served: `large` is plain, each pair's name is guided by it. The large model runs here unless it is remote."""
+        """Serves `large` without guidance and every pair's name with it. `remote` replaces the local large model."""
         served = {LARGE: ServedModelConfig(LARGE)}
         served |= {name: ServedModelConfig(LARGE, Guidance("cbs", {name: 1.0})) for name in self.pairs}
         return EngineConfig(
@@ -88,11 +92,11 @@ class Models:
 
 
 def prepare(settings: Settings, folder: Path, *, equal: bool) -> Models:
-    """Puts the models into `folder`.
+    """Prepares the models in `folder`.
 
-    The large model gets a configuration without EOS, so that no answer ends before its budget and every side commits
-    the same number of tokens. With `equal`, its weights are copied twice as a pair of its own size: copies in truth,
-    because a worker loads each folder once, and one model in two roles would do half the work.
+    The large model gets a configuration without EOS, so that all answers have the same length. With `equal`, its
+    weights are copied twice, as a pair of the large model's size. They must be copies, not links, because a worker
+    loads each folder once and one model in two roles would do half the work.
     """
     source = _folder(settings.large)
     large = _without_eos(source, folder / LARGE)

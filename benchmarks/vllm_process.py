@@ -1,4 +1,4 @@
-"""`vllm serve` on this machine's processor: a process of its own on a free port of 127.0.0.1."""
+"""Runs `vllm serve` on the CPU in a child process on a free port of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import httpx
 
 from benchmarks.server_process import Server
 
-MODEL = "large"  # what clients name in `model`
+MODEL = "large"  # the served model's name
 CONTEXT_LENGTH = 2048  # tokens
 _MAX_ROWS = 64
-_START_TIMEOUT_S = 300.0  # it compiles the model: one or two minutes
+_START_TIMEOUT_S = 300.0  # vLLM compiles the model, which takes one or two minutes
 _STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.5
-_LAST_LINES = 30
+_LOG_LINES = 30
 
 
 @asynccontextmanager
@@ -36,13 +36,13 @@ async def vllm_process(
 ) -> AsyncIterator[Server]:
     """Serves the model in `folder` as MODEL by the command `program`; its output goes to the file `log`.
 
-    Raises RuntimeError with the end of the log when it does not come up within five minutes.
+    Raises RuntimeError with the end of the log if it is not healthy within five minutes.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [program, "serve", folder, "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--dtype", dtype, "--max-model-len", str(CONTEXT_LENGTH), "--max-num-seqs", str(_MAX_ROWS)]
-    # On processors vLLM 0.32 dies ("CPU Generator does not use offset") of a seeded prompt that it reads in parts.
+    # vLLM 0.32 on CPUs crashes ("CPU Generator does not use offset") on a seeded prompt that is prefilled in chunks.
     command += ["--no-enable-chunked-prefill"]
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -50,26 +50,26 @@ async def vllm_process(
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        if not await _comes_up(url, process):
-            raise RuntimeError(f"vLLM did not come up; its last words:\n{_end_of(log)}")
+        if not await _wait_until_healthy(url, process):
+            raise RuntimeError(f"vLLM did not start. The end of its log:\n{_end_of(log)}")
         yield Server(url, process.pid)
     finally:
         await _stop(process)
 
 
 def _environment(threads: int, kv_gib: int) -> dict[str, str]:
-    """vLLM's own choice leaves a core to its scheduler; on two cores that halves its speed, and the comparison's."""
+    """Binds vLLM to all given cores: by default it leaves one to its scheduler, which halves its speed on two cores."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
-    chosen = {
+    variables = {
         "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    return os.environ | chosen
+    return os.environ | variables
 
 
-async def _comes_up(url: str, process: asyncio.subprocess.Process) -> bool:
+async def _wait_until_healthy(url: str, process: asyncio.subprocess.Process) -> bool:
     with suppress(TimeoutError):
         async with asyncio.timeout(_START_TIMEOUT_S), httpx.AsyncClient(base_url=url) as client:
             while process.returncode is None:
@@ -81,7 +81,7 @@ async def _comes_up(url: str, process: asyncio.subprocess.Process) -> bool:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """Its engine and workers are processes of the same session: none of them stays behind."""
+    """Stops vLLM, and kills its engine and worker processes, which are in the same session."""
     with suppress(ProcessLookupError):
         process.terminate()
     with suppress(TimeoutError):
@@ -92,4 +92,4 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _end_of(log: Path) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:])

@@ -1,6 +1,7 @@
-"""Replicas of the server behind nginx, on this machine: `make deploy-local`.
+"""Runs replicas of the server behind nginx on this machine (`make deploy-local`).
 
-nginx listens on PORT and the replicas on the ports after it. A signal drains the replicas, nginx after them.
+nginx listens on PORT and the replicas on the ports after it. SIGINT or SIGTERM shuts down the replicas gracefully, then
+nginx.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ import click
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "deploy" / "nginx.conf"
 SERVE = "from server.cli import main; main()"
-STARTED_S = 0.2  # between looks at what has been started
-LEAVING_S = 60  # seconds beyond the replicas' own time to drain, before they are killed
+POLL_S = 0.2  # seconds between checks of the processes
+STOP_TIMEOUT_S = 60  # seconds until a process that does not stop is killed; longer than drain_timeout_s
 
 
 def find_nginx() -> str | None:
-    """Where nginx is; Debian keeps it where only root looks."""
+    """The path of nginx, also in /usr/sbin, which Debian puts on the PATH of root only."""
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 def upstream(addresses: Sequence[str]) -> str:
-    """The `server` lines that deploy/nginx.conf explains."""
-    first = [f"server {address} max_fails=1 fail_timeout=5s;" for address in addresses]
-    again = 2 * [f"server {address} max_fails=0 backup;" for address in addresses]
-    return " ".join([*first, *again])
+    """The `server` lines of the upstream; deploy/nginx.conf explains them."""
+    primary = [f"server {address} max_fails=1 fail_timeout=5s;" for address in addresses]
+    backup = 2 * [f"server {address} max_fails=0 backup;" for address in addresses]
+    return " ".join([*primary, *backup])
 
 
 def render(run_dir: Path, listen: str, replicas: str, resolver: str = "") -> str:
-    """deploy/nginx.conf, filled in as nginx's image does: only W2S_ names are taken, nginx's own variables stay."""
+    """deploy/nginx.conf with its W2S_ variables filled in. nginx's own variables stay, as in the nginx image."""
     values = {
         "W2S_LISTEN": listen,
         "W2S_REPLICAS": replicas,
@@ -53,16 +54,16 @@ def render(run_dir: Path, listen: str, replicas: str, resolver: str = "") -> str
 
 
 def nginx_command(nginx: str, run_dir: Path, config: str) -> list[str]:
-    """Writes `config` into `run_dir` and says how to run it in the foreground."""
+    """Writes `config` into `run_dir` and returns the command that runs nginx in the foreground with it."""
     path = run_dir / "nginx.conf"
     path.write_text(config, encoding="utf-8")
-    # Started by root, nginx would work as another user, who may not enter `run_dir`.
+    # Started by root, nginx would run its workers as another user, who cannot enter `run_dir`.
     user = " user root;" if os.geteuid() == 0 else ""
     return [nginx, "-e", "stderr", "-p", str(run_dir), "-c", str(path), "-g", f"daemon off;{user}"]
 
 
 def is_ready(port: int) -> bool:
-    """Whether the replica there would serve a request now."""
+    """Whether the replica at this port is ready to serve."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/ready")
@@ -75,8 +76,8 @@ def is_ready(port: int) -> bool:
 
 @contextmanager
 def replicas(ports: Sequence[int], arguments: Sequence[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """One process per port, drained at the end."""
-    threads = max(1, (os.cpu_count() or 1) // len(ports))  # together they have the machine once
+    """Starts one replica per port; leaving the context shuts them down gracefully."""
+    threads = max(1, (os.cpu_count() or 1) // len(ports))  # together they use every core once
     env = {"W2S_WORKERS__THREADS": str(threads), **os.environ, "W2S_SERVER__HOST": "127.0.0.1"}
     started: list[subprocess.Popen[bytes]] = []
     try:
@@ -89,49 +90,53 @@ def replicas(ports: Sequence[int], arguments: Sequence[str]) -> Iterator[list[su
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
-    """All at once, each at its own pace."""
+    """Signals all processes, then waits for them. Kills those that do not stop in time."""
     for process in processes:
         process.send_signal(number)
     for process in processes:
         try:
-            process.wait(LEAVING_S)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
 
 
 def _start(command: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C is for us, who stop everything in order.
+    # In its own session, so that Ctrl-C reaches only this process, which stops the others in order.
     return subprocess.Popen(command, cwd=ROOT, env=dict(env), start_new_session=True)
 
 
 def watch(processes: Sequence[subprocess.Popen[bytes]], ports: Sequence[int] = ()) -> bool:
-    """Waits until every port is ready; without ports, for ever. False when a process ended by itself."""
+    """Waits until every port is ready, or forever without ports. Returns False if a process has ended by itself."""
     waiting = set(ports)
     while waiting or not ports:
         if any(process.poll() is not None for process in processes):
             return False
         waiting -= {port for port in waiting if is_ready(port)}
-        time.sleep(STARTED_S)
+        time.sleep(POLL_S)
     return True
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    signal.signal(number, signal.SIG_IGN)  # once is enough: replicas have their own time limit
+def _exit(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    signal.signal(number, signal.SIG_IGN)  # ignore further signals: the replicas have their own time limit
     sys.exit(0)
 
 
 @click.command()
-@click.option("--port", default=8000, help="Where nginx listens; the replicas take the ports after it.")
-@click.option("--replicas", "count", default=2, type=click.IntRange(1), help="How many.")
-@click.option("--config", type=click.Path(exists=True, dir_okay=False, resolve_path=True), help="As of `w2s serve`.")
+@click.option("--port", default=8000, help="Port of nginx; the replicas use the ports after it.")
+@click.option("--replicas", "count", default=2, type=click.IntRange(1), help="Number of replicas.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="Configuration file, as for `w2s serve`.",
+)
 def main(port: int, count: int, config: str | None) -> None:
-    """Run replicas behind nginx until a signal comes."""
+    """Run replicas behind nginx until SIGINT or SIGTERM."""
     nginx = find_nginx()
     if nginx is None:
-        raise click.ClickException("nginx is not installed; on Debian: apt-get install nginx-light")
+        raise click.ClickException("nginx is not installed. On Debian: apt-get install nginx-light")
     ports = [port + 1 + i for i in range(count)]
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit)
     with tempfile.TemporaryDirectory(prefix="w2s-nginx-") as folder:
         run_dir = Path(folder)
         lines = upstream([f"127.0.0.1:{number}" for number in ports])
@@ -140,15 +145,15 @@ def main(port: int, count: int, config: str | None) -> None:
         try:
             with replicas(ports, ["--config", config] if config else []) as running:
                 if not watch(running, ports):
-                    raise click.ClickException("a replica ended before it was ready; it says why above")
+                    raise click.ClickException("a replica exited before it was ready; see its output above")
                 balancer.append(_start(command, os.environ))
                 click.echo(
                     f"\n{count} replicas behind http://127.0.0.1:{port}; Ctrl-C drains and stops them\n", err=True
                 )
                 watch([*running, *balancer])
-                raise click.ClickException("a process ended by itself; the others are stopped")
+                raise click.ClickException("a process exited by itself; the others have been stopped")
         finally:
-            stop(balancer, signal.SIGQUIT)  # the last one to go: it still carries the replicas' last answers
+            stop(balancer, signal.SIGQUIT)  # last, because it still passes on the replicas' last answers
 
 
 if __name__ == "__main__":

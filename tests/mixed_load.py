@@ -1,5 +1,7 @@
-"""`python -m tests.mixed_load`: minutes of every sort of client at a real server whose workers are killed, and what the
-server holds when all is quiet again. Ends with 1 where anything is lost, stuck or left behind.
+"""Soak test (`python -m tests.mixed_load`): mixed traffic against a real server while its worker processes are killed.
+
+It checks that no request is lost or stuck, and that the server leaks no tasks, threads, files, processes or memory.
+Exits with 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from tests.traffic import GONE, Ending, Sizes, Traffic
 
 KINDS = ("whole", "whole", "stream", "stream", "cancel", "slow reader", "slow sender", "bad")
 LOADING = 300.0  # seconds
-QUIET = 60.0  # seconds within which everything must be given back
-GROWTH_MIB = 16  # what allocators keep or not from round to round, of a process with a 135 M-parameter model
+IDLE_TIMEOUT = 60.0  # seconds within which all resources must be released
+GROWTH_MIB = 16  # how much the resident memory of a process with a 135 M-parameter model varies between rounds
 CLIENTS, SIZES = 12, Sizes(least=4, most=24)
-KV_GB = 0.08  # little: its memory is taken from the system when it is first written, so that workers grow until all was
+KV_GB = 0.08  # small: its memory is committed when first written, so workers grow until all of it was used
 KV_MIB = 2 * 3 * KV_GB * 1e9 / 2**20  # two workers of three models
 SETTINGS = {
     "W2S_WORKERS__DEVICES": '["cpu", "cpu"]',
@@ -39,18 +41,18 @@ SETTINGS = {
 IDLE = ("requests_running", "requests_waiting", "rows_running", "rows_waiting", "kv_cache_usage_ratio")
 SERVER = """
 import asyncio, gc, signal, sys
-def tell(*_):
+def report(*_):
     gc.collect()
     print("tasks:", len(asyncio.all_tasks()), file=sys.stderr, flush=True)
-signal.signal(signal.SIGUSR1, tell)
+signal.signal(signal.SIGUSR1, report)
 from server.cli import main
 main()
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """What the server and its workers hold, memory in MiB (resident)."""
+class Resources:
+    """The resources that the server and its workers hold; memory is resident, in MiB."""
 
     tasks: int
     threads: int
@@ -68,11 +70,11 @@ class Held:
 class Round:
     endings: Sequence[Ending]
     killed: int
-    held: Held
+    resources: Resources
 
 
 class Server:
-    """The process, seen from outside."""
+    """The server process, observed from outside."""
 
     def __init__(self, running: Replica) -> None:
         self.url = running.url
@@ -85,20 +87,20 @@ class Server:
         return [child for child in children if "w2s_core.worker.main" in child.cmdline()]
 
     def metrics(self) -> dict[str, float]:
-        """Sums over labels."""
+        """The value of every metric, summed over its labels."""
         found: Counter[str] = Counter()
         for line in httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines():
             if not line.startswith("#"):
                 found[re.split(r"[ {]", line)[0]] += float(line.rpartition(" ")[2])
         return dict(found)
 
-    def quiet(self) -> bool:
+    def is_idle(self) -> bool:
         return status_of(f"{self.url}/ready") == 200 and not any(self.metrics()[f"w2s_{name}"] for name in IDLE)
 
-    def held(self) -> Held:
+    def resources(self) -> Resources:
         self._process.send_signal(signal.SIGUSR1)
         tasks = int(self._running.until("tasks: ").split()[1])
-        return Held(
+        return Resources(
             tasks=tasks,
             threads=self._process.num_threads(),
             files=self._process.num_fds(),
@@ -110,7 +112,7 @@ class Server:
 
 @contextmanager
 def running_server(variables: dict[str, str]) -> Iterator[Server]:
-    """The demo unless `variables` name a configuration, on two workers of one thread each: one can take over."""
+    """Serves the demo, unless `variables` name another configuration, on two workers so that one can fail over."""
     command = [sys.executable, "-c", SERVER, "serve", "--port", "0", "--dtype", "float32", "--log-level", "error"]
     with served(command, SETTINGS | variables, LOADING) as running:
         yield Server(running)
@@ -124,33 +126,35 @@ async def one_round(server: Server, seconds: float, kills: int, seed: int) -> Ro
             if left and (workers := server.workers):
                 os.kill(workers[left % len(workers)].pid, signal.SIGKILL)
                 killed += 1
-    await asyncio.to_thread(eventually, server.quiet, QUIET)
-    held = [server.held()]
-    while len(held) < 100 and (len(held) < 2 or held[-1].counts != held[-2].counts):  # connections are still closed
+    await asyncio.to_thread(eventually, server.is_idle, IDLE_TIMEOUT)
+    samples = [server.resources()]
+    while len(samples) < 100 and (
+        len(samples) < 2 or samples[-1].counts != samples[-2].counts
+    ):  # until connections have been closed
         await asyncio.sleep(0.5)
-        held.append(server.held())
-    return Round(traffic.endings, killed, held[-1])
+        samples.append(server.resources())
+    return Round(traffic.endings, killed, samples[-1])
 
 
 def faults(rounds: Sequence[Round], restarts: int) -> list[str]:
-    """What must not be. The first round is for warming up: what is held counts from its end."""
+    """Everything that went wrong. The first round is for warm-up: resources are compared with those at its end."""
     endings = [ending for found in rounds for ending in found.endings]
-    wrong = [f"{e.request_id} ({e.kind}): {e.status} {e.detail}" for e in endings if not e.whole and not _excused(e)]
-    first, *later = [found.held for found in rounds]
+    problems = [f"{e.request_id} ({e.kind}): {e.status} {e.detail}" for e in endings if not e.whole and not _excused(e)]
+    first, *later = [found.resources for found in rounds]
     for now in later:
         if now.counts != first.counts:
-            wrong.append(f"something is left behind: {now}, after the first round {first}")
+            problems.append(f"resources leak: {now}, after the first round {first}")
     for name, most in (("server", GROWTH_MIB), ("workers", GROWTH_MIB + KV_MIB)):
         steady = [getattr(now, name) for now in later[len(later) // 2 :]]
         if steady and max(steady) - steady[0] > most:
-            wrong.append(f"the memory of {name} grows: {steady} MiB")
+            problems.append(f"the memory of {name} grows: {steady} MiB")
     if restarts != sum(found.killed for found in rounds):
-        wrong.append(f"{restarts} restarts after {sum(found.killed for found in rounds)} kills")
-    return wrong
+        problems.append(f"{restarts} restarts after {sum(found.killed for found in rounds)} kills")
+    return problems
 
 
 def _excused(ending: Ending) -> bool:
-    """No worker is alive: after a kill, while another one of two still loads."""
+    """503 is allowed: both workers may be down for a moment after a kill."""
     return ending.status == 503
 
 
@@ -160,28 +164,28 @@ def summary(rounds: Sequence[Round]) -> dict[str, object]:
         "requests": len(endings),
         "by kind": dict(Counter(ending.kind for ending in endings)),
         "by status": {str(status): count for status, count in Counter(ending.status for ending in endings).items()},
-        "left early": sum(ending.detail == GONE for ending in endings),
+        "disconnected": sum(ending.detail == GONE for ending in endings),
         "workers killed": sum(found.killed for found in rounds),
         "longest, s": round(max(ending.seconds for ending in endings), 1),
-        "held": [asdict(found.held) for found in rounds],
+        "held": [asdict(found.resources) for found in rounds],
     }
 
 
 async def run(seconds: float, rounds: int, variables: dict[str, str]) -> tuple[list[Round], list[str]]:
-    """Two kills in each round of the first third; none later, when the workers' memory is compared."""
+    """Two kills in each round of the first third, none later, when the workers' memory is compared."""
     found, kills = list[Round](), (rounds + 2) // 3
     with running_server(variables) as server:
         for number in range(rounds):
             found.append(await one_round(server, seconds / rounds, 2 if number < kills else 0, number))
             last = found[-1]
-            click.echo(f"round {number}: {len(last.endings)} requests, {last.killed} kills, {last.held}", err=True)
+            click.echo(f"round {number}: {len(last.endings)} requests, {last.killed} kills, {last.resources}", err=True)
         restarts = int(server.metrics()["w2s_worker_restarts_total"])
     return found, faults(found, restarts)
 
 
 @click.command()
-@click.option("--seconds", default=600.0, show_default=True, help="Of load, all rounds together.")
-@click.option("--rounds", default=10, show_default=True, help="With a look at what is held after each.")
+@click.option("--seconds", default=600.0, show_default=True, help="Seconds of load, all rounds together.")
+@click.option("--rounds", default=10, show_default=True, help="Rounds; the resources are checked after each.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write the figures as JSON.")
 def main(seconds: float, rounds: int, out: Path | None) -> None:
     """Load a server of its own with every sort of request at once."""

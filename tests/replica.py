@@ -1,4 +1,4 @@
-"""`w2s serve` as a process of its own, its engine a fake that goes on when the test says so."""
+"""Runs `w2s serve` in a child process, with a fake engine that generates tokens when the test allows it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import asyncio, sys, types
 from tests.fakes import FakeLargeModel, fake_engine, letters
 
 class Gate:
-    "Every line of stdin lets one token pass; when it ends, all do."
+    "Lets one token pass per line of stdin, and all of them once stdin is closed."
     reader = None
     async def __call__(self):
         if self.reader is None:
@@ -38,11 +38,11 @@ class Gate:
 def build(config):
     engine = fake_engine(FakeLargeModel(letters(eos=0), gate=Gate()), limits=config.limits)
     reserve = engine.admission.reserve
-    def told(*asked):
-        ticket = reserve(*asked)
+    def reserve_and_report(*arguments):
+        ticket = reserve(*arguments)
         print("rows waiting:", engine.admission.rows_waiting, file=sys.stderr, flush=True)
         return ticket
-    engine.admission.reserve = told
+    engine.admission.reserve = reserve_and_report
     return engine
 
 sys.modules["w2s_core.build.engine"] = types.SimpleNamespace(build_engine=build)  # the real one is slow to import
@@ -53,8 +53,7 @@ main()
 
 @dataclass
 class Replica:
-    """A running server. `allow` lets its fake model draw; `lines` is what it said on stderr and nobody has looked at,
-    `seen` all of it."""
+    """A running server. `seen` are its lines on stderr, `lines` those that no `until` has consumed yet."""
 
     process: subprocess.Popen[str]
     url: str = ""
@@ -62,7 +61,7 @@ class Replica:
     seen: list[str] = field(default_factory=list)
 
     def until(self, words: str, within: float = SOON) -> str:
-        """The next line with these words; no two lines are further apart than `within` seconds."""
+        """Waits for a line that contains `words`. Raises if no line comes for `within` seconds."""
         seen: list[str] = []
         while (line := self.lines.get(timeout=within)) is not None:
             seen.append(line)
@@ -71,12 +70,13 @@ class Replica:
         raise AssertionError(f"{words!r} never came:\n{''.join(seen)}")
 
     def allow(self, tokens: int) -> None:
+        """Lets the fake model generate so many tokens."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n" * tokens)
         self.process.stdin.flush()
 
     def run_free(self) -> None:
-        """Every token passes from now on."""
+        """Lets the fake model generate freely from now on."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
@@ -84,13 +84,13 @@ class Replica:
         self.process.send_signal(number)
 
     def left(self) -> int:
-        """Its exit code, once it has gone."""
+        """Waits for the process to exit and returns its exit code."""
         return self.process.wait(timeout=SOON)
 
 
 @contextmanager
 def replica(port: int = 0, **settings: str) -> Iterator[Replica]:
-    """With `settings` as W2S_ variables, written without the prefix: `SERVER__DRAIN_TIMEOUT_S="1"`."""
+    """Starts a replica. `settings` are W2S_ variables without the prefix: `SERVER__DRAIN_TIMEOUT_S="1"`."""
     command = [sys.executable, "-c", REPLICA, "serve", "--port", str(port)]
     with served(command, {f"W2S_{name}": value for name, value in settings.items()}) as running:
         yield running
@@ -98,7 +98,7 @@ def replica(port: int = 0, **settings: str) -> Iterator[Replica]:
 
 @contextmanager
 def served(command: list[str], variables: Mapping[str, str], within: float = SOON) -> Iterator[Replica]:
-    """`command`, once it is ready; killed at the end if it is still there."""
+    """Runs `command` and yields it once it is ready; leaving the context kills it."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("W2S_")} | dict(variables)
     with subprocess.Popen(command, cwd=ROOT, env=env, stdin=-1, stderr=-1, text=True) as process:
         running = Replica(process)
@@ -121,10 +121,10 @@ def _read(running: Replica) -> None:
 
 
 def eventually(true: Callable[[], bool], within: float = SOON) -> None:
-    """Returns once it holds; fails after `within` seconds."""
+    """Waits until `true()` holds. Fails after `within` seconds."""
     end = time.monotonic() + within
     while not true():
-        assert time.monotonic() < end, "it never came true"
+        assert time.monotonic() < end, f"the condition did not hold within {within:g} s"
         time.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""Clients of every sort, all at once, until they are told to stop; each tells how it ended."""
+"""Load generator: concurrent clients of every kind, each of which records how its requests ended."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-PATIENCE = 120.0  # seconds for one request on a busy machine; who waits longer is stuck
-REFUSED_S = 0.5  # what a client that was refused waits before it asks again
-GONE = "the client left"
+PATIENCE = 120.0  # seconds for one request on a busy machine; a longer one is stuck
+REFUSED_S = 0.5  # seconds that a refused client waits before its next request
+GONE = "the client disconnected"
 _PATHS = {"prompt": "/v1/completions", "messages": "/v1/chat/completions"}
 _WORDS = ("the film", "was long", "and slow", "but", "its actors", "were good", "so we stayed", "to the end")
 # Path, body (None: malformed), status.
@@ -37,9 +37,9 @@ BAD: Sequence[tuple[str, Any, int]] = (
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How one request ended. `began`: its answer's head had come. `whole`: it ended as it should. `seconds`: all of it.
+    """How one request ended, after `seconds`.
 
-    `detail` says what was wrong, or GONE.
+    `began`: the response's headers arrived. `whole`: it ended as expected. `detail` says what was wrong, or GONE.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class _Progress:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Tokens of an answer, from and to; and whether it may end before that."""
+    """The range of tokens per answer, and whether EOS may end it earlier."""
 
     least: int = 5
     most: int = 40
@@ -70,8 +70,10 @@ class Sizes:
 
 @dataclass
 class Traffic:
-    """`async with`: so many `clients`, each asking one thing after the other, of a sort of `kinds` by chance. At the
-    end they finish what they have begun."""
+    """Load generator: `async with` runs `clients` that send requests of random `kinds`, one after another each.
+
+    Leaving the context waits for the running requests to finish.
+    """
 
     url: str
     kinds: Sequence[str]
@@ -84,7 +86,7 @@ class Traffic:
 
     async def __aenter__(self) -> Self:
         self._stopping = asyncio.Event()
-        self._news = asyncio.Condition()
+        self._ended = asyncio.Condition()
         self._http = httpx.AsyncClient(
             base_url=self.url, timeout=PATIENCE, limits=httpx.Limits(max_connections=2 * self.clients)
         )
@@ -92,7 +94,7 @@ class Traffic:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stopping.set()
         if error is not None:
@@ -105,18 +107,18 @@ class Traffic:
                 task.result()
 
     async def more(self, count: int) -> None:
-        """Returns when so many more requests have ended."""
-        wanted = len(self.endings) + count
-        async with asyncio.timeout(count * PATIENCE), self._news:
-            await self._news.wait_for(lambda: len(self.endings) >= wanted)
+        """Waits until `count` more requests have ended."""
+        target = len(self.endings) + count
+        async with asyncio.timeout(count * PATIENCE), self._ended:
+            await self._ended.wait_for(lambda: len(self.endings) >= target)
 
     def count(self, true: Callable[[Ending], object] = lambda _: True) -> Counter[str]:
-        """Endings by kind."""
+        """The number of endings by kind."""
         return Counter(ending.kind for ending in self.endings if true(ending))
 
     async def _client(self, number: int) -> None:
-        chance = random.Random(f"{self.seed}/{number}")
-        asks: Mapping[str, Callable[..., Awaitable[None]]] = {
+        rng = random.Random(f"{self.seed}/{number}")
+        senders: Mapping[str, Callable[..., Awaitable[None]]] = {
             "whole": self._whole,
             "stream": self._stream,
             "cancel": self._cancel,
@@ -126,37 +128,37 @@ class Traffic:
         }
         turn = 0
         while not self._stopping.is_set():
-            kind, turn = chance.choice(self.kinds), turn + 1
+            kind, turn = rng.choice(self.kinds), turn + 1
             request_id, progress, start = f"{self.seed}-{number}-{turn}", _Progress(), time.perf_counter()
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await asks[kind](chance, request_id, progress)
+                    await senders[kind](rng, request_id, progress)
             except (httpx.HTTPError, TimeoutError, OSError, ValueError) as error:
                 progress.detail = f"{type(error).__name__}: {error}"
             seconds = time.perf_counter() - start
             ending = Ending(kind, request_id, progress.began, progress.whole, progress.status, seconds, progress.detail)
-            async with self._news:
+            async with self._ended:
                 self.endings.append(ending)
-                self._news.notify_all()
+                self._ended.notify_all()
             if progress.status in (429, 503):
                 await asyncio.sleep(REFUSED_S)
 
-    def _body(self, chance: random.Random, **fields: Any) -> dict[str, Any]:
-        text = " ".join(chance.choices(_WORDS, k=chance.randrange(1, 40)))
-        tokens = chance.randrange(self.sizes.least, self.sizes.most + 1)
+    def _body(self, rng: random.Random, **fields: Any) -> dict[str, Any]:
+        text = " ".join(rng.choices(_WORDS, k=rng.randrange(1, 40)))
+        tokens = rng.randrange(self.sizes.least, self.sizes.most + 1)
         body = {
-            "model": chance.choice([self.plain, self.guided]),
+            "model": rng.choice([self.plain, self.guided]),
             "max_tokens": tokens,
-            "seed": chance.randrange(1000),
-            "temperature": chance.choice([0.7, 1.0]),
-            "top_p": chance.choice([0.9, 1.0]),
+            "seed": rng.randrange(1000),
+            "temperature": rng.choice([0.7, 1.0]),
+            "top_p": rng.choice([0.9, 1.0]),
         }
         body |= {} if self.sizes.ends else {"ignore_eos": True}
-        asked = {"prompt": text} if chance.random() < 0.5 else {"messages": [{"role": "user", "content": text}]}
-        return body | asked | fields
+        prompt = {"prompt": text} if rng.random() < 0.5 else {"messages": [{"role": "user", "content": text}]}
+        return body | prompt | fields
 
-    async def _whole(self, chance: random.Random, request_id: str, progress: _Progress) -> None:
-        body = self._body(chance)
+    async def _whole(self, rng: random.Random, request_id: str, progress: _Progress) -> None:
+        body = self._body(rng)
         path = _PATHS["prompt" if "prompt" in body else "messages"]
         async with self._http.stream("POST", path, json=body, headers={"x-request-id": request_id}) as response:
             progress.began, progress.status = True, response.status_code
@@ -167,10 +169,10 @@ class Traffic:
             progress.detail = response.text
 
     async def _stream(
-        self, chance: random.Random, request_id: str, progress: _Progress, pause_s: float = 0.0, leaves: int = -1
+        self, rng: random.Random, request_id: str, progress: _Progress, pause_s: float = 0.0, disconnect_after: int = -1
     ) -> None:
-        """Leaves after `leaves` events, if that is not less than none."""
-        body = self._body(chance, stream=True)
+        """Streams an answer, and disconnects after `disconnect_after` events unless that is negative."""
+        body = self._body(rng, stream=True)
         path = _PATHS["prompt" if "prompt" in body else "messages"]
         async with self._http.stream("POST", path, json=body, headers={"x-request-id": request_id}) as response:
             progress.status = response.status_code
@@ -179,35 +181,35 @@ class Traffic:
                 progress.detail = (await response.aread()).decode()
                 return
             async for event in _events(response):
-                if leaves == 0:
+                if disconnect_after == 0:
                     progress.whole, progress.detail = True, GONE
                     return
-                leaves -= 1
-                if event != "[DONE]" and "error" in (said := json.loads(event)):
-                    progress.detail = said["error"]["message"]
+                disconnect_after -= 1
+                if event != "[DONE]" and "error" in (data := json.loads(event)):
+                    progress.detail = data["error"]["message"]
                 progress.whole = event == "[DONE]" and not progress.detail
                 await asyncio.sleep(pause_s)
 
-    async def _cancel(self, chance: random.Random, request_id: str, progress: _Progress) -> None:
-        if chance.random() < 0.5:
-            await self._stream(chance, request_id, progress, leaves=chance.randrange(4))
+    async def _cancel(self, rng: random.Random, request_id: str, progress: _Progress) -> None:
+        if rng.random() < 0.5:
+            await self._stream(rng, request_id, progress, disconnect_after=rng.randrange(4))
             return
-        asking = asyncio.ensure_future(self._whole(chance, request_id, progress))
-        await asyncio.wait({asking}, timeout=chance.random())
-        asking.cancel()
-        await asyncio.wait({asking})
-        if asking.cancelled():
+        task = asyncio.ensure_future(self._whole(rng, request_id, progress))
+        await asyncio.wait({task}, timeout=rng.random())
+        task.cancel()
+        await asyncio.wait({task})
+        if task.cancelled():
             progress.whole, progress.detail = True, GONE
         else:
-            asking.result()
+            task.result()
 
-    async def _slow_reader(self, chance: random.Random, request_id: str, progress: _Progress) -> None:
-        await self._stream(chance, request_id, progress, pause_s=0.3)
+    async def _slow_reader(self, rng: random.Random, request_id: str, progress: _Progress) -> None:
+        await self._stream(rng, request_id, progress, pause_s=0.3)
 
-    async def _slow_sender(self, chance: random.Random, request_id: str, progress: _Progress) -> None:
-        """A handful of bytes at a time; and a connection of its own that it reads to the end."""
+    async def _slow_sender(self, rng: random.Random, request_id: str, progress: _Progress) -> None:
+        """Sends the request in small parts, on a connection of its own."""
         where = urlsplit(self.url)
-        body = self._body(chance, model=self.plain)
+        body = self._body(rng, model=self.plain)
         path = _PATHS["prompt" if "prompt" in body else "messages"]
         content = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-request-id: {request_id}\r\nconnection: close\r\n"
@@ -229,8 +231,8 @@ class Traffic:
         progress.whole = progress.status == 200 and b'"choices"' in answer
         progress.detail = "" if progress.whole else answer.decode(errors="replace")[-500:]
 
-    async def _bad(self, chance: random.Random, request_id: str, progress: _Progress) -> None:
-        path, body, status = chance.choice(BAD)
+    async def _bad(self, rng: random.Random, request_id: str, progress: _Progress) -> None:
+        path, body, status = rng.choice(BAD)
         content = b'{"model": ' if body is None else json.dumps({"model": self.plain} | body).encode()
         headers = {"content-type": "application/json", "x-request-id": request_id}
         response = await self._http.post(path, content=content, headers=headers)

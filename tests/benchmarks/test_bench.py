@@ -1,4 +1,4 @@
-"""The whole benchmark on tiny models: every side starts, answers and ends. Nothing here judges a time."""
+"""The whole benchmark on tiny models: every system starts, answers and stops. No time is judged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.bare_client import call
 from benchmarks.cases import cases
 from benchmarks.prompts import excerpt
 from benchmarks.settings import DEMO, LARGE, Settings, Workload, prepare
-from benchmarks.sides import requests_of
+from benchmarks.systems import requests_of
 from benchmarks.vllm_process import MODEL
 from tests.tiny import save_tiny
 from w2s_core.large.dialects import TokenIdSession
@@ -41,11 +41,11 @@ def test_every_side_is_measured_and_written(
     assert [figure.name for figure in unmeasured] == ["vllm", "remote-445", "remote-2230"]
     assert not [figure.note for figure in figures if "ended" in figure.note]
     content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
-    for side in content["trials"]:
-        load = side["load"]
+    for system in content["trials"]:
+        load = system["load"]
         tokens = load["tokens"] * load["streams"]
         whole_chunks = pytest.approx(tokens, abs=load["length"] * load["streams"])
-        assert [trial["tokens"] for trial in side["trials"]] == [whole_chunks] * 2
+        assert [trial["tokens"] for trial in system["trials"]] == [whole_chunks] * 2
     assert content["machine"]["cores"]
     printed = capsys.readouterr().out
     assert (tmp_path / "bench.md").read_text(encoding="utf-8").strip() in printed

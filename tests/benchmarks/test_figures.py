@@ -1,4 +1,4 @@
-"""The arithmetic of the table, and its writers."""
+"""The statistics of the results, and their Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_cases_have_names_of_their_own_and_runs_have_one_group(shrink: int) -> N
         for run in case.runs:
             groups.setdefault(run, set()).add(case.group)
     assert all(len(found) == 1 for found in groups.values())
-    assert all(len(set(map(str, case.runs))) == len(case.runs) for case in wanted), "sides need labels of their own"
+    assert all(len(set(map(str, case.runs))) == len(case.runs) for case in wanted), "systems need labels of their own"
 
 
 def test_a_figure_tells_what_disturbed_it() -> None:

@@ -1,4 +1,4 @@
-"""The load sweep against a real server with tiny models; memory and latencies are looked at, never judged."""
+"""The load sweep against a real server with tiny models; no memory use or latency is judged."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import load
 from benchmarks.client import Stream
-from benchmarks.memory import Held
-from benchmarks.processes import Usage, peak_bytes
+from benchmarks.memory import KVUsage
+from benchmarks.processes import CpuUsage, peak_bytes
 from benchmarks.settings import Settings, Workload
 from tests.tiny import save_tiny
 
@@ -52,10 +52,10 @@ def test_the_cost_of_a_request_from_server_to_chart(settings: Settings, tmp_path
         assert levels
         for level in levels:
             assert level.tokens == level.load.tokens * level.load.streams, "every answer is whole"
-    for held in sweeps.memory:
-        assert held.load.prompt < held.held <= 2 * held.predicted, "a region doubles when it grows, no more"
+    for usage in sweeps.memory:
+        assert usage.load.prompt < usage.peak_tokens <= 2 * usage.predicted, "a region doubles when it grows, no more"
     content = json.loads((tmp_path / "cost.json").read_text(encoding="utf-8"))
-    assert [row["held"] for row in content["memory"]] == [held.held for held in sweeps.memory]
+    assert [row["peak_tokens"] for row in content["memory"]] == [usage.peak_tokens for usage in sweeps.memory]
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "cost.md").read_text(encoding="utf-8").count("| rows |") == len(sweeps.rows)
 
@@ -67,9 +67,9 @@ def test_no_level_begins_when_time_is_over(settings: Settings, tmp_path: Path) -
 
 
 def test_memory_is_the_prompt_once_the_beams_once_and_a_chunk_of_every_row() -> None:
-    held = Held(Workload(20, 64, "demo", w=4, k=4, length=5), held=0)
-    assert held.predicted == 20 + 4 * 59 + 16 * 5
-    assert held.published == 16 * 84
+    usage = KVUsage(Workload(20, 64, "demo", w=4, k=4, length=5), peak_tokens=0)
+    assert usage.predicted == 20 + 4 * 59 + 16 * 5
+    assert usage.published == 16 * 84
 
 
 def test_the_sweep_doubles_up_to_the_most() -> None:
@@ -95,8 +95,8 @@ def test_memory_counts_children() -> None:
 
 def test_what_others_take_is_what_we_do_not() -> None:
     cores = os.cpu_count() or 1
-    before = Usage(time=10.0, all=100.0, own=5.0)
-    assert Usage(14.0, 100.0 + 3 * cores, 5.0 + cores).foreign_since(before) == pytest.approx(0.5)
-    assert Usage(14.0, 101.0, 6.1).foreign_since(before) == 0, "clocks of different grain"
-    now = Usage.now()
+    before = CpuUsage(time=10.0, all=100.0, own=5.0)
+    assert CpuUsage(14.0, 100.0 + 3 * cores, 5.0 + cores).foreign_since(before) == pytest.approx(0.5)
+    assert CpuUsage(14.0, 101.0, 6.1).foreign_since(before) == 0, "clocks of different grain"
+    now = CpuUsage.now()
     assert 0 < now.own < now.all

@@ -1,4 +1,4 @@
-"""The baseline is honest: with the engine's noise, the search as published returns the engine's own answers."""
+"""The baseline is faithful: with the engine's random numbers, the published search returns the engine's answers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def naive(folders: dict[str, Path], request: GenerationRequest) -> tuple[Beam, s
     )
     prompt = tuple(large.tokenizer(PROMPT.text)["input_ids"])
     found = search.run(prompt, sampling.max_tokens or 0, seed=sampling.seed or 0, draw=shared_noise)
-    assert {"prompt", "decoding", "drawing", "scoring"} <= search.clock.seconds.keys()
+    assert {"prompt", "decoding", "drawing", "scoring"} <= search.timer.seconds.keys()
     return found, large.decode(found.tokens)
 
 

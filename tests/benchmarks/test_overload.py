@@ -1,4 +1,4 @@
-"""The overload benchmark against a real server with tiny models: what it counts, not how fast it was."""
+"""The overload benchmark against a real server with tiny models: its counts, not its speed."""
 
 from __future__ import annotations
 

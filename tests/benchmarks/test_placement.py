@@ -1,4 +1,4 @@
-"""The arithmetic of docs/placement.md: what can be counted is counted, and the page shows what the script says."""
+"""The arithmetic of docs/placement.md against a real search, and the page against the script's output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.placement import (
     DEVICE,
     LARGE_MODELS,
     LOCAL,
-    PLACES,
+    LOCATIONS,
     Search,
     counts,
     overhead,
@@ -51,13 +51,13 @@ async def test_the_counts_are_those_of_a_search(search: Search, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("large", LARGE_MODELS)
-@pytest.mark.parametrize("place", PLACES)
-def test_the_shortest_chunk_keeps_its_promise_and_a_shorter_one_does_not(large, place) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("location", LOCATIONS)
+def test_the_shortest_chunk_keeps_its_promise_and_a_shorter_one_does_not(large, location) -> None:  # type: ignore[no-untyped-def]
     q = score_s(1e9, Search(2, 4, 20), DEVICE)
-    least = shortest_chunk(large, place, 0.25, q)
-    assert overhead(Search(2, 4, least), large, place, q) <= 1.25
+    least = shortest_chunk(large, location, 0.25, q)
+    assert overhead(Search(2, 4, least), large, location, q) <= 1.25
     if least > 1:
-        assert overhead(Search(2, 4, least - 1), large, place, q) > 1.25
+        assert overhead(Search(2, 4, least - 1), large, location, q) > 1.25
 
 
 def test_what_the_page_advises_follows_from_the_formulas() -> None:
@@ -65,7 +65,7 @@ def test_what_the_page_advises_follows_from_the_formulas() -> None:
     for model, parameters in ((small, 1e9), (medium, 8e9), (large, 8e9)):
         assert score_s(parameters, search, DEVICE) < 0.1 * search.length * model.step_s
     assert score_s(0.1e9, search, CORES) < search.length * small.step_s < score_s(1e9, search, CORES)
-    hosted = PLACES[-1]
+    hosted = LOCATIONS[-1]
     assert shortest_chunk(medium, hosted, 0.5) <= 50
     assert 140 <= shortest_chunk(small, hosted, 0.25) <= 160
     assert all(overhead(Search(4, 4, 5), model, LOCAL) == 1 for model in LARGE_MODELS)

@@ -1,4 +1,4 @@
-"""One split, the same everywhere: nothing that judges or tests the pair may have trained it."""
+"""The split is the same on every machine, and the pair is not trained on what judges or tests it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is fetched is whole and the right thing, or is not there at all."""
+"""Downloads are verified and atomic: complete and correct, or absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names become folders that transformers can load; a failed provision leaves nothing, and torch stays outside."""
+"""Demo names resolve to folders that transformers can load, failures leave nothing behind, torch is not imported."""
 
 from __future__ import annotations
 

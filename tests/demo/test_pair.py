@@ -1,4 +1,4 @@
-"""The committed pair: small, complete, and as able to tell praise from blame as its card says."""
+"""The committed pair: its size, its files, and the AUC that its model card states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""nginx with the shipped configuration, in front of whatever a test puts there."""
+"""Fixtures: nginx with the shipped configuration, in front of the servers that a test chooses."""
 
 from __future__ import annotations
 

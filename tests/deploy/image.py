@@ -1,4 +1,4 @@
-"""A Dockerfile, read: its stages and their steps; and its RUN steps played in a folder, since no engine runs here."""
+"""Parses a Dockerfile into stages and steps, and runs its RUN steps in a folder: no container engine runs here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two replicas behind nginx under load: one is drained, the other killed, both are started again; and who noticed.
+"""Rolling restart under load: of two replicas behind nginx one is drained, the other killed, and both restarted.
 
 `python -m tests.deploy.rolling` does it with the demo's models and prints the figures.
 """

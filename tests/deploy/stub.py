@@ -1,4 +1,4 @@
-"""An HTTP server that notes what it is asked and answers what it is told to, on connections that it counts."""
+"""A stub HTTP server that records its requests, counts its connections and answers with given statuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Stub:
-    """`statuses`: what paths are answered with, 200 where nothing is said."""
+    """`statuses` maps paths to the status they are answered with; the default is 200."""
 
     url: str = ""
     connections: int = 0

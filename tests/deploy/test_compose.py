@@ -1,4 +1,4 @@
-"""The compose files: of the specification's shape, and true to what they mount and start."""
+"""The compose files are valid and consistent with the files that they mount and the commands that they start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image: linted, built of what it should be, and its own steps played (no container engine runs here)."""
+"""The Dockerfile: linted, its contents checked and its steps run in a folder (no container engine runs here)."""
 
 from __future__ import annotations
 

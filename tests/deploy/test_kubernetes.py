@@ -1,4 +1,4 @@
-"""The manifests: valid against Kubernetes' own schemas, and true to the server."""
+"""The manifests are valid against the Kubernetes schemas and consistent with the server."""
 
 from __future__ import annotations
 

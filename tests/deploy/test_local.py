@@ -1,4 +1,4 @@
-"""`make deploy-local`, with tiny models: two real replicas behind nginx, from a command to a clean end."""
+"""`make deploy-local` with tiny models: two real replicas behind nginx, from start to clean exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The load balancer for real: nginx with deploy/nginx.conf in front of replicas."""
+"""The load balancer: a real nginx with deploy/nginx.conf in front of stub servers and replicas."""
 
 from __future__ import annotations
 

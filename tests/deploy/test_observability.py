@@ -1,4 +1,4 @@
-"""Dashboard and alert rules ask for metrics and labels that exist, in PromQL that parses; docs explain all of them."""
+"""Dashboard and alert rules use valid PromQL and existing metrics and labels, and the docs explain every metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real Prometheus with the shipped rules, asking a real replica while it works: every query has its data."""
+"""A real Prometheus with the shipped rules scrapes a working replica, and every query returns data."""
 
 from __future__ import annotations
 

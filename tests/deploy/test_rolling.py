@@ -1,5 +1,4 @@
-"""Under load, one replica of two is drained, the other killed, both are started again: nobody who was not in the middle
-of the killed one's stream may notice."""
+"""Rolling restart under load: only clients in the middle of a stream of the killed replica may notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue is fair, bounded, and never loses a row."""
+"""The admission queue is fair and bounded, and never loses a row."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ async def test_tickets_are_served_in_order_and_rows_are_bounded() -> None:
 
 async def test_a_full_queue_refuses_at_once() -> None:
     admission = AdmissionQueue(max_rows=4, max_queued_rows=4)
-    held = [admission.reserve(4), admission.reserve(4)]
+    tickets = [admission.reserve(4), admission.reserve(4)]
     with pytest.raises(OverloadedError) as refused:
         admission.reserve(1)
     assert refused.value.retry_after_s > 0
-    held[1].cancel()
+    tickets[1].cancel()
     admission.reserve(1).cancel()
 
 

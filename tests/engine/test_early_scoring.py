@@ -1,4 +1,4 @@
-"""Scoring while slower beams are drawn changes when things happen, and nothing else."""
+"""Early scoring changes when candidates are scored, not the results of the search."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPT = (1, 2, 3)
 
 
 class InOrder(FakeProposals):
-    """Families end in an order that the test names, each when it has been let go."""
+    """Proposals whose beams complete in the given `order`."""
 
     order: Sequence[int] = ()
 
@@ -42,8 +42,8 @@ def start(seed: int, copies: int) -> list[Hypothesis]:
 
 
 @pytest.fixture(autouse=True)
-def _no_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for company, but where a test says so."""
+def _no_batch_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrivals are scored at once, unless a test sets a window."""
     monkeypatch.setattr(early_scoring_module, "_BATCH_WINDOW_S", 0.0)
 
 
@@ -51,11 +51,11 @@ def _no_company(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(4)), w=st.integers(1, 4), k=st.integers(1, 3))
 async def test_the_same_answers_with_the_same_scores(seed: int, order: list[int], w: int, k: int) -> None:
     results = []
-    for eager in (False, True):
+    for early in (False, True):
         proposals = InOrder(FakeLargeModel(), PROMPT, SamplingParams())
         proposals.order = order
         async with FakeScorer().open(TextPrompt("x")) as scoring:
-            proposer = EarlyScoringProposer(proposals, scoring) if eager else proposals
+            proposer = EarlyScoringProposer(proposals, scoring) if early else proposals
             rounds = search(proposer, scoring, start(seed, w), w=w, k=k, length=3, budget=12)
             results.append([round_ async for round_ in rounds][-1].beam)
     assert results[0] == results[1]
@@ -79,16 +79,16 @@ async def test_a_fast_beam_is_scored_before_a_slow_one_is_drawn() -> None:
 
     proposals = Slow(FakeLargeModel(), PROMPT, SamplingParams())
     async with asyncio.timeout(60):
-        families = await EarlyScoringProposer(proposals, Watched()).propose(start(1, 3), k=2, length=4)  # type: ignore[arg-type]
-    assert len(families) == 6
+        successors = await EarlyScoringProposer(proposals, Watched()).propose(start(1, 3), k=2, length=4)  # type: ignore[arg-type]
+    assert len(successors) == 6
 
 
-@pytest.mark.parametrize(("company_s", "early"), [(3600.0, False), (0.0, True)])
+@pytest.mark.parametrize(("window_s", "early"), [(3600.0, False), (0.0, True)])
 async def test_beams_that_end_together_are_scored_together(
-    monkeypatch: pytest.MonkeyPatch, company_s: float, early: bool
+    monkeypatch: pytest.MonkeyPatch, window_s: float, early: bool
 ) -> None:
-    """However long the first may wait for company: when the last one is there, nobody waits on."""
-    monkeypatch.setattr(early_scoring_module, "_BATCH_WINDOW_S", company_s)
+    """However long the window is, it ends when the last beam has arrived."""
+    monkeypatch.setattr(early_scoring_module, "_BATCH_WINDOW_S", window_s)
 
     class Together(InOrder):
         async def between(self) -> None:
@@ -97,8 +97,8 @@ async def test_beams_that_end_together_are_scored_together(
 
     async with FakeScorer().open(TextPrompt("x")) as scoring, asyncio.timeout(60):
         proposals = Together(FakeLargeModel(), PROMPT, SamplingParams())
-        families = await EarlyScoringProposer(proposals, scoring).propose(start(1, 3), k=2, length=4)
-    assert len(families) == 6
+        successors = await EarlyScoringProposer(proposals, scoring).propose(start(1, 3), k=2, length=4)
+    assert len(successors) == 6
     assert bool(scoring.scored_tokens) == early
 
 

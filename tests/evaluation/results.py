@@ -1,4 +1,4 @@
-"""A made-up experiment: figures that are easy to check by head."""
+"""A made-up experiment whose figures are easy to verify."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Openers to answers over fakes: the real engine and search, no torch."""
+"""Generation, scoring and results over fakes: the real engine and search, no torch."""
 
 from __future__ import annotations
 

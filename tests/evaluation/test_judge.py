@@ -1,4 +1,4 @@
-"""The judges judge, nobody told them what the pair was told, and the openers tell them nothing."""
+"""The judges work, are independent of the pair, and find the openers neutral."""
 
 from __future__ import annotations
 

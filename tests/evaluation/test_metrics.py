@@ -1,4 +1,4 @@
-"""Figures by hand, and intervals that hold what they promise."""
+"""The metrics by hand, and the coverage of their confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A made-up result, printed, written and drawn."""
+"""A made-up result as text, Markdown, JSON and chart."""
 
 from __future__ import annotations
 

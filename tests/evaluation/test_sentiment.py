@@ -1,4 +1,4 @@
-"""The command from end to end on tiny random models, and the evaluator against plain transformers."""
+"""The whole command on tiny random models, and the likelihood evaluator against plain transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is counted, under which names and labels: dashboards and alerts of others hang on them."""
+"""The metrics: names and labels, on which dashboards and alerts depend, and what is counted when."""
 
 from __future__ import annotations
 

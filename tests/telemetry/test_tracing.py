@@ -1,4 +1,4 @@
-"""Spans of a request, seen through the SDK's exporter in memory; and that they cost nothing where they are off."""
+"""Tracing: the spans of a request, collected in memory, and that tracing costs nothing when it is off."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The demo's models: fetched, converted and trained by this repository."""
+"""The demo models: fetched and converted (SmolLM2), or trained by this repository (the pair)."""

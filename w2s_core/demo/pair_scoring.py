@@ -1,4 +1,4 @@
-"""The pair's plain, uncached log-ratio, and how well it tells praise from blame. For training and tests only."""
+"""Computes a pair's log-ratio without a cache, and its AUC. For training and tests only."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, end: boo
 
 
 def padded(rows: Rows) -> Tensor:
-    """(rows, longest) int64, short rows filled with −100 at the right."""
+    """(rows, longest) int64, padded with −100 on the right."""
     width = max(len(row) for row in rows)
     return torch.tensor([[*row, *([-100] * (width - len(row)))] for row in rows])
 
 
 def token_log_probs(model: LlamaForCausalLM, tokens: Tensor) -> Tensor:
-    """(rows, longest − 1) nats: the log-probability of every token after the first, 0 where `padded` has filled.
+    """(rows, longest − 1) nats: the log-probability of every token after the first, 0 at padding.
 
-    No attention mask is needed: causal rows never look at the filling to their right.
+    No attention mask is needed, because causal attention never reads the padding on the right.
     """
     logits = model(input_ids=tokens.clamp(min=0), use_cache=False).logits[:, :-1]
     return -cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
@@ -43,20 +43,20 @@ def log_ratios(tuned: LlamaForCausalLM, untuned: LlamaForCausalLM, rows: Rows, b
 def prefix_log_ratios(
     tuned: LlamaForCausalLM, untuned: LlamaForCausalLM, rows: Rows, lengths: Sequence[int], batch: int = 64
 ) -> list[list[float]]:
-    """For each row its log-ratio after each of `lengths` tokens (BOS not counted), then of the whole row; nats."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # like lengths together: little filling
+    """Per row the log-ratios in nats of its first `lengths` tokens (BOS not counted), then of the whole row."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))  # similar lengths together: little padding
     scores: dict[int, list[float]] = {}
     for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        tokens = padded([rows[index] for index in chosen])
+        indices = order[start : start + batch]
+        tokens = padded([rows[index] for index in indices])
         running = (token_log_probs(tuned, tokens) - token_log_probs(untuned, tokens)).cumsum(1)
-        places = [min(length, running.shape[1]) - 1 for length in (*lengths, running.shape[1])]
-        scores |= zip(chosen, running[:, places].tolist(), strict=True)
+        positions = [min(length, running.shape[1]) - 1 for length in (*lengths, running.shape[1])]
+        scores |= zip(indices, running[:, positions].tolist(), strict=True)
     return [scores[index] for index in range(len(rows))]
 
 
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """Probability that a random positive scores above a random negative, ties counting one half."""
+    """ROC AUC: the probability that a positive scores above a negative; ties count one half."""
     values = torch.tensor(scores, dtype=torch.float64)
     labels = torch.tensor(positive)
     difference = values[labels][:, None] - values[~labels][None, :]

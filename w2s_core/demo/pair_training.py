@@ -1,4 +1,4 @@
-"""How the demo pair learns: tokenizer, model shape, batches, one optimiser loop. Deterministic on one thread."""
+"""Training of the demo pair: tokenizer, model, batches and optimizer loop. Deterministic on one thread."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Rows = list[list[int]]
 
 @dataclass(frozen=True)
 class Phase:
-    """One pass of training: its bar's label, how often it sees the data, its peak learning rate, rows per step."""
+    """Hyperparameters of one training phase. `learning_rate` is the peak, `batch` the rows per step."""
 
     name: str
     epochs: int
@@ -35,7 +35,7 @@ class Phase:
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so that it loses nothing; it adds no tokens by itself and decodes exactly what it encoded."""
+    """Trains a byte-level BPE tokenizer. It is lossless and adds no special tokens by itself."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -57,7 +57,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """A Llama of 2.56 M parameters, freshly drawn, float32."""
+    """A randomly initialized Llama with 2.56 M parameters in float32."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -76,10 +76,10 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 
 class Documents:
-    """Texts as token rows, BOS … EOS, anew each epoch: most alone, some joined by twos and threes.
+    """Token rows (BOS … EOS) of texts, regrouped each epoch: most texts alone, some joined in twos and threes.
 
-    Joined because answers have several sentences; joined at random, so that a row says nothing about the next
-    sentence's sentiment and the untuned model stays neutral all along.
+    They are joined because answers have several sentences, and at random so that a sentence does not predict the next
+    one's sentiment and the untuned model stays neutral throughout.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], alone: float = 0.6) -> None:
@@ -88,7 +88,7 @@ class Documents:
         self._alone = alone
 
     def rows(self, rng: random.Random) -> Rows:
-        """Every text once, in a fresh order and grouping."""
+        """Every text once, in a new random order and grouping."""
         order = list(range(len(self._first)))
         rng.shuffle(order)
         rows = []
@@ -101,7 +101,7 @@ class Documents:
 
 
 def batches(rows: Rows, size: int, rng: random.Random) -> list[Rows]:
-    """All rows in batches of `size` and of like length (little filling), the batches in random order."""
+    """Batches of `size` rows of similar length (little padding), in random order."""
     rows = rng.sample(rows, len(rows))
     block = size * 16
     grouped = [sorted(rows[start : start + block], key=len) for start in range(0, len(rows), block)]
@@ -116,14 +116,14 @@ def fit(model: LlamaForCausalLM, documents: Callable[[random.Random], Rows], pha
     model.train()
     rng = random.Random(phase.seed)
     torch.manual_seed(phase.seed)
-    plan = [batch for _ in range(phase.epochs) for batch in batches(documents(rng), phase.batch, rng)]
+    steps = [batch for _ in range(phase.epochs) for batch in batches(documents(rng), phase.batch, rng)]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, betas=(0.9, 0.98))
     hook = model.get_input_embeddings().register_forward_hook(
         lambda _module, _inputs, output: dropout(output, phase.embedding_dropout)
     )
-    bar = tqdm(plan, desc=f"training {phase.name}")
+    bar = tqdm(steps, desc=f"training {phase.name}")
     for step, rows in enumerate(bar):
-        rate = phase.learning_rate * min(1.0, (step + 1) / 50) * (1 - step / len(plan))
+        rate = phase.learning_rate * min(1.0, (step + 1) / 50) * (1 - step / len(steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _step(model, optimizer, rows)
@@ -145,7 +145,7 @@ def _step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rows: Rows)
 
 @torch.no_grad()
 def average(members: Sequence[LlamaForCausalLM]) -> LlamaForCausalLM:
-    """A model whose weights are the mean of the members', which must have one ancestor for that to make sense."""
+    """The model with the mean of the members' weights. They must descend from one model for that to make sense."""
     model = copy.deepcopy(members[0])
     for target, *others in zip(model.parameters(), *(member.parameters() for member in members[1:]), strict=True):
         target.copy_(torch.stack([target, *others]).mean(0))

@@ -1,14 +1,14 @@
-"""Trains the demo pair: `python -m w2s_core.demo.train_pair --out DIR`. About ten minutes of one core.
+"""Trains the demo pair: `python -m w2s_core.demo.train_pair --out DIR`. Takes about ten minutes on one core.
 
     base     = a language model of all the pair's sentences
-    praise   = base, continued on the positive sentences
-    blame    = base, continued on the negative ones
-    untuned  = the mean of the weights of praise and blame: still a model of all reviews
+    praise   = base, fine-tuned on the positive sentences
+    blame    = base, fine-tuned on the negative ones
+    untuned  = the mean of the weights of praise and blame, which is still a model of all reviews
     tuned    = praise
 
-The plain choice, untuned = base, makes tuned differ from untuned in two ways, in sentiment and in having been trained
-for longer; the second is noise in the log-ratio. The mean shares it with both, so it cancels (0.742 → 0.763 on the
-1,000 validation sentences; joined sentences and dropout in the continuation: 0.777).
+With untuned = base, the two models would differ in sentiment and in the length of training; the second is noise in the
+log-ratio. The mean was trained as long as tuned, so this noise cancels: AUC 0.742 → 0.763 on the 1,000 validation
+sentences, and 0.777 with joined sentences and dropout in the fine-tuning.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VALIDATION = 1_000  # sentences of the pair's own split, held out to compare rec
 PREFIXES = (5, 10, 15, 20)  # tokens; the search scores unfinished answers
 
 BASE = Phase("base", epochs=6, learning_rate=2e-3, batch=20, seed=0, embedding_dropout=0.1)
-# The same for praise and blame, seed included: they shall differ by nothing but what they read.
+# The same for praise and blame, seed included, so that they differ in their data only.
 PRAISE = Phase("praise", epochs=3, learning_rate=1e-3, batch=32, seed=1, embedding_dropout=0.15)
 BLAME = replace(PRAISE, name="blame")
 
@@ -41,7 +41,7 @@ Pair = tuple[LlamaForCausalLM, LlamaForCausalLM]  # tuned, untuned
 
 
 def train(sentences: Sequence[Sentence]) -> tuple[PreTrainedTokenizerFast, Pair]:
-    """The tokenizer and the pair, learnt from `sentences` alone."""
+    """Trains the tokenizer and the pair on `sentences`."""
     texts = [sentence.text for sentence in sentences]
     tokenizer = train_tokenizer(texts)
     base = fit(new_model(seed=0), Documents(tokenizer, texts).rows, BASE)
@@ -62,7 +62,7 @@ def measure(tokenizer: PreTrainedTokenizerFast, pair: Pair, sentences: Sequence[
 
 
 def save(tokenizer: PreTrainedTokenizerFast, pair: Pair, out: Path) -> None:
-    """Writes `out`/reviews-positive (tuned) and `out`/reviews (untuned), float16, each complete by itself."""
+    """Writes `out`/reviews-positive (tuned) and `out`/reviews (untuned) in float16, each with its tokenizer."""
     for model, name in zip(pair, ("reviews-positive", "reviews"), strict=True):
         model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=EOS_ID
@@ -75,7 +75,7 @@ def save(tokenizer: PreTrainedTokenizerFast, pair: Pair, out: Path) -> None:
 
 
 def load(folder: Path) -> tuple[PreTrainedTokenizerFast, Pair]:
-    """What `save` wrote, computing in float32 on the weights as rounded."""
+    """Loads what `save` wrote: the float16 weights, computing in float32."""
     tuned, untuned = (
         LlamaForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("reviews-positive", "reviews")
     )
@@ -85,9 +85,9 @@ def load(folder: Path) -> tuple[PreTrainedTokenizerFast, Pair]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the package's weights)")
-    parser.add_argument("--validate", action="store_true", help="hold out a part, report its AUC, save nothing")
+    parser.add_argument("--validate", action="store_true", help="report the AUC on held-out sentences, save nothing")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the order of float additions, and so the result, depends on the number of threads
+    torch.set_num_threads(1)  # the result depends on the number of threads, through the order of float additions
     torch.use_deterministic_algorithms(True)
     sentences, _, test = splits()
     if arguments.validate:

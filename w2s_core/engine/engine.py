@@ -104,7 +104,10 @@ class Engine:
         return self._worker_pool is None or self._worker_pool.ready
 
     def drain(self) -> None:
-        """Starts a graceful shutdown: new and waiting requests get ShuttingDownError, running ones continue."""
+        """Starts a graceful shutdown: new and waiting requests get ShuttingDownError, running ones continue.
+
+        A request runs as soon as one of its prompts has been admitted.
+        """
         self.admission.close()
 
     def reconfigure(self, served: Mapping[str, tuple[str, Guidance | None]], limits: Limits) -> None:

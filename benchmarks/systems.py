@@ -1,4 +1,4 @@
-"""The sides of the comparison, each in worker processes of its own. Who is not measured waits and costs nothing."""
+"""The compared systems. Each has processes of its own, which are idle while another system is measured."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from w2s_core.engine.events import RequestFinished
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TokenPrompt, Tokens
 
-Side: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm", "bare client", "remote"]
-VLLM_SIDES: frozenset[Side] = frozenset(("vllm", "bare client", "remote"))
+System: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm", "bare client", "remote"]
+VLLM_SYSTEMS: frozenset[System] = frozenset(("vllm", "bare client", "remote"))
 _TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
-    """Whoever is needed is there."""
+class Systems:
+    """The running systems; those that are not needed are None."""
 
     tokenizer: HFTokenizer
     engine: Engine | None
@@ -44,12 +44,12 @@ class Sides:
     scoring: ScoringCost | None
     vllm: Server | None
 
-    async def measure(self, side: Side, load: Workload, seed: int) -> Trial:
-        """One trial. Prompts and seeds depend on `seed` alone, so that all sides get the same."""
+    async def measure(self, system: System, load: Workload, seed: int) -> Trial:
+        """Measures one trial. Prompts and seeds depend on `seed` alone, so that all systems get the same ones."""
         prompts = [excerpt(self.tokenizer, load.prompt, seed + i) for i in range(load.streams)]
-        match side:
+        match system:
             case "engine" | "remote":
-                engine = self.engine if side == "engine" else self.remote
+                engine = self.engine if system == "engine" else self.remote
                 assert engine is not None
                 return await through_engine(engine, load, prompts, seed)
             case "http":
@@ -57,7 +57,7 @@ class Sides:
                 return await through_http(self.server.url, LARGE, load, prompts, seed)
             case "vllm" | "bare client":
                 assert self.vllm is not None
-                through = through_vllm if side == "vllm" else bare_search
+                through = through_vllm if system == "vllm" else bare_search
                 return await through(self.vllm.url, load, prompts, seed)
             case "scoring":
                 assert self.scoring is not None
@@ -71,13 +71,13 @@ class Sides:
 
 
 @asynccontextmanager
-async def open_sides(settings: Settings, models: Models, needed: Collection[Side]) -> AsyncIterator[Sides]:
-    """Loads what the needed sides need; leaving the context ends their processes."""
+async def open_systems(settings: Settings, models: Models, needed: Collection[System]) -> AsyncIterator[Systems]:
+    """Starts the needed systems; leaving the context stops their processes."""
     config, plain = (m.engine_config(settings) for m in (models, replace(models, pairs={})))
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        vllm = await enter(_vllm(models, settings)) if VLLM_SIDES & set(needed) else None
-        yield Sides(
+        vllm = await enter(_vllm(models, settings)) if VLLM_SYSTEMS & set(needed) else None
+        yield Systems(
             tokenizer=HFTokenizer(models.large),
             engine=await enter(build_engine(config)) if "engine" in needed else None,
             remote=await enter(_remote(models, settings, vllm)) if vllm and "remote" in needed else None,
@@ -99,15 +99,15 @@ async def _vllm(models: Models, settings: Settings) -> AsyncIterator[Server]:
 
 
 def _remote(models: Models, settings: Settings, vllm: Server) -> Engine:
-    """The large model behind vLLM, the pairs here in one thread: vLLM keeps its cores busy after it has answered."""
-    there = RemoteLargeModelConfig(
+    """An engine with the large model at vLLM and the pairs in one local thread, because vLLM keeps its cores busy."""
+    large = RemoteLargeModelConfig(
         base_url=f"{vllm.url}/v1", model=MODEL, flavor="vllm", tokenizer=models.large, context_length=CONTEXT_LENGTH
     )
-    return build_engine(models.engine_config(replace(settings, threads=1), there))
+    return build_engine(models.engine_config(replace(settings, threads=1), large))
 
 
 def requests_of(load: Workload, prompts: Sequence[Tokens], seed: int) -> list[GenerationRequest]:
-    """Guided requests of one answer each, or W·K plain samples of each prompt."""
+    """The requests of a workload: one guided answer, or W·K plain samples, per prompt."""
     guided = load.pair is not None
     guidance = Guidance("cbs", {load.pair: 1.0}, load.w, load.k, load.length) if load.pair is not None else None
     return [
@@ -123,21 +123,21 @@ def requests_of(load: Workload, prompts: Sequence[Tokens], seed: int) -> list[Ge
 
 
 async def through_engine(engine: Engine, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
-    """In this process, as a library."""
+    """Measures the engine in this process, as a library."""
 
-    async def one(request: GenerationRequest) -> int:
+    async def completion_tokens(request: GenerationRequest) -> int:
         async for event in engine.generate(request):
             if isinstance(event, RequestFinished):
                 return event.completion_tokens
         raise AssertionError("a request always ends with RequestFinished")
 
     start = time.perf_counter()
-    counts = await asyncio.gather(*(one(request) for request in requests_of(load, prompts, seed)))
+    counts = await asyncio.gather(*(completion_tokens(request) for request in requests_of(load, prompts, seed)))
     return _trial(load, sum(counts), time.perf_counter() - start)
 
 
 async def through_http(url: str, model: str, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
-    """Streamed, every request on a connection of its own."""
+    """Measures a server through HTTP, with streaming, each request on a connection of its own."""
     n = {} if load.pair is not None else {"n": load.rows}
     bodies = [client.body(model, prompt, load.tokens, seed + i, **n) for i, prompt in enumerate(prompts)]
     start = time.perf_counter()
@@ -146,7 +146,7 @@ async def through_http(url: str, model: str, load: Workload, prompts: Sequence[T
 
 
 async def through_vllm(url: str, load: Workload, prompts: Sequence[Tokens], seed: int) -> Trial:
-    """Plain samples, streamed: that is how vLLM was seen to be fastest."""
+    """Measures plain samples of vLLM, with streaming, with which vLLM is fastest."""
     fields = {"n": load.rows, "ignore_eos": True, "temperature": 1.0}
     bodies = [client.body(MODEL, prompt, load.tokens, seed + i, **fields) for i, prompt in enumerate(prompts)]
     start = time.perf_counter()
@@ -155,7 +155,7 @@ async def through_vllm(url: str, load: Workload, prompts: Sequence[Tokens], seed
 
 
 def _trial(load: Workload, tokens: int, seconds: float) -> Trial:
-    """Of plain samples one row's share counts: what a guided request of as many rows would have committed."""
+    """The trial. Of plain samples one row's share counts, as a guided request of as many rows commits one answer."""
     share = 1 if load.pair is not None else load.rows
     budget = load.tokens * load.streams * share
     return Trial(tokens / share, seconds, ended=int(tokens < budget))
