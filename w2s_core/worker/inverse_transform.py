@@ -37,7 +37,7 @@ def inverse_transform(probabilities: torch.Tensor, numbers: Sequence[float]) -> 
 def inverse_transform_among(
     probabilities: torch.Tensor, tokens: torch.Tensor, vocabulary: int, numbers: Sequence[float]
 ) -> torch.Tensor:
-    """The same draw where only `tokens` (rows, n) have `probabilities` (rows, n), at a cost that n decides."""
+    """`inverse_transform` where only `tokens` (rows, n) have `probabilities` (rows, n). The cost grows with n."""
     depth = _depth(vocabulary)
     chosen = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
     child = torch.arange(_CHILDREN, device=tokens.device)
@@ -64,17 +64,17 @@ def _uniform(numbers: Sequence[float], level: int, like: torch.Tensor) -> torch.
 
 
 def _in_groups(values: torch.Tensor) -> torch.Tensor:
-    """(rows, n) as (rows, ⌈n / children⌉, children), filled up with zeros."""
+    """(rows, n) as (rows, ⌈n / children⌉, children), padded with zeros."""
     missing = -values.shape[1] % _CHILDREN
     padded = pad(values, (0, missing)) if missing else values
     return padded.reshape(len(values), -1, _CHILDREN)
 
 
 def _choose(siblings: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first of the siblings (rows, children) whose cumulated sum exceeds `uniform` (rows, 1) of the total."""
-    cumulated = siblings.cumsum(1)
+    """The first of the siblings (rows, children) whose cumulative sum exceeds `uniform` (rows, 1) of the total."""
+    cumulative = siblings.cumsum(1)
     possible = siblings > 0
-    exceeds = (cumulated > uniform * cumulated[:, -1:]) & possible
+    exceeds = (cumulative > uniform * cumulative[:, -1:]) & possible
     # Where rounding leaves none, the last possible sibling is taken.
     last = possible & (possible.long().cumsum(1) == possible.sum(1, keepdim=True))
     return (exceeds | last).long().argmax(1)
