@@ -152,8 +152,6 @@ def test_stop_tokens_end_a_complete_answer_and_stop_at_their_own_text() -> None:
     assert {BYTE_TOKENIZER.decode(answer) for answer in answers} == {"abcabc<eos>"}  # as `drawn` writes any ending
     cut_short = ask(compiled_grammar("regex", "(abc){2}"), stop_token_ids=(b,))
     assert {BYTE_TOKENIZER.decode(answer) for answer in cut_short} == {"a<eos>"}
-        "a<eos>"
-    }
 
 
 def test_other_masks_that_leave_no_token_are_lifted() -> None:
