@@ -48,8 +48,8 @@ test: install ## from nothing to a green test suite, in JOBS=2 processes; in one
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: test-fast
-test-fast: install ## the suite without what starts a worker, a server process, a client library or a real model
-	$(BIN)/python -m pytest -n $(JOBS) -m fast $(ARGS)
+test-fast: install ## the suite without what starts a worker or another process, loads a real model or imports a client
+	$(BIN)/python -m pytest -n $(JOBS) --fast $(ARGS)
 
 $(VLLM)/.ready: tests/vllm/install.sh tests/vllm/constraints.txt
 	PYTHON=$(PYTHON) tests/vllm/install.sh $(VLLM)
