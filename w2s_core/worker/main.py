@@ -5,7 +5,14 @@ Started as `python -m w2s_core.worker.main FD`, where FD is a socket to the pare
 
 from __future__ import annotations
 
+import gc
 import sys
+
+if __name__ == "__main__":
+    # What torch and transformers make on import stays. To search it for garbage, again and again, took a seventh of a
+    # worker's start.
+    gc.disable()
+
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import Connection
@@ -72,4 +79,6 @@ def _grammar_tokenizer(source: str, info: ModelInfo) -> LLTokenizer:
 
 
 if __name__ == "__main__":
+    gc.freeze()
+    gc.enable()
     main(int(sys.argv[1]))
