@@ -48,8 +48,8 @@ test: install ## run the test suite in JOBS=2 processes, or in one a selection (
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 .PHONY: test-fast
-test-fast: install ## run the tests that need no worker, no server process, no client library and no real model
-	$(BIN)/python -m pytest -n $(JOBS) -m fast $(ARGS)
+test-fast: install ## run the tests that start no other process, load no real model and import no client library
+	$(BIN)/python -m pytest -n $(JOBS) --fast $(ARGS)
 
 $(VLLM)/.ready: tests/vllm/install.sh tests/vllm/constraints.txt
 	PYTHON=$(PYTHON) tests/vllm/install.sh $(VLLM)

@@ -39,7 +39,8 @@ class Demo:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def demo() -> AsyncIterator[Demo]:
-    settings = load_settings(flags={"workers": {"dtype": "float32"}})
+    # One thread: on a machine that others use as well, two of them wait for each other most of the time.
+    settings = load_settings(flags={"workers": {"dtype": "float32", "threads": 1}})
     up: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
     host = EngineHost(lambda: build_engine(settings.engine_config()), up.set_result, up.set_exception)
     async with uvicorn_server(create_app(host, settings.server)) as (url, _):

@@ -52,6 +52,7 @@ async def test_a_chat_is_the_same_streamed_and_not(demo: Demo, model: str) -> No
 
 
 async def test_the_same_seed_gives_the_same_text_alone_and_among_eight_others(demo: Demo) -> None:
+    """Up to rounding, which batches of other shapes do differently: about one search in a thousand differs."""
     alone = await complete(demo, extra_body=SMALL)
     others = [
         complete(demo, "smollm2", prompt="Once upon a time" + " there" * i, seed=i, max_tokens=15) for i in range(4)
