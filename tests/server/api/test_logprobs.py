@@ -253,7 +253,7 @@ async def test_the_official_client_takes_it(strict: openai.AsyncOpenAI, model: s
 
 async def test_token_ids_that_nobody_here_knows_are_refused_and_the_prompt_is_echoed_as_text(connect: Connect) -> None:
     large = FakeLargeModel(byte_by_byte)
-    large.token_ids = False
+    large.exposes_token_ids = False
     client = await connect(fake_engine(large))
     refused = await client.post(COMPLETIONS, json=body(COMPLETIONS, return_token_ids=True))
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "return_token_ids")
