@@ -70,7 +70,7 @@ def test_the_large_model_has_no_end_and_the_equal_pair_is_copied(settings: Setti
 def test_the_bare_script_makes_the_searchs_calls(settings: Settings) -> None:
     prompt, tokenizer = (5, 6, 7), HFTokenizer(settings.large)
     [request] = requests_of(Workload(3, 64, DEMO), [prompt], seed=9)
-    asked = TokenIdSession("far", tokenizer, prompt, request.sampling).ask(Hypothesis(tokens=(8,)), 5)
+    asked = TokenIdSession("far", tokenizer, prompt, request.sampling).request_body(Hypothesis(tokens=(8,)), 5)
     assert call((*prompt, 8), 4, 5, seed=1) == {**asked, "model": MODEL, "n": 4, "seed": 1}
 
 
