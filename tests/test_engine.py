@@ -23,12 +23,14 @@ from w2s_core.errors import (
     UnknownModelError,
     WorkerError,
 )
+from w2s_core.scorers.likelihood import LikelihoodScorer
 from w2s_core.types import (
     ChatPrompt,
     ChoiceFinished,
     Event,
     GenerationRequest,
     Guidance,
+    Hypothesis,
     RequestFinished,
     SamplingParams,
     TextCommitted,
@@ -111,6 +113,26 @@ async def test_running_usage_grows_to_the_final_usage() -> None:
         assert all(e.prompt_tokens == 1 for e in events if isinstance(e, TextCommitted))
 
 
+async def test_running_usage_never_exceeds_the_final_usage() -> None:
+    """The answers in the beam differ in length, and the shortest may win."""
+    engine, lengths = fake_engine(FakeLargeModel(letters(eos=0.2))), set()
+    for seed in range(20):
+        events = await events_of(engine, replace(ASK, sampling=SamplingParams(max_tokens=12, seed=seed)))
+        last = events[-1]
+        assert isinstance(last, RequestFinished)
+        assert all(e.completion_tokens <= last.completion_tokens for e in events if isinstance(e, TextCommitted))
+        lengths.add(last.completion_tokens)
+    assert len(lengths) > 3
+
+
+async def test_the_worst_answer_is_repeated_if_the_beam_has_fewer_than_n() -> None:
+    request = replace(
+        ASK, sampling=SamplingParams(max_tokens=1, seed=1), guidance=replace(DEFAULT_GUIDANCE, beam_width=4), n=4
+    )
+    found = choices(await events_of(fake_engine(FakeLargeModel(letters("ab", eos=0))), request))
+    assert [found[index].hypothesis.text for index in range(4)] == ["a", "b", "b", "b"]
+
+
 async def test_the_tree_names_parents_and_what_was_kept() -> None:
     request = replace(ASK, guidance=replace(DEFAULT_GUIDANCE, trace=True))
     events = await events_of(fake_engine(), request)
@@ -157,6 +179,14 @@ async def test_best_of_without_pairs_ranks_by_likelihood() -> None:
     assert not choice.guided
 
 
+async def test_the_likelihood_of_an_answer_includes_its_eos() -> None:
+    ended = Hypothesis((1, 2), logprobs=(-1.0, -2.0, -6.0), ended=True, finish_reason="stop")
+    cut = Hypothesis((1, 2), logprobs=(-1.0, -2.0), finish_reason="length")
+    nothing = Hypothesis((), logprobs=(-4.0,), ended=True, finish_reason="stop")
+    scores = await LikelihoodScorer().score([ended, cut, nothing])
+    assert [score.total for score in scores] == [-3.0, -1.5, -4.0]
+
+
 async def test_best_of_one_is_nothing_special() -> None:
     plain = await events_of(fake_engine(), replace(ASK, model="plain"))
     same = await events_of(fake_engine(), replace(ASK, model="plain", best_of=1))
@@ -172,6 +202,25 @@ async def test_without_max_tokens_an_answer_may_fill_the_context() -> None:
     request = replace(request, model="guided")
     [choice] = choices(await events_of(fake_engine(large, scorers), request)).values()
     assert len(choice.hypothesis.tokens) == 7
+
+
+@pytest.mark.parametrize(("max_tokens", "drawn"), [(29, 29), (None, 29)])
+async def test_max_tokens_may_equal_the_room_left_in_the_context(max_tokens: int | None, drawn: int) -> None:
+    large = FakeLargeModel(letters(eos=0), context_length=30)
+    request = replace(ASK, model="plain", sampling=SamplingParams(max_tokens=max_tokens))
+    [choice] = choices(await events_of(fake_engine(large), request)).values()
+    assert len(choice.hypothesis.tokens) == drawn
+
+
+@pytest.mark.parametrize(("max_tokens", "drawn"), [(None, 1), (7, 7)])
+async def test_a_prompt_truncated_to_fit_leaves_room_for_the_answer(max_tokens: int | None, drawn: int) -> None:
+    large = FakeLargeModel(letters(eos=0), context_length=30)
+    sampling = SamplingParams(max_tokens=max_tokens)
+    request = replace(ASK, model="plain", prompts=(TextPrompt("x" * 99),), sampling=sampling, truncate_prompt_tokens=-1)
+    events = await events_of(fake_engine(large), request)
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert (last.prompt_tokens, last.completion_tokens) == (30 - drawn, drawn)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +281,14 @@ async def test_the_queue_is_bounded_and_rows_are_counted() -> None:
     release.set()
     await asyncio.gather(running, waiting)
     assert engine.admission.rows_running == 0
+
+
+async def test_a_request_refused_for_its_second_prompt_gives_back_the_rows_of_the_first() -> None:
+    engine = fake_engine(limits=Limits(max_rows=4, max_queued_rows=0))
+    with pytest.raises(OverloadedError):
+        await events_of(engine, replace(ASK, prompts=(TextPrompt("x"), TextPrompt("y"))))
+    assert (engine.admission.rows_running, engine.admission.rows_waiting) == (0, 0)
+    await events_of(engine, ASK)
 
 
 async def test_a_request_past_its_deadline_ends_and_frees() -> None:

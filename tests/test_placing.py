@@ -179,6 +179,7 @@ def test_byte_level_pieces(tmp_path: Path) -> None:
     assert codec.piece(tokens[0]) == Piece("a", b"a")
     assert codec.piece(tokens[1]) == Piece(None, b"\xc3")
     assert codec.piece(257) == Piece("<eos>", None)
+    assert codec.piece(258) == Piece("<extra0>", b"<extra0>"), "an added token that is not special"
     assert codec.piece(99_999) == Piece("", b"")
 
 
@@ -223,6 +224,16 @@ def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> Non
     events = writer.finish(answer, guided=False)
     assert [token.offset for event in events for token in event.tokens] == ([0, 1, 1] if skip else [0, 1, 6])
     assert answer.text == ("ab" if skip else "a<eos>b")
+
+
+def test_an_eos_behind_half_a_character_has_the_offset_of_the_texts_end() -> None:
+    codec, sampling = ByteCodec(), SamplingParams()
+    successors, writer = Successors(codec, sampling), TokenWriter(0, sampling, codec)  # type: ignore[arg-type]
+    tokens = (97, *"€".encode()[:2])
+    answer = successors.make(Hypothesis(), 0, tokens, (-1.0,) * 4, ended=True, ending=EOS)
+    events = writer.finish(answer, guided=False)
+    assert answer.text == "a"
+    assert [token.offset for event in events for token in event.tokens] == [0, 1, 1, 1]
 
 
 def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:

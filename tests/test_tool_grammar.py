@@ -71,3 +71,12 @@ def test_an_opening_that_is_a_special_token() -> None:
     grammar = calls_grammar(MISTRAL, TOOLS, most=None, mark=256)  # the tests' tokenizer writes it <bos>
     assert admits(grammar, '<bos>[{"name": "weather", "arguments": {"city": "Bern"}}]')
     assert not admits(grammar, CALLS["mistral"][0])
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_arguments_are_an_object_even_if_the_tools_schema_has_no_type(form: ToolFormat) -> None:
+    text = CALLS[form.name][0].replace("weather", "now")
+    grammar = calls_grammar(form, TOOLS, most=None, mark=None)
+    assert admits(grammar, text.replace('{"city": "Bern"}', "{}"))
+    assert not admits(grammar, text.replace('{"city": "Bern"}', "3"))
+    assert not admits(grammar, text.replace('{"city": "Bern"}', '"{}"'))

@@ -20,7 +20,9 @@ from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError
 from w2s_core.large.asking import ask_large
 from w2s_core.large.remote import RemoteLargeModel
 from w2s_core.large.token_table import pieces_of, whole_characters
+from w2s_core.large.wires import Drawn, TokenWire
 from w2s_core.noise import call_seed, copy_key, root_key, successor_key
+from w2s_core.remote.completion import Choice, Logprobs
 from w2s_core.remote.discovery import Discovery
 from w2s_core.text import TextCodec
 from w2s_core.types import (
@@ -193,6 +195,46 @@ async def test_missing_choices_are_asked_for_again(codec: TextCodec, flavor: str
         provider.spoil = lambda answer: answer["choices"].__delitem__(slice(1, None))
         with pytest.raises(UpstreamError, match="3 of 5 choices"):
             await answer(engine, replace(ASK, guidance=replace(CBS, beam_width=1, successors=5)))
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+async def test_choices_are_sorted_by_index(codec: TextCodec, flavor: str) -> None:
+    provider = FakeProvider(codec, flavor=flavor)
+    async with serving(provider) as engine:
+        expected = await answer(engine, replace(ASK, n=2))
+        provider.spoil = lambda answer: answer["choices"].reverse()
+        assert await answer(engine, replace(ASK, n=2)) == expected
+
+
+async def test_the_logprob_of_an_eos_told_as_empty_text_is_kept(codec: TextCodec) -> None:
+    """Some providers list the EOS among the tokens, with an empty text. Ranking by likelihood must count it."""
+    provider = FakeProvider(codec, words(codec, ("a", "b"), eos=0.3), flavor="openai")
+
+    def spoil(answer: dict[str, Any]) -> None:
+        for choice in answer["choices"]:
+            if choice["finish_reason"] == "stop":
+                choice["logprobs"]["tokens"].append("")
+                choice["logprobs"]["token_logprobs"].append(-1.5)
+
+    provider.spoil = spoil
+    async with serving(provider) as engine:
+        found = await answer(engine, replace(ASK, guidance=Guidance("best_of_n", {"likes-a": 1.0}, successors=4), n=4))
+    assert any(y.ended for y in found)
+    for y in found:
+        assert len(y.logprobs) == y.length
+        assert not y.ended or y.logprobs[-1] == -1.5
+
+
+def test_an_eos_behind_more_tokens_than_asked_for_is_dropped(codec: TextCodec) -> None:
+    assert codec.eos is not None
+    sampling = SamplingParams(logprobs=1)
+    told = Logprobs(token_logprobs=[-1.0, -2.0, -3.0], top_logprobs=[{"token_id:7": -1.0}] * 3)
+    choice = Choice(finish_reason="stop", token_ids=[64, 65, codec.eos], logprobs=told)
+    wire = TokenWire("far", codec, (1,), sampling)
+    assert wire.read(choice, 2, exact=False) == Drawn(
+        (64, 65), (-1.0, -2.0, -3.0), ended=True, ending=codec.eos, alternatives=(((7, -1.0),),) * 3
+    )
+    assert wire.read(choice, 1, exact=False) == Drawn((64,), (-1.0,), ended=False, alternatives=(((7, -1.0),),))
 
 
 SPOILT: Sequence[tuple[Any, str]] = [
