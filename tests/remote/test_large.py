@@ -19,9 +19,11 @@ from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished, TextCommitted
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError, UpstreamError
 from w2s_core.large.capabilities import probe_large_model
+from w2s_core.large.dialects import DrawnChoice, TokenIdSession
 from w2s_core.large.remote import RemoteLargeModel
 from w2s_core.large.text_tokens import token_bytes_of_choice, whole_character_tokens
 from w2s_core.remote.capability_probe import CapabilityProbe
+from w2s_core.remote.completion import Choice, Logprobs
 from w2s_core.search.randomness import call_seed, copy_key, root_key, successor_key
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt, TokenPrompt, Tokens
@@ -186,6 +188,48 @@ async def test_missing_choices_are_asked_for_again(tokenizer: HFTokenizer, flavo
         provider.spoil = lambda answer: answer["choices"].__delitem__(slice(1, None))
         with pytest.raises(UpstreamError, match="3 of 5 choices"):
             await answer(engine, replace(ASK, guidance=replace(CBS, beam_width=1, successors=5)))
+
+
+@pytest.mark.parametrize("flavor", FLAVORS)
+async def test_choices_are_sorted_by_index(tokenizer: HFTokenizer, flavor: str) -> None:
+    provider = FakeProvider(tokenizer, flavor=flavor)
+    async with serving(provider) as engine:
+        expected = await answer(engine, replace(ASK, n=2))
+        provider.spoil = lambda answer: answer["choices"].reverse()
+        assert await answer(engine, replace(ASK, n=2)) == expected
+
+
+async def test_the_logprob_of_an_eos_returned_as_empty_text_is_kept(tokenizer: HFTokenizer) -> None:
+    """Some providers list the EOS among the tokens, with an empty text. Ranking by likelihood must count it."""
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a", "b"), eos=0.3), flavor="openai")
+
+    def spoil(answer: dict[str, Any]) -> None:
+        for choice in answer["choices"]:
+            if choice["finish_reason"] == "stop":
+                choice["logprobs"]["tokens"].append("")
+                choice["logprobs"]["token_logprobs"].append(-1.5)
+
+    provider.spoil = spoil
+    async with serving(provider) as engine:
+        found = await answer(engine, replace(ASK, guidance=Guidance("best_of_n", {"likes-a": 1.0}, successors=4), n=4))
+    assert any(y.ended for y in found)
+    for y in found:
+        assert len(y.logprobs) == y.length
+        assert not y.ended or y.logprobs[-1] == -1.5
+
+
+def test_an_eos_behind_more_tokens_than_asked_for_is_dropped(tokenizer: HFTokenizer) -> None:
+    assert tokenizer.eos is not None
+    sampling = SamplingParams(logprobs=1)
+    logprobs = Logprobs(token_logprobs=[-1.0, -2.0, -3.0], top_logprobs=[{"token_id:7": -1.0}] * 3)
+    choice = Choice(finish_reason="stop", token_ids=[64, 65, tokenizer.eos], logprobs=logprobs)
+    session = TokenIdSession("far", tokenizer, (1,), sampling)
+    assert session.parse(choice, 2, exact=False) == DrawnChoice(
+        (64, 65), (-1.0, -2.0, -3.0), ended=True, ending=tokenizer.eos, alternatives=(((7, -1.0),),) * 3
+    )
+    assert session.parse(choice, 1, exact=False) == DrawnChoice(
+        (64,), (-1.0,), ended=False, alternatives=(((7, -1.0),),)
+    )
 
 
 SPOILT: Sequence[tuple[Any, str]] = [

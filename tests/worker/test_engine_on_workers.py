@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.fakes import answer
-from tests.tiny import save_tiny
+from tests.tiny import EOS, save_tiny
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig
 from w2s_core.engine.engine import Engine
-from w2s_core.engine.events import TextCommitted
+from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.text.tokenizer import HFTokenizer
@@ -91,6 +91,20 @@ async def test_scores_are_those_of_whole_answers_from_scratch(
     tokens += (tokenizer.eos,) if foreign.ended and tokenizer.eos is not None else ()
     expected = logprob(folders["foreign-tuned"], prompt, tokens) - logprob(folders["foreign-untuned"], prompt, tokens)
     assert foreign.scores["foreign"] == pytest.approx(expected, abs=1e-4)
+
+
+async def test_sampled_tokens_include_the_eos_of_each_answer(engine: Engine) -> None:
+    sampling = SamplingParams(max_tokens=24, seed=11, logit_bias=((EOS, 2.0),))
+    guidance = Guidance("best_of_n", {"same": 1.0}, successors=6)
+    request = replace(ASK, sampling=sampling, guidance=guidance, n=6)
+    events = [event async for event in engine.generate(request)]
+    answers = [event.hypothesis for event in events if isinstance(event, ChoiceFinished)]
+    assert {y.ended for y in answers} == {True, False}
+    assert len({y.tokens for y in answers}) == 6, "none was merged"
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert last.guidance is not None
+    assert last.guidance.sampled_tokens == sum(y.length for y in answers)
 
 
 async def test_a_request_is_answered_the_same_alone_and_among_others(engine: Engine) -> None:

@@ -169,6 +169,14 @@ def test_stopped_and_cancelled_rows_leave_at_once() -> None:
     assert state(subject).slots_used == {"m": 0}
 
 
+@pytest.mark.parametrize(("report_every", "reported"), [(1, [1] * 6), (4, [4, 2])])
+def test_updates_come_every_report_every_tokens(report_every: int, reported: list[int]) -> None:
+    subject = worker_models()
+    subject.handle(sample_job(1, [Row((), 7, 6)], report_every=report_every))
+    updates = [outcome for outcome in drain(subject) if isinstance(outcome, SampleUpdate)]
+    assert [len(row.tokens) for update in updates for row in update.rows] == reported
+
+
 def test_a_request_that_does_not_fit_alone_fails_and_the_worker_goes_on() -> None:
     subject = worker_models(cache_bytes=256 * 120)
     jobs = [sample_job(1, [Row((), 1, 5)], tuple(range(200))), sample_job(2, [Row((), i, 60) for i in range(8)])]
@@ -180,6 +188,17 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_worker_goes_on() -> Non
         assert state(subject).slots_used == {"m": 0}
     subject.handle(sample_job(3, [Row((), 1, 5)]))
     assert len(drawn(drain(subject), 3, 1)[0]) == 5
+
+
+def test_a_request_that_does_not_fit_alone_fails_without_those_that_wait_for_room() -> None:
+    subject = worker_models(cache_bytes=256 * 120)
+    subject.handle(sample_job(1, [Row((), i, 60) for i in range(8)]))
+    subject.handle(sample_job(2, [Row((), 1, 60)]))
+    outcomes = drain(subject)
+    assert [o.id for o in outcomes if isinstance(o, JobFailed)] == [1]
+    alone = worker_models()
+    alone.handle(sample_job(2, [Row((), 1, 60)]))
+    assert drawn(outcomes, 2, 1) == drawn(drain(alone), 2, 1)
 
 
 def test_requests_that_fit_only_one_by_one_all_finish_with_the_answers_they_give_alone() -> None:
@@ -250,6 +269,16 @@ def test_cached_prompts_are_bounded_and_the_oldest_are_evicted_first() -> None:
     state(subject)
 
 
+def test_the_least_recently_used_prompt_is_evicted_first() -> None:
+    subject = worker_models(cache_bytes=256 * 1000)
+    scheduler = subject._schedulers["m"]
+    for number, first in enumerate((1, 2, 1, 3), start=1):
+        subject.handle(sample_job(number, [Row((), 1, 2)], tuple(range(first, first + 100))))
+        drain(subject)
+        subject.handle(CloseSession(number))
+    assert sorted(prompt[0] for prompt in scheduler.prefix_cache._prompts) == [1, 3]
+
+
 def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = worker_models()
     subject.handle(sample_job(1, [Row((), 1, 5)]))
@@ -261,6 +290,22 @@ def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch)
     assert state(subject).sessions == {"m": 0}
     subject.handle(sample_job(1, [Row((), 1, 5)]))
     assert len(drawn(drain(subject), 1, 1)[0]) == 5
+
+
+def test_kv_of_a_failed_forward_is_not_cached_as_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch had marked the prompt as computed before the forward failed."""
+    job = sample_job(1, [Row((), 1, 5)], tuple(range(40)))
+    healthy = worker_models()
+    healthy.handle(job)
+    expected = drawn(drain(healthy), 1, 1)
+    subject = worker_models()
+    with monkeypatch.context() as patch:
+        patch.setattr(subject._schedulers["m"].runner, "_model", broken_model)
+        subject.handle(job)
+        [failed] = subject.step()
+    assert isinstance(failed, JobFailed)
+    subject.handle(job)
+    assert drawn(drain(subject), 1, 1) == expected
 
 
 def test_no_memory_for_the_draw_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:

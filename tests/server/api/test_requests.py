@@ -422,6 +422,15 @@ async def test_the_templates_variables_reach_it(ask: Asker) -> None:
     assert prompt.template_variables == {"enable_thinking": False}
 
 
+@BOTH
+async def test_a_json_value_may_be_nested_100_levels_deep(ask: Asker, endpoint: str) -> None:
+    def nested(levels: int) -> Any:
+        return {"a": nested(levels - 1)} if levels else 1
+
+    assert await ask.refused(endpoint, metadata=nested(101)) == "metadata"
+    await ask.asked(endpoint, metadata=nested(100))
+
+
 # Any JSON at all
 
 JSON = st.recursive(
@@ -453,3 +462,8 @@ def test_the_path_of_a_field_is_made_of_parts_of_the_location(body: Any, loc: li
     found = field_path(loc, body)
     if all("." not in str(part) for part in loc) and found:
         assert all(part in parts for part in found.split(".")), "kept in order, nothing added"
+
+
+def test_the_path_of_a_missing_field_has_no_label_of_a_union_member() -> None:
+    body = {"tool_choice": {"type": "function"}}
+    assert field_path(("tool_choice", "named", "function"), body, missing=True) == "tool_choice.function"

@@ -238,6 +238,11 @@ def test_what_cannot_be_served_is_refused_naming_the_key(tmp_path: Path, content
     assert "\n" not in str(refusal.value)
 
 
+def test_guidance_may_take_as_many_rows_as_a_request_may() -> None:
+    content = demo_with(server={"max_rows_per_request": 16})
+    assert Settings(**content).server.max_rows_per_request == 16
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         load_settings(tmp_path / "nowhere.yaml")
