@@ -35,6 +35,17 @@ async def test_a_full_queue_refuses_at_once() -> None:
     admission.reserve(1).cancel()
 
 
+async def test_a_full_queue_also_refuses_rows_that_would_fit_now() -> None:
+    admission = AdmissionQueue(max_rows=10, max_queued_rows=4)
+    held = [admission.reserve(8), admission.reserve(4)]
+    with pytest.raises(OverloadedError):
+        admission.reserve(2)
+    assert admission.rows_waiting == 4
+    held[0].cancel()
+    assert held[1].admitted.is_set()
+    assert admission.reserve(6).admitted.is_set()
+
+
 async def test_a_request_larger_than_the_machine_runs_alone() -> None:
     admission = AdmissionQueue(max_rows=4, max_queued_rows=100)
     small, large = admission.reserve(1), admission.reserve(9)

@@ -20,7 +20,8 @@ from w2s_core.errors import (
     OverloadedError,
     WorkerError,
 )
-from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TextPrompt, TokenPrompt
+from w2s_core.scorers.likelihood import LikelihoodScorer
+from w2s_core.types import GenerationRequest, Guidance, Hypothesis, SamplingParams, TextPrompt, TokenPrompt
 
 ASK = GenerationRequest("guided", (TextPrompt("x"),), SamplingParams(max_tokens=12, seed=1))
 
@@ -97,6 +98,26 @@ async def test_running_usage_grows_to_the_final_usage() -> None:
         assert all(e.prompt_tokens == 1 for e in events if isinstance(e, TextCommitted))
 
 
+async def test_running_usage_never_exceeds_the_final_usage() -> None:
+    """The answers in the beam differ in length, and the shortest may win."""
+    engine, lengths = fake_engine(FakeLargeModel(letters(eos=0.2))), set()
+    for seed in range(20):
+        events = await events_of(engine, replace(ASK, sampling=SamplingParams(max_tokens=12, seed=seed)))
+        last = events[-1]
+        assert isinstance(last, RequestFinished)
+        assert all(e.completion_tokens <= last.completion_tokens for e in events if isinstance(e, TextCommitted))
+        lengths.add(last.completion_tokens)
+    assert len(lengths) > 3
+
+
+async def test_the_worst_answer_is_repeated_if_the_beam_has_fewer_than_n() -> None:
+    request = replace(
+        ASK, sampling=SamplingParams(max_tokens=1, seed=1), guidance=replace(DEFAULT_GUIDANCE, beam_width=4), n=4
+    )
+    found = choices(await events_of(fake_engine(FakeLargeModel(letters("ab", eos=0))), request))
+    assert [found[index].hypothesis.text for index in range(4)] == ["a", "b", "b", "b"]
+
+
 async def test_the_tree_names_parents_and_what_was_kept() -> None:
     request = replace(ASK, guidance=replace(DEFAULT_GUIDANCE, trace=True))
     events = await events_of(fake_engine(), request)
@@ -133,6 +154,14 @@ async def test_several_pairs_add_up_with_their_weights() -> None:
     assert y.score == 2.0 * y.scores["positive"] - 0.5 * y.scores["polite"]
 
 
+async def test_the_likelihood_of_an_answer_includes_its_eos() -> None:
+    ended = Hypothesis((1, 2), logprobs=(-1.0, -2.0, -6.0), ended=True, finish_reason="stop")
+    cut = Hypothesis((1, 2), logprobs=(-1.0, -2.0), finish_reason="length")
+    nothing = Hypothesis((), logprobs=(-4.0,), ended=True, finish_reason="stop")
+    scores = await LikelihoodScorer().score([ended, cut, nothing])
+    assert [score.total for score in scores] == [-3.0, -1.5, -4.0]
+
+
 async def test_closing_the_iterator_frees_everything() -> None:
     large, scorer = FakeLargeModel(letters(eos=0)), FakeScorer()
     engine = fake_engine(large, {"positive": scorer})
@@ -157,6 +186,14 @@ async def test_the_queue_is_bounded_and_rows_are_counted() -> None:
     release.set()
     await asyncio.gather(running, waiting)
     assert engine.admission.rows_running == 0
+
+
+async def test_a_request_refused_for_its_second_prompt_gives_back_the_rows_of_the_first() -> None:
+    engine = fake_engine(limits=Limits(max_rows=4, max_queued_rows=0))
+    with pytest.raises(OverloadedError):
+        await events_of(engine, replace(ASK, prompts=(TextPrompt("x"), TextPrompt("y"))))
+    assert (engine.admission.rows_running, engine.admission.rows_waiting) == (0, 0)
+    await events_of(engine, ASK)
 
 
 async def test_a_request_past_its_deadline_ends_and_frees() -> None:

@@ -45,6 +45,25 @@ async def test_without_max_tokens_an_answer_may_fill_the_context() -> None:
     assert len(choice.hypothesis.tokens) == 7
 
 
+@pytest.mark.parametrize(("max_tokens", "drawn"), [(29, 29), (None, 29)])
+async def test_max_tokens_may_equal_the_room_left_in_the_context(max_tokens: int | None, drawn: int) -> None:
+    large = FakeLargeModel(letters(eos=0), context_length=30)
+    request = replace(ASK, model="plain", sampling=SamplingParams(max_tokens=max_tokens))
+    [choice] = choices(await events_of(fake_engine(large), request)).values()
+    assert len(choice.hypothesis.tokens) == drawn
+
+
+@pytest.mark.parametrize(("max_tokens", "drawn"), [(None, 1), (7, 7)])
+async def test_a_prompt_truncated_to_fit_leaves_room_for_the_answer(max_tokens: int | None, drawn: int) -> None:
+    large = FakeLargeModel(letters(eos=0), context_length=30)
+    sampling = SamplingParams(max_tokens=max_tokens)
+    request = replace(ASK, model="plain", prompts=(TextPrompt("x" * 99),), sampling=sampling, truncate_prompt_tokens=-1)
+    events = await events_of(fake_engine(large), request)
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert (last.prompt_tokens, last.completion_tokens) == (30 - drawn, drawn)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "param"),
     [

@@ -9,23 +9,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import pytest
 
 from w2s_core.pool import process
 from w2s_core.pool.backoff import STEADY_S, Backoff
-from w2s_core.pool.messages import WorkerSpec
+from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
 
 SPEC = WorkerSpec("cpu", "float32", 1, 0, {})
 CHILD = """
 import sys
 from multiprocessing.connection import Connection
-from w2s_core.pool.messages import LoadFailed, Ready
+from w2s_core.pool.messages import LoadFailed, ModelInfo, Ready
 parent = Connection(int(sys.argv[1]))
-parent.recv()
-parent.send(LoadFailed("no such weights") if sys.argv[2] == "fails" else Ready({}))
+spec = parent.recv()
+models = {name: ModelInfo(512, 300, frozenset(), spec.kv_cache_bytes, 1, spec.dtype) for name in spec.models}
+parent.send(LoadFailed("no such weights") if sys.argv[2] == "fails" else Ready(models))
 while sys.argv[2] == "lives":
     try:
         parent.recv()
@@ -142,3 +144,32 @@ async def test_each_worker_has_its_own_back_off(lives: list[str]) -> None:
         assert clock.sleeps == [0.5], "the steady worker starts again at once"
     finally:
         await pool.stop()
+
+
+async def test_a_models_kv_slots_are_those_of_its_smallest_worker(lives: list[str]) -> None:
+    """A request may run on any of them."""
+    lives += ["lives"] * 3
+    specs = [replace(SPEC, kv_cache_bytes=slots, models={"m": ModelSpec("m", False)}) for slots in (200, 90, 140)]
+    pool = WorkerPool(specs)
+    await pool.start()
+    try:
+        assert (pool.info("m").kv_slots, pool.info("m").max_length) == (90, 90)
+    finally:
+        await pool.stop()
+
+
+@pytest.mark.parametrize("set_by_operator", [None, "7"])
+def test_the_operators_environment_wins_over_the_workers_defaults(
+    monkeypatch: pytest.MonkeyPatch, set_by_operator: str | None
+) -> None:
+    [(name, ours)] = process.WORKER_ENVIRONMENT.items()
+    monkeypatch.delenv(name, raising=False)
+    if set_by_operator is not None:
+        monkeypatch.setenv(name, set_by_operator)
+    started: list[dict[str, str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, env, **__: started.append(env))
+    connection, _ = process._spawn()
+    connection.close()
+    [environment] = started
+    assert environment[name] == (ours if set_by_operator is None else set_by_operator)
+    assert environment["PATH"] == os.environ["PATH"]

@@ -61,6 +61,16 @@ def test_without_affinity_the_least_busy_is_taken() -> None:
     assert all(chosen(group, a).calls == 2 for a in range(50)), "two each"
 
 
+def test_a_prefix_meets_the_same_endpoint_however_busy_that_is() -> None:
+    """Its cached prefix is worth more than a shorter queue."""
+    group = endpoints()
+    for affinity in range(20):
+        home = chosen(group, affinity)
+        home.calls += 5
+        assert chosen(group, affinity) is home
+        home.calls -= 5
+
+
 def test_without_affinity_idle_ones_take_turns() -> None:
     group = endpoints()
     assert len({chosen(group).url for _ in range(60)}) > 1

@@ -11,7 +11,7 @@ from tests.remote import misbehaving
 from tests.remote.conftest import World
 from tests.remote.misbehaving import ANSWER, SOON, Behaviour, Call, Connection, answer
 from w2s_core.errors import UnavailableError, UpstreamError
-from w2s_core.remote.provider import Provider
+from w2s_core.remote.provider import MAX_RETRY_AFTER_S, Provider
 
 BAD: dict[str, Behaviour] = {
     "dropped": misbehaving.drop,
@@ -116,6 +116,36 @@ async def test_one_that_asked_to_be_spared_is_spared_by_all_calls(world: World) 
     for affinity in range(40):
         await post(provider, affinity)
     assert len(limiting.calls) > 1
+
+
+async def test_a_base_url_rests_no_longer_than_max_retry_after(world: World) -> None:
+    limiting = await world.server(answer({}, 429, retry_after="100000"))
+    other = await world.server()
+    provider = await world.provider(limiting, other)
+    for affinity in range(40):
+        await post(provider, affinity)
+    assert len(limiting.calls) == 1
+    world.time.now += MAX_RETRY_AFTER_S
+    for affinity in range(40):
+        await post(provider, affinity)
+    assert len(limiting.calls) > 1
+
+
+@pytest.mark.parametrize("status", [400, 429])
+async def test_a_refusal_proves_that_the_provider_is_healthy(world: World, status: int) -> None:
+    """Between two failures it resets the breaker's count, and in answer to a probe it closes the breaker."""
+    refused, broken = answer({}, status), answer({}, 500)
+    server = await world.server(broken, refused, broken, broken, refused)
+    provider = await world.provider(server, breaker_failures=2, breaker_cooldown_s=5, max_retries=0)
+    for _ in range(3):
+        await fail(provider)
+    assert provider.available
+    await fail(provider)
+    assert not provider.available
+    world.time.now += 5
+    await fail(provider)
+    assert provider.available
+    assert await post(provider) == ANSWER
 
 
 async def test_the_same_prefix_meets_the_same_base_url(world: World) -> None:

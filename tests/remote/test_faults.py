@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
 
@@ -145,6 +145,10 @@ def test_retry_after_as_a_date() -> None:
     ahead = retry_after_s({"retry-after": format_datetime(datetime.now(UTC) + timedelta(minutes=2), usegmt=True)})
     assert ahead is not None
     assert 100 < ahead <= 120
+    elsewhere = datetime.now(timezone(timedelta(hours=-5))) + timedelta(minutes=2)
+    ahead = retry_after_s({"retry-after": format_datetime(elsewhere)})
+    assert ahead is not None
+    assert 100 < ahead <= 120, "a date in another time zone"
     assert retry_after_s({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     assert retry_after_s({"retry-after": "Wed, 21 Oct 2015 07:28:00"}) == 0
 

@@ -136,6 +136,21 @@ async def test_a_token_across_the_border_counts_for_neither(merging: HFTokenizer
     assert score.total == pytest.approx(2 * math.log(2))  # the two bytes of é
 
 
+def test_the_text_is_scored_if_a_stop_string_cut_a_shared_token_in_two(merging: HFTokenizer) -> None:
+    """Otherwise the large model's tokens serve as they are, if the vocabulary is the same."""
+    assert merging.eos is not None
+    ab, a = (merging.encode(text, special_tokens=False) for text in ("ab", "a"))
+    assert len(ab) == 1
+    other = (*a, *merging.encode("b", special_tokens=False))  # not how the tokenizer writes it
+    grows, ends = Hypothesis(other, "ab"), Hypothesis(other, "ab", ended=True, finish_reason="stop")
+    cut = Hypothesis(ab, "a", finish_reason="stop")
+    texts = merging.encode_many([y.text for y in (grows, ends, cut)])
+    shared = PairModel("m", merging, shares_tokens=True)
+    assert shared.answers([grows, ends, cut], texts) == [other, (*other, merging.eos), a]
+    foreign = PairModel("m", merging, shares_tokens=False)
+    assert foreign.answers([grows, ends, cut], texts) == [ab, (*ab, merging.eos), a]
+
+
 async def test_without_a_tokenizer_a_conversation_needs_a_template(tokenizer: HFTokenizer) -> None:
     chat = ChatPrompt(({"role": "user", "content": "Hi"},))
     scorer = await scorer_on(pair_of(tokenizer, "echo"), with_tokenizer=False)

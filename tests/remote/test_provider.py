@@ -65,6 +65,14 @@ async def test_a_call_arrives_as_it_was_meant(world: World) -> None:
     assert server.connections == 1, "the connection is kept for the next call"
 
 
+@pytest.mark.parametrize("nothing", [None, {}, ""])
+async def test_an_empty_error_field_is_no_error(world: World, nothing: Any) -> None:
+    """Some providers send every field of their schema, empty or not."""
+    provider = await world.provider(await world.server(answer({**ANSWER, "error": nothing})))
+    assert await soon(provider.post("/completions", BODY)) == {**ANSWER, "error": nothing}
+    assert world.statuses == ["200"]
+
+
 @pytest.mark.parametrize("behaviour", TRANSIENT.values(), ids=TRANSIENT)
 async def test_what_may_pass_is_tried_again_after_a_pause(world: World, behaviour: Behaviour) -> None:
     provider = await world.provider(await world.server(behaviour, behaviour))

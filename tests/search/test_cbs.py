@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -149,6 +149,8 @@ def test_equal_successors_are_merged_and_the_first_one_stays() -> None:
     assert [y.key for y in distinct([first, other, again])] == [1, 2]
     ended = Hypothesis((1, 2), key=4, ended=True, finish_reason="stop")
     assert [y.key for y in distinct([first, ended])] == [1, 4]
+    shown = replace(ended, text="!", key=5)
+    assert [y.key for y in distinct([ended, shown])] == [4, 5], "ended by different tokens, which show in the text"
 
 
 def test_greedy_successors_merge_into_one() -> None:

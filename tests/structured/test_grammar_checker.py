@@ -88,6 +88,20 @@ async def test_what_it_dies_of_is_refused_and_the_next_one_is_served(
     assert process_of(checker) != process
 
 
+@pytest.mark.parametrize(
+    ("fits", "too_narrow"),
+    [
+        ('"exclusiveMinimum": 1, "maximum": 2', '"exclusiveMinimum": 1, "maximum": 1.5'),
+        ('"minimum": 1, "exclusiveMaximum": 2', '"minimum": 1.5, "exclusiveMaximum": 2'),
+    ],
+)
+async def test_bounds_of_a_number_must_be_at_least_1_apart_if_one_excludes_an_integer(
+    checker: GrammarChecker, fits: str, too_narrow: str
+) -> None:
+    assert await checker.check(Grammar("json", f'{{"type": "number", {fits}}}', "f"))
+    assert "at least 1 away" in await refusal(checker, "json", f'{{"type": "number", {too_narrow}}}')
+
+
 async def test_one_that_is_too_long_is_not_even_asked_about(checker: GrammarChecker) -> None:
     assert "at most" in await refusal(checker, "regex", "a" * 200_000)
     assert checker._process is None

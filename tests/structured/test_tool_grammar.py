@@ -73,3 +73,12 @@ def test_an_opening_that_is_a_special_token() -> None:
     )  # the tests' tokenizer writes it <bos>
     assert admits(grammar, '<bos>[{"name": "weather", "arguments": {"city": "Bern"}}]')
     assert not admits(grammar, CALLS["mistral"][0])
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
+def test_arguments_are_an_object_even_if_the_tools_schema_has_no_type(form: ToolFormat) -> None:
+    text = CALLS[form.name][0].replace("weather", "now")
+    grammar = tool_call_grammar(form, TOOLS, max_calls=None, opening_token=None)
+    assert admits(grammar, text.replace('{"city": "Bern"}', "{}"))
+    assert not admits(grammar, text.replace('{"city": "Bern"}', "3"))
+    assert not admits(grammar, text.replace('{"city": "Bern"}', '"{}"'))

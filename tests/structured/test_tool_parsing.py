@@ -86,6 +86,7 @@ NO_CALLS = [
     "[TOOL_CALLS][]",
     "[TOOL_CALLS]sub[ARGS]{}",
     '[TOOL_CALLS][{"name": "sub"}]',
+    '[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}, {"name": "sub"}]',
     "[TOOL_CALLS]add and more {}",
 ]
 

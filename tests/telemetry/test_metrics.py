@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.fakes import FakeLargeModel, answer, fake_engine, letters
+from tests.fakes import EOS, FakeLargeModel, answer, fake_engine, letters
 from w2s_core.config import Limits
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import Event, RequestFinished, TextCommitted
@@ -149,6 +149,27 @@ async def test_an_answer_that_ends_by_itself_says_stop() -> None:
     engine = fake_engine(FakeLargeModel(letters(eos=0.9)))
     await answer(engine, replace(ASK, model="plain", sampling=SamplingParams(max_tokens=500)))
     assert outcomes(engine) == {"{finish_reason=stop,method=none,served_model=plain}": 1}
+
+
+async def test_a_request_with_one_truncated_choice_counts_as_length() -> None:
+    """The first prompt's answer reaches max_tokens, and after it the second one's ends by EOS."""
+    large = FakeLargeModel(lambda prompt, answer: {97: 1.0} if prompt == (120,) else {EOS: 1.0})
+    engine = fake_engine(large, limits=Limits(max_rows=1))
+    await answer(engine, replace(ASK, model="plain", prompts=(TextPrompt("x"), TextPrompt("y"))))
+    assert outcomes(engine) == {"{finish_reason=length,method=none,served_model=plain}": 1}
+
+
+async def test_every_drawn_candidate_is_counted_as_kept_pruned_or_merged() -> None:
+    """Finished answers draw no successors, so later chunks have fewer candidates."""
+    large = FakeLargeModel(letters(eos=0.3))
+    engine = fake_engine(large)
+    for seed in range(5):
+        await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=12, seed=seed)))
+    found = values(engine.metrics)
+    fates = {fate: found[f"w2s_candidates_total{{fate={fate}}}"] for fate in ("kept", "pruned", "merged")}
+    assert sum(fates.values()) == sum(beams * k for beams, k, _ in large.calls)
+    assert {beams for beams, _, _ in large.calls} == {1, 2}
+    assert all(fates.values())
 
 
 async def test_refusals_have_their_own_words_and_no_duration() -> None:

@@ -177,6 +177,7 @@ async def test_who_leaves_early_leaves_nothing_behind(spans: Spans, caplog: pyte
     [request] = spans.named("request")
     assert request.attributes is not None
     assert request.attributes["w2s.outcome"] == "cancelled"
+    assert request.status.is_ok, "a client that leaves is not an error"
     assert not caplog.records, "a context that was left in another one than it was entered in"
 
 

@@ -176,6 +176,7 @@ def test_byte_level_pieces(tmp_path: Path) -> None:
     assert tokenizer.token_text(tokens[0]) == TokenText("a", b"a")
     assert tokenizer.token_text(tokens[1]) == TokenText(None, b"\xc3")
     assert tokenizer.token_text(257) == TokenText("<eos>", None)
+    assert tokenizer.token_text(258) == TokenText("<extra0>", b"<extra0>"), "an added token that is not special"
     assert tokenizer.token_text(99_999) == TokenText("", b"")
 
 
@@ -220,6 +221,16 @@ def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> Non
     events = writer.finish(answer, guided=False)
     assert [token.offset for event in events for token in event.tokens] == ([0, 1, 1] if skip else [0, 1, 6])
     assert answer.text == ("ab" if skip else "a<eos>b")
+
+
+def test_an_eos_behind_half_a_character_has_the_offset_of_the_texts_end() -> None:
+    tokenizer, sampling = ByteTokenizer(), SamplingParams()
+    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
+    tokens = (97, *"€".encode()[:2])
+    answer = successors.build(Hypothesis(), 0, tokens, (-1.0,) * 4, ended=True, ending=EOS)
+    events = writer.finish(answer, guided=False)
+    assert answer.text == "a"
+    assert [token.offset for event in events for token in event.tokens] == [0, 1, 1, 1]
 
 
 def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:

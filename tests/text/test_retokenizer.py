@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import byte_tokenizer
@@ -67,6 +67,23 @@ def test_only_what_is_new_is_read(tokenizers: dict[str, HFTokenizer], monkeypatc
         answer = Hypothesis(text=answer.text + " and a good film", parent=answer)
         growing.encode([answer])
     assert max(read) < 50
+
+
+@pytest.mark.parametrize("why", ["add_prefix_space", "normalizer", "added token with a space"])
+def test_other_tokenizers_encode_the_whole_text_each_time(tmp_path: Path, why: str) -> None:
+    fast = byte_tokenizer(pairs=True)
+    backend = fast.backend_tokenizer
+    if why == "add_prefix_space":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    elif why == "normalizer":
+        backend.normalizer = normalizers.Prepend("x")
+    else:
+        backend.add_tokens(["b c"])
+    fast.save_pretrained(tmp_path)
+    tokenizer = HFTokenizer(str(tmp_path))
+    answer = Hypothesis(text="ab cd ab")
+    assert Retokenizer(tokenizer).encode([answer]) == tokenizer.encode_many([answer.text])
+    assert not tokenizer.splits_at_words
 
 
 def test_the_large_models_tokenizer_too(tmp_path: Path) -> None:

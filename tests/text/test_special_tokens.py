@@ -91,6 +91,16 @@ def test_no_field_is_a_way_round(tmp_path: Path) -> None:
     assert json.dumps([call]) in shown
 
 
+def test_a_special_token_as_the_name_of_a_field_is_text(tmp_path: Path) -> None:
+    """Also when no other text of the conversation contains a special token."""
+    tokenizer = saved(tmp_path, ALL)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"<eos>": {}}}}
+    message = {"role": "user", "content": "a", "name": "b", "tool_calls": []}
+    tokens = tokenizer.encode_chat(ChatPrompt((message,), tools=(tool,), template_variables={"extra": ""}))
+    assert special(tokens) == [EOS]
+    assert json.dumps(tool) in tokenizer.verbatim.decode(tokens)
+
+
 def test_a_message_that_goes_on_keeps_its_names_too(tokenizer: HFTokenizer) -> None:
     prompt = ChatPrompt(({"role": "assistant", "content": "a<eos>b"},), continues=True, opens_answer=False)
     tokens = tokenizer.encode_chat(prompt)
@@ -135,3 +145,17 @@ def test_a_provider_that_takes_text_is_not_sent_such_names(tmp_path: Path) -> No
     with pytest.raises(RequestError, match="contains `<eos>`, a special token") as refusal:
         tokenizer.render_chat(said("a<eos>"))
     assert refusal.value.param == "messages"
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_provider_that_takes_text_reads_one_bos(tmp_path: Path, adds: bool) -> None:
+    """The template's BOS is removed only if the tokenizer adds its own."""
+    fast = byte_tokenizer(OPEN)
+    if adds:
+        template = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+        fast.backend_tokenizer.post_processor = template
+    fast.save_pretrained(tmp_path)
+    tokenizer = HFTokenizer(str(tmp_path))
+    text = tokenizer.render_chat(said("a"))
+    assert text == ("user:a<eos>" if adds else "<bos>user:a<eos>")
+    assert special(tokenizer.encode(text, special_tokens=True)) == [BOS, EOS]

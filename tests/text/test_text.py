@@ -111,6 +111,14 @@ def test_an_answer_that_grows_token_by_token_is_not_decoded_anew_each_time(monke
     assert len(successors._states) < 3
 
 
+def test_an_eos_behind_a_stop_string_is_dropped() -> None:
+    """Both were drawn in one chunk. The answer is cut at the stop string, so the pair must not score the EOS."""
+    successors = SuccessorBuilder(BYTE_TOKENIZER, SamplingParams(stop=("b",)))  # type: ignore[arg-type]
+    answer = successors.build(Hypothesis(), 0, tuple(b"abc"), (-1.0,) * 4, ended=True, ending=EOS)
+    assert (answer.text, answer.tokens, answer.finish_reason) == ("a", (97,), "stop")
+    assert (answer.ended, answer.ending, answer.length, len(answer.logprobs)) == (False, None, 1, 1)
+
+
 def test_finding_and_withholding() -> None:
     assert find_stop_string("hello END", 0, ["END", "x"]) == (6, 9)
     assert find_stop_string("hello EN", 0, ["END"]) is None

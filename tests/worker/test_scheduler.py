@@ -1,4 +1,4 @@
-"""The scheduler on a real (tiny) model, in process: scores, sampling in any batch, preemption, failures."""
+"""The scheduler on a real (tiny) model, in process: scores, sampling in any batch, preemption, cached prefixes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from w2s_core.pool.messages import (
     StopRows,
     WorkerState,
 )
-from w2s_core.worker import step_outputs
-from w2s_core.worker.kv_cache import Region
 from w2s_core.worker.loading import make_runner
 from w2s_core.worker.models import WorkerModels
 
@@ -169,6 +167,14 @@ def test_stopped_and_cancelled_rows_leave_at_once() -> None:
     assert state(subject).slots_used == {"m": 0}
 
 
+@pytest.mark.parametrize(("report_every", "reported"), [(1, [1] * 6), (4, [4, 2])])
+def test_updates_come_every_report_every_tokens(report_every: int, reported: list[int]) -> None:
+    subject = worker_models()
+    subject.handle(sample_job(1, [Row((), 7, 6)], report_every=report_every))
+    updates = [outcome for outcome in drain(subject) if isinstance(outcome, SampleUpdate)]
+    assert [len(row.tokens) for update in updates for row in update.rows] == reported
+
+
 def test_a_request_that_does_not_fit_alone_fails_and_the_worker_goes_on() -> None:
     subject = worker_models(cache_bytes=256 * 120)
     jobs = [sample_job(1, [Row((), 1, 5)], tuple(range(200))), sample_job(2, [Row((), i, 60) for i in range(8)])]
@@ -180,6 +186,17 @@ def test_a_request_that_does_not_fit_alone_fails_and_the_worker_goes_on() -> Non
         assert state(subject).slots_used == {"m": 0}
     subject.handle(sample_job(3, [Row((), 1, 5)]))
     assert len(drawn(drain(subject), 3, 1)[0]) == 5
+
+
+def test_a_request_that_does_not_fit_alone_fails_without_those_that_wait_for_room() -> None:
+    subject = worker_models(cache_bytes=256 * 120)
+    subject.handle(sample_job(1, [Row((), i, 60) for i in range(8)]))
+    subject.handle(sample_job(2, [Row((), 1, 60)]))
+    outcomes = drain(subject)
+    assert [o.id for o in outcomes if isinstance(o, JobFailed)] == [1]
+    alone = worker_models()
+    alone.handle(sample_job(2, [Row((), 1, 60)]))
+    assert drawn(outcomes, 2, 1) == drawn(drain(alone), 2, 1)
 
 
 def test_requests_that_fit_only_one_by_one_all_finish_with_the_answers_they_give_alone() -> None:
@@ -250,88 +267,11 @@ def test_cached_prompts_are_bounded_and_the_oldest_are_evicted_first() -> None:
     state(subject)
 
 
-def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = worker_models()
-    subject.handle(sample_job(1, [Row((), 1, 5)]))
-    with monkeypatch.context() as patch:
-        patch.setattr(subject._schedulers["m"].runner, "_model", broken_model)
-        [failed] = subject.step()
-    assert isinstance(failed, JobFailed)
-    assert "out of memory" in failed.message
-    assert state(subject).sessions == {"m": 0}
-    subject.handle(sample_job(1, [Row((), 1, 5)]))
-    assert len(drawn(drain(subject), 1, 1)[0]) == 5
-
-
-def test_no_memory_for_the_draw_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two sessions: one was in the batch whose draw failed, the other comes after it and loses nothing."""
-    subject = worker_models()
-    subject.handle(sample_job(1, [Row((), 1, 5)]))
-    with monkeypatch.context() as patch:
-        patch.setattr(step_outputs, "draw_tokens", broken_model)
-        [failed] = subject.step()
-    assert isinstance(failed, JobFailed)
-    assert "out of memory" in failed.message
-    assert failed.field is None
-    assert state(subject).slots_used == {"m": 0}
-    subject.handle(sample_job(2, [Row((), 1, 5)]))
-    assert len(drawn(drain(subject), 2, 1)[0]) == 5
-
-
-def test_no_memory_for_moving_kv_preempts_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session that must grow while the device has no memory for the move waits, and later draws the same tokens."""
-    jobs = [sample_job(number, [Row((), number, 200)], sampling=NO_END) for number in (1, 2)]
-    alone = []
-    for job in jobs:
-        subject = worker_models()
-        subject.handle(job)
-        alone.append(drawn(drain(subject), job.id, 1))
-    subject = worker_models()
-    cache = subject._schedulers["m"].runner.cache
-    grow, refused = cache.grow, []
-
-    def no_room(region: Region, size: int) -> None:
-        if len(refused) < 3:
-            refused.append(size)
-            raise torch.OutOfMemoryError("out of memory")
-        grow(region, size)
-
-    monkeypatch.setattr(cache, "grow", no_room)
-    for job in jobs:
-        subject.handle(job)
-    outcomes: list[JobOutcome] = []
-    while not subject.idle:
-        outcomes += subject.step()
-        state(subject)
-    assert len(refused) == 3
-    assert not [o for o in outcomes if isinstance(o, JobFailed)]
-    assert [drawn(outcomes, job.id, 1) for job in jobs] == alone
-
-
-def test_a_device_that_cannot_run_any_more_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After such an error no kernel runs in this process any more: the pool must start another."""
-
-    def lost(*_: object) -> None:
-        raise torch.AcceleratorError("device-side assert triggered")
-
-    subject = worker_models()
-    subject.handle(sample_job(1, [Row((), 1, 5)]))
-    monkeypatch.setattr(step_outputs, "draw_tokens", lost)
-    with pytest.raises(torch.AcceleratorError):
-        subject.step()
-
-
-def broken_model(*_: object, **__: object) -> None:
-    raise torch.OutOfMemoryError("out of memory")
-
-
-def test_a_request_that_hits_a_bug_fails_alone() -> None:
-    """A token without an embedding: the worker must survive, or one request could kill every worker in turn."""
-    subject = worker_models()
-    subject.handle(sample_job(1, [Row((), 1, 5)], (1, 2, 99_999)))
-    [failed] = drain(subject)
-    assert isinstance(failed, JobFailed)
-    assert failed.field is None
-    subject.handle(sample_job(2, [Row((), 1, 5)]))
-    assert len(drawn(drain(subject), 2, 1)[0]) == 5
-    assert state(subject).sessions == {"m": 1}
+def test_the_least_recently_used_prompt_is_evicted_first() -> None:
+    subject = worker_models(cache_bytes=256 * 1000)
+    scheduler = subject._schedulers["m"]
+    for number, first in enumerate((1, 2, 1, 3), start=1):
+        subject.handle(sample_job(number, [Row((), 1, 2)], tuple(range(first, first + 100))))
+        drain(subject)
+        subject.handle(CloseSession(number))
+    assert sorted(prompt[0] for prompt in scheduler.prefix_cache._prompts) == [1, 3]

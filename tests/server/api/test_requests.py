@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from server.errors import field_path
 from tests.server.conftest import Connect
 from tests.server.fake_engine import FakeEngine
-from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt, TokenPrompt
+from w2s_core.types import GenerationRequest, SamplingParams
 
 COMPLETION = {"model": "plain", "prompt": "x"}
 CHAT = {"model": "plain", "messages": [{"role": "user", "content": "Hi"}]}
@@ -201,45 +201,6 @@ async def test_what_cannot_change_the_answer_is_accepted(ask: Asker, endpoint: s
     assert await ask.asked(endpoint, **harmless) == plain
 
 
-# Prompts
-
-
-@pytest.mark.parametrize(
-    ("prompt", "prompts"),
-    [
-        ("", (TextPrompt(""),)),
-        ("Hé", (TextPrompt("Hé"),)),
-        (["a"], (TextPrompt("a"),)),
-        (["a", "b"], (TextPrompt("a"), TextPrompt("b"))),
-        ([1, 2], (TokenPrompt((1, 2)),)),
-        ([[1], [2, 3]], (TokenPrompt((1,)), TokenPrompt((2, 3)))),
-    ],
-)
-async def test_prompts_of_every_kind(ask: Asker, prompt: Any, prompts: tuple[Any, ...]) -> None:
-    assert (await ask.asked("completions", prompt=prompt)).prompts == prompts
-
-
-@pytest.mark.parametrize(
-    ("prompt", "param"),
-    [
-        (None, "prompt"),
-        ([], "prompt"),
-        ([[]], "prompt.0"),
-        ({}, "prompt"),
-        (3, "prompt"),
-        (["a", 3], "prompt.1"),
-        ([1, "a"], "prompt.1"),
-        ([1, -1], "prompt.1"),
-        ([1, True], "prompt.1"),
-        ([[1], "a"], "prompt.1"),
-        ([[1], [2.5]], "prompt.1.0"),
-        ("\udfff", "prompt"),
-    ],
-)
-async def test_prompts_of_no_kind(ask: Asker, prompt: Any, param: str) -> None:
-    assert await ask.refused("completions", prompt=prompt) == param
-
-
 @pytest.mark.parametrize("best_of", [1, 128])
 async def test_best_of_reaches_the_engine(ask: Asker, best_of: int) -> None:
     assert (await ask.asked("completions", best_of=best_of, n=1)).best_of == best_of
@@ -248,70 +209,6 @@ async def test_best_of_reaches_the_engine(ask: Asker, best_of: int) -> None:
 @pytest.mark.parametrize("best_of", [0, 129, "2", True])
 async def test_best_of_out_of_range(ask: Asker, best_of: Any) -> None:
     assert await ask.refused("completions", best_of=best_of) == "best_of"
-
-
-# Messages
-
-
-async def test_messages_reach_the_template(ask: Asker) -> None:
-    messages: list[dict[str, Any]] = [
-        {"role": "developer", "content": "Be kind."},
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}],
-            "name": "Ann",
-        },
-        {"role": "assistant", "content": "Hi", "refusal": None, "annotations": [], "tool_calls": None, "audio": None},
-        {"role": "tool", "content": "4", "tool_call_id": "call_1"},
-        {"role": "system", "content": ""},
-    ]
-    assert (await ask.asked("chat", messages=messages)).prompts == (
-        ChatPrompt(
-            (
-                {"role": "system", "content": "Be kind."},
-                {"role": "user", "content": "One.\nTwo.", "name": "Ann"},
-                {"role": "assistant", "content": "Hi"},
-                {"role": "tool", "content": "4", "tool_call_id": "call_1"},
-                {"role": "system", "content": ""},
-            )
-        ),
-    )
-
-
-@pytest.mark.parametrize(
-    ("messages", "param"),
-    [
-        (None, "messages"),
-        ([], "messages"),
-        ("Hi", "messages"),
-        (["Hi"], "messages.0"),
-        ([{"role": "user"}], "messages.0.content"),
-        ([{"content": "Hi"}], "messages.0.role"),
-        ([{"role": "wizard", "content": "Hi"}], "messages.0.role"),
-        ([{"role": "user", "content": None}], "messages.0.content"),
-        ([{"role": "user", "content": 3}], "messages.0.content"),
-        ([{"role": "user", "content": []}], "messages.0.content"),
-        ([{"role": "user", "content": ["Hi"]}], "messages.0.content.0"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages.0.content.0.text"),
-        ([{"role": "user", "content": [{"type": "image_url", "text": "x"}]}], "messages.0.content.0.type"),
-        ([{"role": "user", "content": "Hi", "mood": "good"}], "messages.0.mood"),
-        ([{"role": "user", "content": "a"}, {"role": "user", "content": "\ud800"}], "messages.1.content"),
-        ([{"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]}], "messages.0.tool_calls.0.function"),
-        ([{"role": "assistant", "content": None}], "messages.0.content"),
-        ([{"role": "user", "content": "Hi", "tool_calls": [CALL]}], "messages.0.tool_calls"),
-        ([{"role": "assistant", "tool_calls": [{**CALL, "type": "x"}]}], "messages.0.tool_calls.0.type"),
-        (
-            [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[1]"}}]}],
-            "messages.0.tool_calls.0.function.arguments",
-        ),
-        (
-            [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{"}}]}],
-            "messages.0.tool_calls.0.function.arguments",
-        ),
-    ],
-)
-async def test_messages_that_are_none(ask: Asker, messages: Any, param: str) -> None:
-    assert await ask.refused("chat", messages=messages) == param
 
 
 async def test_max_completion_tokens_wins(ask: Asker) -> None:
@@ -324,102 +221,13 @@ async def test_max_completion_tokens_out_of_range(ask: Asker) -> None:
     assert await ask.refused("chat", max_completion_tokens=0) == "max_completion_tokens"
 
 
-# Guidance
-
-
 @BOTH
-@pytest.mark.parametrize(
-    ("model", "asked", "effective"),
-    [
-        ("plain", None, None),
-        ("steered", None, None),  # the engine takes the served model's own
-        ("steered", {"beam_width": 2}, Guidance("cbs", {"positive": 1.0}, 2, 4, 5)),
-        ("steered", {"trace": True}, Guidance("cbs", {"positive": 1.0}, 4, 4, 5, trace=True)),
-        ("steered", {"pairs": {"polite": -0.5}}, Guidance("cbs", {"polite": -0.5}, 4, 4, 5)),
-        ("steered", {"pairs": {"polite": 2}}, Guidance("cbs", {"polite": 2.0}, 4, 4, 5)),
-        ("steered", {}, Guidance("cbs", {"positive": 1.0}, 4, 4, 5)),
-        ("plain", {"pairs": {"positive": 1.0}}, Guidance("cbs", {"positive": 1.0}, 4, 4, 5)),
-        ("plain", {"method": "none"}, Guidance("none")),
-        ("steered", {"method": "none"}, Guidance("none", {"positive": 1.0}, 4, 4, 5)),
-        ("steered", {"method": "best_of_n", "successors": 9}, Guidance("best_of_n", {"positive": 1.0}, 1, 9, 5)),
-        ("best", None, Guidance("best_of_n", {"positive": 1.0}, 1, 8, 5)),
-    ],
-)
-async def test_the_bodys_guidance_lies_over_the_models(
-    ask: Asker, endpoint: str, model: str, asked: Any, effective: Guidance | None
-) -> None:
-    assert (await ask.asked(endpoint, model=model, guidance=asked)).guidance == effective
+async def test_a_json_value_may_be_nested_100_levels_deep(ask: Asker, endpoint: str) -> None:
+    def nested(levels: int) -> Any:
+        return {"a": nested(levels - 1)} if levels else 1
 
-
-@BOTH
-async def test_best_of_n_keeps_as_many_as_are_returned(ask: Asker, endpoint: str) -> None:
-    guidance = (await ask.asked(endpoint, model="best", n=3)).guidance
-    assert guidance is not None
-    assert (guidance.beam_width, guidance.successors) == (3, 8)
-
-
-@BOTH
-async def test_pairs_emptied_by_the_body_cannot_guide(ask: Asker, endpoint: str) -> None:
-    assert await ask.refused(endpoint, model="steered", guidance={"pairs": {}}) == "guidance.pairs"
-
-
-# How a conversation is rendered
-
-
-async def test_calls_reach_the_template_with_their_arguments_as_they_are(ask: Asker) -> None:
-    messages = [
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [CALL, {**CALL, "function": {"name": "now", "arguments": ""}}],
-        },
-        {"role": "tool", "content": "2", "tool_call_id": "1"},
-    ]
-    [prompt] = (await ask.asked("chat", messages=messages)).prompts
-    assert isinstance(prompt, ChatPrompt)
-    function = {"type": "function", "id": "1"}
-    assert prompt.messages == (
-        {
-            "role": "assistant",
-            "tool_calls": [
-                {**function, "function": {"name": "add", "arguments": {"a": 1}}},
-                {**function, "function": {"name": "now", "arguments": {}}},
-            ],
-        },
-        {"role": "tool", "content": "2", "tool_call_id": "1"},
-    )
-
-
-@pytest.mark.parametrize(
-    ("fields", "opens", "continues"),
-    [
-        ({}, True, False),
-        ({"add_generation_prompt": True}, True, False),
-        ({"add_generation_prompt": False}, False, False),
-        ({"continue_final_message": False}, True, False),
-        ({"continue_final_message": True}, False, True),
-        ({"continue_final_message": True, "add_generation_prompt": False}, False, True),
-    ],
-)
-async def test_an_answer_begins_a_turn_or_goes_on(
-    ask: Asker, fields: dict[str, Any], opens: bool, continues: bool
-) -> None:
-    [prompt] = (await ask.asked("chat", **fields)).prompts
-    assert isinstance(prompt, ChatPrompt)
-    assert (prompt.opens_answer, prompt.continues) == (opens, continues)
-
-
-async def test_an_answer_cannot_do_both(ask: Asker) -> None:
-    both = {"add_generation_prompt": True, "continue_final_message": True}
-    assert await ask.refused("chat", **both) == "continue_final_message"
-    assert await ask.refused("completions", continue_final_message=True) == "continue_final_message"
-
-
-async def test_the_templates_variables_reach_it(ask: Asker) -> None:
-    assert await ask.refused("chat", chat_template_kwargs=["x"]) == "chat_template_kwargs"
-    [prompt] = (await ask.asked("chat", chat_template_kwargs={"enable_thinking": False})).prompts
-    assert isinstance(prompt, ChatPrompt)
-    assert prompt.template_variables == {"enable_thinking": False}
+    assert await ask.refused(endpoint, metadata=nested(101)) == "metadata"
+    await ask.asked(endpoint, metadata=nested(100))
 
 
 # Any JSON at all
@@ -453,3 +261,8 @@ def test_the_path_of_a_field_is_made_of_parts_of_the_location(body: Any, loc: li
     found = field_path(loc, body)
     if all("." not in str(part) for part in loc) and found:
         assert all(part in parts for part in found.split(".")), "kept in order, nothing added"
+
+
+def test_the_path_of_a_missing_field_has_no_label_of_a_union_member() -> None:
+    body = {"tool_choice": {"type": "function"}}
+    assert field_path(("tool_choice", "named", "function"), body, missing=True) == "tool_choice.function"

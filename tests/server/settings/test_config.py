@@ -1,27 +1,22 @@
-"""Settings: precedence of their sources, rejected configurations, and that the example shows every key."""
+"""Settings: precedence of their sources, and rejected configurations."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from server.settings.config import DEMO, ServerConfig, Settings, load_settings
 from server.settings.environment import EnvironmentSource, key_path, variable_name
-from w2s_core.config import EngineConfig, RemoteLargeModelConfig, RemotePairConfig
+from w2s_core.config import EngineConfig
 from w2s_core.errors import ConfigurationError
 
 REMOTE: dict[str, Any] = {"base_url": "http://x/v1", "model": "m"}
-EXAMPLE = Path(__file__).parents[3] / "deploy" / "example.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +233,11 @@ def test_what_cannot_be_served_is_refused_naming_the_key(tmp_path: Path, content
     assert "\n" not in str(refusal.value)
 
 
+def test_guidance_may_take_as_many_rows_as_a_request_may() -> None:
+    content = demo_with(server={"max_rows_per_request": 16})
+    assert Settings(**content).server.max_rows_per_request == 16
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         load_settings(tmp_path / "nowhere.yaml")
@@ -262,64 +262,3 @@ def test_the_engine_gets_the_limits(tmp_path: Path) -> None:
     assert (limits.max_queued_rows, limits.max_rows_per_request, limits.max_rows) == (3, 20, 40)
     assert limits.request_timeout_s == 5
     assert config.workers.threads == 1
-
-
-# The example file
-
-
-def keys_of(kind: Any) -> Iterator[tuple[str, ...]]:
-    """Every path of keys below a type; a name that the operator chooses is `*`."""
-    if get_origin(kind) in (Union, type(int | str)):
-        for member in get_args(kind):
-            yield from keys_of(member)
-    elif get_origin(kind) in (dict, Mapping):
-        value = get_args(kind)[1]
-        yield from (("*", *path) for path in keys_of(value))
-    elif dataclasses.is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        hints = get_type_hints(kind)
-        names = kind.model_fields if hasattr(kind, "model_fields") else [f.name for f in dataclasses.fields(kind)]
-        for name in names:
-            yield (name,)
-            yield from ((name, *path) for path in keys_of(hints[name]))
-
-
-def is_shown(content: Any, path: tuple[str, ...]) -> bool:
-    if not path:
-        return True
-    if not isinstance(content, dict):
-        return False
-    if path[0] == "*":
-        return any(is_shown(value, path[1:]) for value in content.values())
-    return path[0] in content and is_shown(content[path[0]], path[1:])
-
-
-def test_the_example_loads_and_equals_the_defaults() -> None:
-    assert load_settings(EXAMPLE).model_dump() == load_settings().model_dump()
-
-
-WHOLE_EXAMPLE = EXAMPLE.read_text().replace("\n#|", "\n")  # with what stands there for those who want it
-
-
-def test_the_remote_models_of_the_example_load_too(tmp_path: Path) -> None:
-    settings = load_settings(write(tmp_path, WHOLE_EXAMPLE))
-    large, pair = settings.large_models["llama"], settings.pairs["polite"]
-    assert isinstance(large, RemoteLargeModelConfig)
-    assert isinstance(pair, RemotePairConfig)
-    assert (large.flavor, len(large.base_urls), pair.tuned.model) == ("vllm", 2, "polite")
-    defaults = RemoteLargeModelConfig(base_url="http://x", model="m")
-    example = replace(large, base_url="http://x", model="m", flavor="auto", tokenizer=None, api_key_env=None)
-    assert example == defaults
-
-
-@pytest.mark.parametrize("path", sorted(set(keys_of(Settings))), ids=".".join)
-def test_the_example_shows_every_key(path: tuple[str, ...]) -> None:
-    assert is_shown(yaml.safe_load(WHOLE_EXAMPLE), path)
-
-
-def test_the_list_of_keys_is_not_empty() -> None:
-    """Guards the test above, which would pass without checking anything if `keys_of` found no keys."""
-    found = set(keys_of(Settings))
-    assert ("served_models", "*", "guidance", "chunk_length") in found
-    assert ("server", "drain_timeout_s") in found
-    assert ("workers", "kv_cache_gb") in found
-    assert len(found) > 30

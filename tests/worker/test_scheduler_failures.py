@@ -1,0 +1,114 @@
+"""A scheduler's step that fails: a broken forward, no memory, a broken device, and a bug in one request."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.worker.test_scheduler import NO_END, drain, drawn, sample_job, state, worker_models
+from w2s_core.pool.messages import JobFailed, JobOutcome, Row
+from w2s_core.worker import step_outputs
+from w2s_core.worker.kv_cache import Region
+
+
+def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = worker_models()
+    subject.handle(sample_job(1, [Row((), 1, 5)]))
+    with monkeypatch.context() as patch:
+        patch.setattr(subject._schedulers["m"].runner, "_model", broken_model)
+        [failed] = subject.step()
+    assert isinstance(failed, JobFailed)
+    assert "out of memory" in failed.message
+    assert state(subject).sessions == {"m": 0}
+    subject.handle(sample_job(1, [Row((), 1, 5)]))
+    assert len(drawn(drain(subject), 1, 1)[0]) == 5
+
+
+def test_kv_of_a_failed_forward_is_not_cached_as_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch had marked the prompt as computed before the forward failed."""
+    job = sample_job(1, [Row((), 1, 5)], tuple(range(40)))
+    healthy = worker_models()
+    healthy.handle(job)
+    expected = drawn(drain(healthy), 1, 1)
+    subject = worker_models()
+    with monkeypatch.context() as patch:
+        patch.setattr(subject._schedulers["m"].runner, "_model", broken_model)
+        subject.handle(job)
+        [failed] = subject.step()
+    assert isinstance(failed, JobFailed)
+    subject.handle(job)
+    assert drawn(drain(subject), 1, 1) == expected
+
+
+def test_no_memory_for_the_draw_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sessions: one was in the batch whose draw failed, the other comes after it and loses nothing."""
+    subject = worker_models()
+    subject.handle(sample_job(1, [Row((), 1, 5)]))
+    with monkeypatch.context() as patch:
+        patch.setattr(step_outputs, "draw_tokens", broken_model)
+        [failed] = subject.step()
+    assert isinstance(failed, JobFailed)
+    assert "out of memory" in failed.message
+    assert failed.field is None
+    assert state(subject).slots_used == {"m": 0}
+    subject.handle(sample_job(2, [Row((), 1, 5)]))
+    assert len(drawn(drain(subject), 2, 1)[0]) == 5
+
+
+def test_no_memory_for_moving_kv_preempts_or_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that must grow while the device has no memory for the move waits, and later draws the same tokens."""
+    jobs = [sample_job(number, [Row((), number, 200)], sampling=NO_END) for number in (1, 2)]
+    alone = []
+    for job in jobs:
+        subject = worker_models()
+        subject.handle(job)
+        alone.append(drawn(drain(subject), job.id, 1))
+    subject = worker_models()
+    cache = subject._schedulers["m"].runner.cache
+    grow, refused = cache.grow, []
+
+    def no_room(region: Region, size: int) -> None:
+        if len(refused) < 3:
+            refused.append(size)
+            raise torch.OutOfMemoryError("out of memory")
+        grow(region, size)
+
+    monkeypatch.setattr(cache, "grow", no_room)
+    for job in jobs:
+        subject.handle(job)
+    outcomes: list[JobOutcome] = []
+    while not subject.idle:
+        outcomes += subject.step()
+        state(subject)
+    assert len(refused) == 3
+    assert not [o for o in outcomes if isinstance(o, JobFailed)]
+    assert [drawn(outcomes, job.id, 1) for job in jobs] == alone
+
+
+def test_a_device_that_cannot_run_any_more_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After such an error no kernel runs in this process any more: the pool must start another."""
+
+    def lost(*_: object) -> None:
+        raise torch.AcceleratorError("device-side assert triggered")
+
+    subject = worker_models()
+    subject.handle(sample_job(1, [Row((), 1, 5)]))
+    monkeypatch.setattr(step_outputs, "draw_tokens", lost)
+    with pytest.raises(torch.AcceleratorError):
+        subject.step()
+
+
+def broken_model(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("out of memory")
+
+
+def test_a_request_that_hits_a_bug_fails_alone() -> None:
+    """A token without an embedding: the worker must survive, or one request could kill every worker in turn."""
+    subject = worker_models()
+    subject.handle(sample_job(1, [Row((), 1, 5)], (1, 2, 99_999)))
+    [failed] = drain(subject)
+    assert isinstance(failed, JobFailed)
+    assert failed.field is None
+    subject.handle(sample_job(2, [Row((), 1, 5)]))
+    assert len(drawn(drain(subject), 2, 1)[0]) == 5
+    assert state(subject).sessions == {"m": 1}
