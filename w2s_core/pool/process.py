@@ -70,6 +70,7 @@ class WorkerProcess:
         name: str = "0",
     ) -> None:
         self.spec = spec
+        self._name = name
         self.models: Mapping[str, ModelInfo] = {}
         self.rows = 0  # of the sessions it has, for load balancing
         self._heartbeat = heartbeat
@@ -125,7 +126,10 @@ class WorkerProcess:
     def check_heartbeat(self) -> None:
         """Kills the worker if its heartbeat has timed out. Sends a Ping unless one is unanswered."""
         if self._heartbeat.check() and self.alive:
-            _log.error("worker %d has been silent for %.0f s and is killed", self.pid, self._heartbeat.timeout_s)
+            timeout_s = self._heartbeat.timeout_s
+            _log.error(
+                "worker %s: process %d has been silent for %.0f s and is killed", self._name, self.pid, timeout_s
+            )
             self._process.kill()
         if not self._heartbeat.awaiting_pong:
             self._heartbeat.ping_sent()

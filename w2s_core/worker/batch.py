@@ -91,8 +91,8 @@ class Batch:
         return node in session.nodes
 
     def request_prompt_logits(self, tree: TokenTree, processed: int) -> None:
-        """Adds the prompt's next tokens, as many as the budget allows, and returns the logits after those beyond the
-        first `processed` tokens.
+        """Adds the prompt's next tokens, as many as the budget allows, and requests the logits after each one beyond
+        the first `processed`.
 
         Nothing else may be requested of this tree. Raises CacheFullError, having changed nothing.
         """

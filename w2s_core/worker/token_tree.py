@@ -227,7 +227,7 @@ class TokenTree:
             self.slot_end = self._free_slots.pop()
 
     def close(self) -> None:
-        """Frees the region, if there is one. The tree is not used afterwards."""
+        """Frees the region, if there is one."""
         if self.region is not None:
             self._cache.free(self.region)
             self.region = None
