@@ -70,8 +70,8 @@ class HeaderLimit:
     """Answers 431 when a request line and its headers exceed `server.max_header_bytes`, or number more than
     `server.max_headers`.
 
-    The protocol aborts a head that exceeds the limit while it is still incomplete; this covers one that arrived at
-    once.
+    The protocol aborts a head that exceeds the limit while it is still incomplete; this covers one that arrived in
+    one piece.
     """
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:

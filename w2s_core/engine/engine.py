@@ -160,9 +160,8 @@ class Engine:
                     yield event
 
     async def _events(self, request: GenerationRequest, observer: RequestObserver) -> AsyncGenerator[Event]:
-        if (
-            not self._workers_ready
-        ):  # a provider that is down fails only the requests that need it, when they are planned
+        # A provider that is down fails only the requests that need it, when they are planned.
+        if not self._workers_ready:
             raise UnavailableError("No worker is ready.", _RETRY_AFTER_S)
         plans = self._planner.plan(await self._planner.with_checked_grammar(request))
         observer.on_planned(plans)

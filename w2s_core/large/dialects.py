@@ -15,7 +15,7 @@ from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
-# For fields that a call leaves out vLLM takes the model's generation_config.json, which often hides a top_k.
+# vLLM fills fields that a call omits from generation_config.json, which often sets a top_k.
 _VLLM_DEFAULTS: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -52,9 +52,10 @@ class DialectSession(Protocol):
         ...
 
     def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
-        """Returns at most `length` tokens; unless `exact`, more where these hold no whole character.
+        """Returns at most `length` tokens, or, unless `exact`, as many more as complete the first character.
 
-        Raises UpstreamError where the provider left out what was asked for.
+        An answer that the model ended may be returned whole. Raises UpstreamError where the provider left out what was
+        asked for.
         """
         ...
 

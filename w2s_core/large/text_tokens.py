@@ -71,8 +71,8 @@ def token_bytes_of_choice(tokens: Sequence[str], text: str) -> list[bytes]:
 def whole_character_tokens(tokens: Sequence[bytes], length: int) -> int:
     """How many of the first tokens to keep so that the last one ends a character.
 
-    The most up to `length`, or else the fewest beyond it, or 0. Bytes that are not UTF-8 count as characters. An empty
-    token is the beginning of the next one's character, as vLLM writes it.
+    The largest such number ≤ `length`, else the smallest above it, else 0. Bytes that are not UTF-8 count as
+    characters. An empty token is the beginning of the next one's character, as vLLM writes it.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     kept = 0

@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 5.0
 # How many rounds an OpenMP thread spins before it sleeps. By default it spins for ever, and threads starve each other
 # as soon as anything else runs on the machine: a decode step of 16 rows then took 990 ms instead of 70. Not spinning at
-# all takes 1.4 times as long on an idle machine. This many rounds cost nothing there, and 330 ms on a crowded one. An
-# operator's own setting wins.
+# all takes 1.4 times as long on an idle machine. This many rounds cost nothing there, and a step takes 330 ms on a busy
+# one. An operator's own setting wins.
 WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}
 _job_ids = itertools.count(1)
 

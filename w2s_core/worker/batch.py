@@ -17,7 +17,8 @@ from w2s_core.worker.transfer import long_tensor
 class _SessionTokens:
     """One session's tokens in the batch: the next `prompt_slice` tokens of its prompt, then nodes, ancestors first.
 
-    Logits are returned for the slice's last `prompt_logits` tokens. `new_slots` of the nodes have no slot yet.
+    Logits are returned for the slice's last `prompt_logits` tokens. `new_slots`: how many of the nodes have no slot
+    yet.
     """
 
     prompt_slice: int = 0

@@ -1,7 +1,7 @@
 """Scheduler: continuous batching of one model's jobs. Each step schedules a batch, runs it and updates the tasks.
 
-Rows join and leave the batch at any step. A decoding row gets its token in every step; prompts and scoring run beside
-it in slices (chunked prefill), so that a new request does not stall the others.
+Rows join and leave the batch at any step. A decoding row gets its token in every step; prompts and scoring run
+alongside it in slices (chunked prefill), so that a new request does not stall the others.
 
 Sessions take KV slots as they grow. When none are free, cached prefixes are evicted first, then sessions without a job,
 and then younger sessions are preempted: they lose KV, never tokens, and compute it again when slots are free. The
@@ -35,7 +35,7 @@ from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.worker.token_tree import TokenTree
 
 _log = logging.getLogger(__name__)
-_MAX_STEP_TIMES = 4096  # step times kept between two Pongs, the latest; more than one second has
+_MAX_STEP_TIMES = 4096  # the latest step times, kept until the next Pong; one second has fewer
 # Prompt and scoring tokens per step. Bounds a step's time and the memory of its logits (tokens × vocabulary).
 _TOKEN_BUDGET = 256
 
@@ -107,7 +107,7 @@ class ModelScheduler:
     def step(self) -> list[JobOutcome]:
         """Runs one forward. Returns the updates and results that came of it."""
         only_sampling = len(self.sample_tasks) == len(self.tasks)
-        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, nothing_else=only_sampling))
+        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, idle=only_sampling))
         return [*failed, *self._run(self._schedule())]
 
     def drain_step_times(self) -> list[tuple[StepKind, float]]:

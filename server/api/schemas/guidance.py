@@ -48,7 +48,7 @@ class GuidanceOptions(BaseModel):
 def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None, n: int) -> Guidance | None:
     """Merges the request's guidance into the served model's `default`. `n` is the number of choices.
 
-    Returns None if the engine shall use the default as it is. Raises RequestError("guidance.pairs") if a search has no
+    Returns None if the engine should use the default as it is. Raises RequestError("guidance.pairs") if a search has no
     pairs.
     """
     if requested is None and (default is None or default.method != "best_of_n"):
