@@ -39,7 +39,7 @@ class LogprobMethod(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PromptLogprobs:
+class PromptLogprobsMethod:
     """vLLM's `prompt_logprobs`, keyed by token id. It cannot score text, because it does not say where a token stands.
 
     https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
@@ -60,7 +60,7 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class Echo:
+class EchoMethod:
     """OpenAI's `echo` with `logprobs`: the completion begins with the prompt. Some providers require `max_tokens` 1.
 
     https://platform.openai.com/docs/api-reference/completions/create
@@ -93,7 +93,7 @@ class Echo:
         return sum(nats(logprobs.token_logprobs[i]) for i in range(echoed) if begin <= offsets[i] < end)
 
 
-LOGPROB_METHODS: Sequence[LogprobMethod] = (PromptLogprobs(), Echo(0), Echo(1))
+LOGPROB_METHODS: Sequence[LogprobMethod] = (PromptLogprobsMethod(), EchoMethod(0), EchoMethod(1))
 
 
 async def probe_logprob_method(provider: Provider, tokens: Tokens | None, key: str) -> LogprobMethod:
