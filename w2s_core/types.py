@@ -15,6 +15,7 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 StepKind: TypeAlias = Literal["decode", "prefill", "score"]  # of a model's forward pass
 Tokens: TypeAlias = tuple[int, ...]
 GrammarKind: TypeAlias = Literal["json", "json_object", "regex", "choice", "grammar", "compiled"]
+MIN_LOGPROB = -9999.0  # nats; stands for −∞, which JSON cannot express, as at OpenAI and vLLM
 # Top log-probabilities at one position: (token, nats), best first.
 Alternatives: TypeAlias = tuple[tuple[int, float], ...]
 

@@ -12,6 +12,7 @@ from server.api.schemas.chat import ChatChunk
 from server.api.schemas.completions import Completion
 from server.api.schemas.responses import ErrorResponse
 from server.errors import ERROR_SPECS, ErrorInfo, InvalidApiKeyError
+from server.http.middleware import REQUEST_ID_PATTERN
 from w2s_core.errors import (
     DeadlineError,
     OverloadedError,
@@ -26,7 +27,7 @@ Responses = dict[int | str, dict[str, Any]]
 _HEADERS: Mapping[str, Any] = {
     "x-request-id": {
         "description": "The request's own `x-request-id` if it matches the pattern, else a new id.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
+        "schema": {"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"},
     },
     "openai-processing-ms": {
         "description": "Milliseconds from the request's arrival to the start of the response.",

@@ -21,7 +21,8 @@ from w2s_core.errors import ShuttingDownError
 
 _METRICS = "/metrics"
 _ADMIN_PATHS = (_METRICS, "/health", "/ready", "/version")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)  # what is accepted from a caller
+REQUEST_ID_PATTERN = r"[A-Za-z0-9._:/+=@-]{1,128}"  # what is accepted from a caller
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN, re.ASCII)
 
 
 class RequestContext:

@@ -168,7 +168,8 @@ class Planner:
         budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens)
         check_min_tokens(request, budget)
         chunked = guidance is not None and guidance.method == "cbs"
-        if guidance is not None and not chunked:  # best of n is a search with one chunk as long as the answer
+        # Best of n is a search with one chunk as long as the answer, of whose candidates the n best are kept.
+        if guidance is not None and not chunked:
             guidance = replace(guidance, beam_width=request.n, chunk_length=budget)
         seed = request.sampling.seed
         plan = Plan(

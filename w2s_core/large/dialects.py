@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.parameters import check_extras, check_public, common_fields, per_call_fields
-from w2s_core.large.prompts import encode_prompt
+from w2s_core.large.prompts import decode_prompt, encode_prompt
 from w2s_core.large.text_tokens import TextTokenTable, bytes_of, token_bytes_of_choice, whole_character_tokens
 from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
@@ -96,7 +96,7 @@ class TokenIdDialect:
         return len(prompt)
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
-        return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+        return decode_prompt(self._tokenizer, prompt)
 
     def open(self, prompt: Tokens, sampling: SamplingParams) -> TokenIdSession:
         return TokenIdSession(self._provider_name, self._tokenizer, prompt, sampling)

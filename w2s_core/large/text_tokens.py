@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 from w2s_core.errors import UpstreamError
+from w2s_core.text.detokenizer import REPLACEMENT
 from w2s_core.text.token_bytes import decode_utf8
 from w2s_core.types import Tokens, TokenText
 
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # how OpenAI writes a token that is not whole characters
-_REPLACEMENT = "\ufffd"
 _MAX_TOKENS = 2**22
 
 
@@ -92,4 +92,4 @@ def bytes_of(token: str) -> bytes:
 
 
 def _complete(text: str) -> str:
-    return text.rstrip(_REPLACEMENT)
+    return text.rstrip(REPLACEMENT)

@@ -10,10 +10,9 @@ from pydantic import Field
 
 from server.api.schemas.responses import ResponseModel
 from w2s_core.engine.events import TokenInfo
-from w2s_core.types import TokenText
+from w2s_core.types import MIN_LOGPROB, TokenText
 
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
-MIN_LOGPROB = -9999.0  # stands for −∞, which JSON cannot express; OpenAI uses the same number
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,6 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("guidance", {"pairs": {"positive": "1"}}, "guidance.pairs.positive"),
     ("guidance", {"pairs": {"positive": None}}, "guidance.pairs.positive"),
     ("guidance", {"weights": {}}, "guidance.weights"),
-    ("guidance", {"beam_width": 2}, "guidance.pairs"),  # a plain model has none of its own
     ("best", 3, "best"),
     ("temperatur", None, "temperatur"),
 ]
@@ -341,26 +340,14 @@ async def test_max_completion_tokens_out_of_range(ask: Asker) -> None:
         ("plain", {"pairs": {"positive": 1.0}}, Guidance("cbs", {"positive": 1.0}, 4, 4, 5)),
         ("plain", {"method": "none"}, Guidance("none")),
         ("steered", {"method": "none"}, Guidance("none", {"positive": 1.0}, 4, 4, 5)),
-        ("steered", {"method": "best_of_n", "successors": 9}, Guidance("best_of_n", {"positive": 1.0}, 1, 9, 5)),
-        ("best", None, Guidance("best_of_n", {"positive": 1.0}, 1, 8, 5)),
+        ("steered", {"method": "best_of_n", "successors": 9}, Guidance("best_of_n", {"positive": 1.0}, 4, 9, 5)),
+        ("best", None, None),
     ],
 )
 async def test_the_bodys_guidance_lies_over_the_models(
     ask: Asker, endpoint: str, model: str, asked: Any, effective: Guidance | None
 ) -> None:
     assert (await ask.asked(endpoint, model=model, guidance=asked)).guidance == effective
-
-
-@BOTH
-async def test_best_of_n_keeps_as_many_as_are_returned(ask: Asker, endpoint: str) -> None:
-    guidance = (await ask.asked(endpoint, model="best", n=3)).guidance
-    assert guidance is not None
-    assert (guidance.beam_width, guidance.successors) == (3, 8)
-
-
-@BOTH
-async def test_pairs_emptied_by_the_body_cannot_guide(ask: Asker, endpoint: str) -> None:
-    assert await ask.refused(endpoint, model="steered", guidance={"pairs": {}}) == "guidance.pairs"
 
 
 # How a conversation is rendered
