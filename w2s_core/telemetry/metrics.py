@@ -1,4 +1,4 @@
-"""Prometheus metrics: every counter, gauge and histogram. docs/operations.md explains each.
+"""Prometheus metrics: every counter, gauge and histogram. Each is explained in docs/operations.md.
 
 This is the only module that imports prometheus_client. Each engine has a registry of its own, so that one process can
 run several. Label values are names from the configuration, worker numbers and constants of this package, never
