@@ -71,7 +71,7 @@ test-clients: install $(CLIENTS)/.ready ## compare lm-eval's results on this ser
 	TEST_LM_EVAL=$(abspath $(CLIENTS)/bin/python) $(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
 .PHONY: check
-check: install ## check lint, format, types and import borders
+check: install ## check lint, format, types and import boundaries
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

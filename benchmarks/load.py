@@ -155,7 +155,8 @@ def cost_table(sweeps: Sweeps) -> str:
             load = level.load
             cost = 1000 * load.streams / level.speed
             lines.append(f"| {name} | {load.w}/{load.k}/{load.length} | {load.tokens} | {load.streams} | {cost:.0f} |")
-    lines += ["", "| W/K/L | P | T | KV held, tokens | P + W·C + W·K·L | W·K·(P + T) |", "|---|---|---|---|---|---|"]
+    lines += ["", "| W/K/L | P | T | KV held, tokens | P + W·(T − L) + W·K·L | W·K·(P + T) |"]
+    lines.append("|---|---|---|---|---|---|")
     for usage in sweeps.memory:
         load, shape = usage.load, f"{usage.load.w}/{usage.load.k}/{usage.load.length}"
         lines.append(

@@ -39,7 +39,7 @@ class KVUsage:
 
     @property
     def predicted(self) -> int:
-        """P + W·C + W·K·L, where C is the answer's length before the last chunk."""
+        """P + W·(T − L) + W·K·L: before the last chunk a hypothesis has T − L tokens."""
         load = self.load
         return load.prompt + load.w * (load.tokens - load.length) + load.rows * load.length
 

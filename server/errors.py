@@ -106,7 +106,7 @@ def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
     spec = next(ERROR_SPECS[ancestor] for ancestor in type(error).__mro__ if ancestor in ERROR_SPECS)
     if isinstance(error, RequestValidationError):
         return _from_validation_error(error, spec)
-    if isinstance(error, UpstreamError):  # the provider's fault: a traceback of ours would tell nothing
+    if isinstance(error, UpstreamError):  # the provider's fault: a traceback of ours would not help
         logger.warning("request %s failed upstream: %s", request_id, error)
     elif spec.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, UnavailableError | DeadlineError):
         logger.error("request %s failed", request_id, exc_info=error)

@@ -1,4 +1,4 @@
-"""docs/design.md names every module of the product once, and nothing that does not exist."""
+"""docs/design.md describes every module by its docstring's first sentence, and names nothing that does not exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ PAGE = (ROOT / "docs/design.md").read_text(encoding="utf-8")
 def rows(text: str) -> list[list[str]]:
     """The cells of every table in the text, without the marks of code."""
     return [
-        [cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+        [cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line.strip("|"))]
+        for line in text.splitlines()
+        if "|" in line
     ]
 
 
@@ -29,10 +31,20 @@ def symbols(path: Path) -> set[str]:
     return found
 
 
-def test_every_module_stands_in_its_room_once() -> None:
-    described = sorted(row[0] for row in rows(PAGE) if row[0].endswith(".py"))
+def first_sentence(path: Path) -> str:
+    """The first sentence of a module's docstring, on one line and without its full stop."""
+    paragraph = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+    return re.split(r"(?<=\.) (?=[A-Z`])", " ".join(paragraph.split()))[0].removesuffix(".")
+
+
+def test_every_module_is_described_once_by_its_docstring() -> None:
+    described = sorted((row[0], row[1].strip("`")) for row in rows(PAGE) if row[0].endswith(".py"))
     modules = [path for top in ("server", "w2s_core") for path in (ROOT / top).rglob("*.py")]
-    assert described == sorted(str(path.relative_to(ROOT)) for path in modules if path.name != "__init__.py")
+    assert described == sorted(
+        (str(path.relative_to(ROOT)), first_sentence(path).replace("|", r"\|").strip("`"))
+        for path in modules
+        if path.name != "__init__.py"
+    )
 
 
 def test_what_is_looked_for_is_there() -> None:

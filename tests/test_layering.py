@@ -1,6 +1,6 @@
-"""Layering beyond what `lint-imports` reads from the source: what a process loads, and how large rooms and files are.
+"""Layering beyond what `lint-imports` reads from the source: what a process loads, and how large things may be.
 
-The contracts about imports between rooms are in pyproject.toml, under `tool.importlinter`.
+The contracts about imports between packages are in pyproject.toml, under `tool.importlinter`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "w2s_core", "benchmarks", "deploy")
-WITH_TORCH = {"worker", "demo", "evaluation"}  # rooms of w2s_core
-MOST_MODULES = {"w2s_core": 8, "server": 6}  # beside the rooms
+WITH_TORCH = {"worker", "demo", "evaluation"}  # packages of w2s_core
+MOST_MODULES = {"w2s_core": 8, "server": 6}  # besides the packages
 MOST_LINES = 300
 MOST_FUNCTION_LINES = 40
 # Imports every module and prints those after which torch or transformers was there for the first time.
@@ -36,7 +36,7 @@ json.dump(loaded, sys.stdout)
 """
 
 
-def rooms() -> list[str]:
+def subpackages() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "w2s_core").glob("*/__init__.py"))
 
 
@@ -67,9 +67,9 @@ def loaded_by(names: list[str]) -> dict[str, str]:
     return found
 
 
-def test_importing_a_room_loads_torch_in_the_workers_room_only() -> None:
+def test_importing_a_package_loads_torch_in_the_worker_only() -> None:
     names = [f"w2s_core.{module.stem}" for module in (ROOT / "w2s_core").glob("*.py") if module.stem != "__init__"]
-    names += [name for room in rooms() if room not in WITH_TORCH for name in modules(f"w2s_core.{room}")]
+    names += [name for package in subpackages() if package not in WITH_TORCH for name in modules(f"w2s_core.{package}")]
     assert "w2s_core.engine.engine" in names
     assert "torch" not in loaded_by(names)
     assert loaded_by(["w2s_core.worker.main"])["torch"] == "w2s_core.worker.main", "the look does find it"
@@ -80,20 +80,20 @@ def test_importing_the_server_loads_neither_torch_nor_transformers(package: str)
     assert not loaded_by(list(modules(package)))
 
 
-def test_the_contracts_name_every_room() -> None:
-    """A new room is under them from its first day."""
+def test_the_contracts_name_every_package() -> None:
+    """A new package is under them from its first day."""
     listed: dict[str, Any] = {
         contract["id"]: contract
         for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     }
-    every = {f"w2s_core.{room}" for room in rooms()}
-    assert every - set(listed["torch"]["source_modules"]) == {f"w2s_core.{room}" for room in WITH_TORCH}
-    assert every == set(listed["ground"]["forbidden_modules"])
+    every = {f"w2s_core.{package}" for package in subpackages()}
+    assert every - set(listed["torch"]["source_modules"]) == {f"w2s_core.{package}" for package in WITH_TORCH}
+    assert every == set(listed["base"]["forbidden_modules"])
     assert every - set(listed["search"]["forbidden_modules"]) == {"w2s_core.search"}
 
 
 @pytest.mark.parametrize("package", MOST_MODULES)
-def test_few_modules_lie_outside_the_rooms(package: str) -> None:
+def test_few_modules_lie_outside_the_packages(package: str) -> None:
     loose = [path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
     assert len(loose) <= MOST_MODULES[package], loose
 

@@ -163,7 +163,7 @@ class ServedModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class WorkersConfig:
-    """The worker processes, one per device.
+    """The worker processes, one per entry of `devices`.
 
     `devices`: torch device names; "auto" = all GPUs, or the CPU if there are none. `dtype`: "auto" = bfloat16 if the
     processor has instructions for it, else float32. `threads`: CPU threads of each worker; "auto" = the cores divided

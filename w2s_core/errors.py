@@ -7,7 +7,7 @@
     │   │   └── UpstreamContextLengthError     the same, found by a provider
     │   ├── PairContextLengthError             prompt and answer exceed a pair's context (400)
     │   └── UnknownModelError                  no such served model (404)
-    ├── OverloadedError                        the admission queue is full (429); `retry_after_s`
+    ├── OverloadedError                        the queue is full, or an API key is at a limit (429); `retry_after_s`
     ├── UnavailableError                       loading, no worker alive, or a provider down (503); `retry_after_s`
     │   └── ShuttingDownError                  graceful shutdown has begun (503); `retry_after_s`
     ├── DeadlineError                          the request took longer than it may (504)
@@ -85,7 +85,10 @@ class UnknownModelError(RequestError):
 
 
 class OverloadedError(W2SError):
-    """The admission queue is full. The client may retry after `retry_after_s` seconds."""
+    """The admission queue is full, or an API key has reached one of its limits (429).
+
+    The client may retry after `retry_after_s` seconds.
+    """
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)

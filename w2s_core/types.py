@@ -1,4 +1,4 @@
-"""The data types that all rooms share: requests, prompts, sampling parameters, hypotheses, scores.
+"""The data types that all packages share: requests, prompts, sampling parameters, hypotheses, scores.
 
 All are frozen: a hypothesis is never edited, and a successor is a new one. Scores and log-probabilities are in nats.
 Lengths are in tokens of the large model unless another is named.
@@ -15,9 +15,9 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 StepKind: TypeAlias = Literal["decode", "prefill", "score"]  # of a model's forward pass
 Tokens: TypeAlias = tuple[int, ...]
 GrammarKind: TypeAlias = Literal["json", "json_object", "regex", "choice", "grammar", "compiled"]
-Alternatives: TypeAlias = tuple[
-    tuple[int, float], ...
-]  # top log-probabilities at one position: (token, nats), best first
+MIN_LOGPROB = -9999.0  # nats; stands for −∞, which JSON cannot express, as at OpenAI and vLLM
+# Top log-probabilities at one position: (token, nats), best first.
+Alternatives: TypeAlias = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ class GenerationRequest:
     """One API call, for the engine. `guidance` None takes the served model's own; `best_of` is OpenAI's field.
 
     Each of `prompts` gets `n` choices, indexed `i + prompt_index * n`. Of a prompt longer than `truncate_prompt_tokens`
-    only the last tokens are used; -1 means as many as fit the context beside the answer, None all.
+    only the last tokens are used; -1 means as many as fit the context with the answer, None all.
 
     `with_tokens` adds tokens to the committed text, and `with_prompt` a PromptRead event before it. `prompt_logprobs`
     asks for log-probabilities in that event, with so many alternatives at each position. `needs_token_ids` is true

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Policy:
-    """The limits, API keys and key usage that apply to a request. Code reads them here anew for each request.
+    """The limits, API keys and key usage that apply to a request.
 
-    `usage` survives `update`.
+    Read them from here for each request or connection; keep no copy beyond that. `usage` survives `update`.
     """
 
     def __init__(self, config: ServerConfig) -> None:

@@ -12,6 +12,7 @@ from server.api.schemas.chat import ChatChunk
 from server.api.schemas.completions import Completion
 from server.api.schemas.responses import ErrorResponse
 from server.errors import ERROR_SPECS, ErrorInfo, InvalidApiKeyError
+from server.http.middleware import REQUEST_ID_PATTERN
 from w2s_core.errors import (
     DeadlineError,
     OverloadedError,
@@ -26,7 +27,7 @@ Responses = dict[int | str, dict[str, Any]]
 _HEADERS: Mapping[str, Any] = {
     "x-request-id": {
         "description": "The request's own `x-request-id` if it matches the pattern, else a new id.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@-]{1,128}$"},
+        "schema": {"type": "string", "pattern": f"^{REQUEST_ID_PATTERN}$"},
     },
     "openai-processing-ms": {
         "description": "Milliseconds from the request's arrival to the start of the response.",
@@ -67,7 +68,7 @@ _ERRORS: Mapping[int, tuple[str, ErrorInfo]] = {
     ),
     429: (
         "The queue is full, or the API key has reached one of its limits",
-        ErrorInfo(ERROR_SPECS[OverloadedError], "Too many requests wait. Please try again later."),
+        ErrorInfo(ERROR_SPECS[OverloadedError], "The queue is full (512 of 512 rows). Please try again later."),
     ),
     500: (
         "An internal error of this server",
@@ -77,15 +78,15 @@ _ERRORS: Mapping[int, tuple[str, ErrorInfo]] = {
     ),
     502: (
         "The provider of a remote model failed, also after retries",
-        ErrorInfo(ERROR_SPECS[UpstreamError], "The provider of `llama` failed: it answered 500."),
+        ErrorInfo(ERROR_SPECS[UpstreamError], "The provider of `llama` failed (500)."),
     ),
     503: (
-        "The models are loading, no worker is alive, or the server is shutting down",
+        "The models are loading, no worker is alive, a provider is unreachable, or the server is shutting down",
         ErrorInfo(ERROR_SPECS[UnavailableError], "The models are still loading. Please try again shortly."),
     ),
     504: (
         "The request, or the provider of a remote model, took too long",
-        ErrorInfo(ERROR_SPECS[DeadlineError], "The request took longer than 600 seconds."),
+        ErrorInfo(ERROR_SPECS[DeadlineError], "The request did not finish within 600 seconds."),
     ),
 }
 _REFERENCE = "#/components/schemas/{model}"

@@ -30,7 +30,7 @@ _ID_CHARACTERS = string.ascii_letters + string.digits
 class ToolCallSettings:
     """How the answers to one request may call tools.
 
-    `max_calls` bounds the calls per answer; None means any number. `special_markers` tells that the format marks calls
+    `max_calls` bounds the calls per answer; None means any number. `special_markers` is true if the format marks calls
     with special tokens, which the text shows only if they are not skipped. `grammar` is set if the answer must call a
     tool (`tool_choice` is `required` or names a function).
     """

@@ -21,7 +21,8 @@ from w2s_core.errors import ShuttingDownError
 
 _METRICS = "/metrics"
 _ADMIN_PATHS = (_METRICS, "/health", "/ready", "/version")
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)  # what is accepted from a caller
+REQUEST_ID_PATTERN = r"[A-Za-z0-9._:/+=@-]{1,128}"  # what is accepted from a caller
+_REQUEST_ID = re.compile(REQUEST_ID_PATTERN, re.ASCII)
 
 
 class RequestContext:
@@ -70,8 +71,8 @@ class HeaderLimit:
     """Answers 431 when a request line and its headers exceed `server.max_header_bytes`, or number more than
     `server.max_headers`.
 
-    The protocol aborts a head that exceeds the limit while it is still incomplete; this covers one that arrived at
-    once.
+    The protocol aborts a head that exceeds the limit while it is still incomplete; this covers one that arrived in
+    one piece.
     """
 
     def __init__(self, app: ASGIApp, policy: Policy) -> None:

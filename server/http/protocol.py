@@ -1,4 +1,4 @@
-"""The HTTP/1.1 protocol: uvicorn's h11 protocol with read and write time-outs, a header limit and a connection limit.
+"""The HTTP/1.1 protocol: uvicorn's h11 protocol with read and write timeouts, a header limit and a connection limit.
 
 Input that is not HTTP is answered with OpenAI's error body.
 """
@@ -27,7 +27,7 @@ from w2s_core.errors import UnavailableError
 
 logger = logging.getLogger(__name__)
 
-_MAX_UNSENT_BYTES = 2**16  # in the kernel's send buffer: more would hide for long that a client does not read
+_MAX_UNSENT_BYTES = 2**16  # in the kernel's send buffer: a larger one would hide that a client has stopped reading
 _CONNECTIONS_RETRY_S = 1
 _LINGER_S = 1.0  # between an error response and the end of its connection
 
@@ -73,7 +73,7 @@ class _Timer:
 
 
 class LimitedH11Protocol(H11Protocol):
-    """An h11 protocol that cuts clients which send or read too slowly.
+    """An h11 protocol that disconnects clients that send or read too slowly.
 
     A request must have arrived completely, head and body, within `server.request_read_timeout_s` after its connection
     was ready for it; bytes that drip in do not extend that. The same holds for the rest of a body whose response was
@@ -142,7 +142,7 @@ class LimitedH11Protocol(H11Protocol):
         else:
             self._refuse(ErrorInfo.http(400, "This is not a valid HTTP request."))
 
-    # Time-outs
+    # Timeouts
 
     def _update_read_timer(self) -> None:
         """Runs the timer while a request is awaited or arriving. An idle connection is closed earlier, by uvicorn."""

@@ -24,7 +24,7 @@ def configure_logging(level: str, log_format: str) -> None:
 
 
 def json_formatter() -> logging.Formatter:
-    """One JSON object per line: `time` (UTC), `level`, `logger`, `message`, and the fields of a mapping beside them."""
+    """One JSON object per line: `time` (UTC), `level`, `logger`, `message`, and the fields of a mapping."""
     names = {"levelname": "level", "name": "logger"}
     omitted = [*RESERVED_ATTRS, "color_message"]  # uvicorn repeats its messages there with colours
     return JsonFormatter(

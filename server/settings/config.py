@@ -68,10 +68,10 @@ _ByBackend = Discriminator(
     custom_error_type="backend",
     custom_error_message="must be `local` or `remote`",
 )
-LargeModel = Annotated[
+AnyLargeModelConfig = Annotated[
     Annotated[LargeModelConfig, Tag("local")] | Annotated[RemoteLargeModelConfig, Tag("remote")], _ByBackend
 ]
-Pair = Annotated[Annotated[PairConfig, Tag("local")] | Annotated[RemotePairConfig, Tag("remote")], _ByBackend]
+AnyPairConfig = Annotated[Annotated[PairConfig, Tag("local")] | Annotated[RemotePairConfig, Tag("remote")], _ByBackend]
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -122,8 +122,8 @@ class Settings(BaseSettings):
     """All settings, validated. Build them with `load_settings`."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
-    large_models: Annotated[dict[str, LargeModel], Field(min_length=1)]
-    pairs: dict[str, Pair] = Field(default_factory=dict)
+    large_models: Annotated[dict[str, AnyLargeModelConfig], Field(min_length=1)]
+    pairs: dict[str, AnyPairConfig] = Field(default_factory=dict)
     served_models: Annotated[dict[str, ServedModelConfig], Field(min_length=1)]
     server: ServerConfig = ServerConfig()
     workers: WorkersConfig = WorkersConfig()

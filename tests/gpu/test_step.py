@@ -50,7 +50,7 @@ def test_cached_equals_uncached(cuda: torch.device, family: str) -> None:
         ]
         leaves = [[tree.insert(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
         for tree, nodes in zip(trees, leaves, strict=True):
-            tree.retain(nodes)
+            tree.prune_to(nodes)
         found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], budget=13)
         for prompt, ys, nodes in zip(prompts, answers, leaves, strict=True):
             for y, node in zip(ys, nodes, strict=True):

@@ -60,6 +60,9 @@ async def test_running_usage_grows_to_the_total(connect: Connect) -> None:
         ({"model": "guided", "n": 3}, 400, "n", None),
         ({"best_of": 2, "n": 3}, 400, "best_of", None),
         ({"guidance": {"pairs": {"nobody": 1}}}, 400, "guidance.pairs", None),
+        ({"guidance": {"beam_width": 2}}, 400, "guidance.pairs", None),  # a plain model has none of its own
+        ({"guidance": {"beam_width": 2}, "best_of": 4}, 400, "guidance.pairs", None),
+        ({"model": "guided", "guidance": {"pairs": {}}}, 400, "guidance.pairs", None),
         ({"guidance": {"pairs": {"positive": 1}, "beam_width": 65}}, 400, "guidance", None),
     ],
 )

@@ -58,9 +58,9 @@ ANY = cut_texts(st.one_of(TEXTS.map(str.encode), st.binary(max_size=12)))
 
 
 def places(tokenizer: BytesTokenizer, chunks: list[list[int]]) -> list[TokenSpan]:
-    placer = OffsetTracker(tokenizer)  # type: ignore[arg-type]
-    found = [place for chunk in chunks for place in placer.feed(chunk)]
-    return found + placer.flush(len(tokenizer.decode([t for chunk in chunks for t in chunk])))
+    tracker = OffsetTracker(tokenizer)  # type: ignore[arg-type]
+    spans = [span for chunk in chunks for span in tracker.feed(chunk)]
+    return spans + tracker.flush(len(tokenizer.decode([t for chunk in chunks for t in chunk])))
 
 
 @settings(max_examples=400)

@@ -54,7 +54,7 @@ def test_cached_equals_uncached_through_a_search(family: str) -> None:
         ]
         leaves = [[tree.insert(y) for y in ys] for tree, ys in zip(trees, answers, strict=True)]
         for tree, nodes in zip(trees, leaves, strict=True):
-            tree.retain(nodes)
+            tree.prune_to(nodes)
         found = logits_of(runner, [(t, n) for t, ns in zip(trees, leaves, strict=True) for n in ns], budget=13)
         for prompt, ys, nodes in zip(prompts, answers, leaves, strict=True):
             for y, node in zip(ys, nodes, strict=True):
@@ -84,7 +84,7 @@ def test_regions_move_with_their_content() -> None:
         for i, tree in trees.items():
             answer = tuple((j * i) % 7 for j in range(length))
             node = tree.insert(answer)
-            tree.retain([node])
+            tree.prune_to([node])
             got = logits_of(runner, [(tree, node)], 100)[node]
             torch.testing.assert_close(got, uncached(reference, (i, i + 1, *answer)), atol=1e-4, rtol=1e-4)
         runner.cache.check_integrity()
@@ -128,7 +128,7 @@ def test_slots_are_never_lost_nor_shared(data: st.DataObject) -> None:
                     assert step.slot == tree.path_slots(step)[-1] if step.parent else True
                 grown.append(node)
         leaves = data.draw(st.lists(st.sampled_from(grown), min_size=1, max_size=4))
-        tree.retain(leaves)
+        tree.prune_to(leaves)
         tree.check_integrity()
         if data.draw(st.integers(0, 5)) == 0:
             tree.evict()
@@ -170,7 +170,7 @@ def test_a_tree_holds_the_retained_answers_and_nothing_else(data: st.DataObject)
             tree.reserve(len(missing))
             for node in missing:
                 tree.assign_slot(node)
-        tree.retain([leaf for _, leaf in kept])
+        tree.prune_to([leaf for _, leaf in kept])
         tree.check_integrity()
         beginnings = {answer[:size] for answer, _ in kept for size in range(len(answer) + 1)}
         assert set(answers_in(tree)) == beginnings
@@ -180,9 +180,9 @@ def test_a_tree_holds_the_retained_answers_and_nothing_else(data: st.DataObject)
 def test_a_row_may_branch_off_inside_a_longer_answer() -> None:
     tree = TokenTree(KVCache(100), (1, 2))
     shorter, longer = tree.insert((5,)), tree.insert((5, 6))
-    tree.retain([shorter, longer])
+    tree.prune_to([shorter, longer])
     shorter.child(7)
-    tree.retain([longer])
+    tree.prune_to([longer])
     assert set(answers_in(tree)) == {(), (5,), (5, 6)}
 
 

@@ -57,7 +57,7 @@ class AdmissionQueue:
         return ticket
 
     def close(self) -> None:
-        """Refuses new tickets, and queued ones except those of requests of which another ticket already runs.
+        """Refuses new tickets, and queued ones unless another ticket of the same request is running.
 
         Such a request may be streaming to its client, so its remaining prompts are still served.
         """

@@ -1,6 +1,6 @@
 """Early scoring: scores the successors that have arrived while a provider still samples the others.
 
-The beams of a remote large model finish at different times. A pair that waits for the slowest of them wastes that time.
+The successors of different hypotheses arrive at different times. A pair that waits for the slowest wastes that time.
 Successors that arrive within `_BATCH_WINDOW_S` of each other are scored in one batch.
 """
 
@@ -16,14 +16,14 @@ from w2s_core.interfaces import Proposals, Scoring
 from w2s_core.search.cbs import distinct
 from w2s_core.types import Hypothesis
 
-# How long scoring waits after an arrival for further ones. Beams that a provider samples in one batch end within a step
-# or two of each other, and one call of the pair costs less than several.
+# How long scoring waits after an arrival for further ones. Successors that a provider samples in one batch end within a
+# step or two of each other, and one call of the pair costs less than several.
 _BATCH_WINDOW_S = 0.02
 
 
 @runtime_checkable
 class AsCompletedProposals(Proposals, Protocol):
-    """Proposals that can yield the successors of each beam as soon as they are sampled (see `asyncio.as_completed`)."""
+    """Proposals that can yield each hypothesis' successors as soon as they are sampled (see `asyncio.as_completed`)."""
 
     def propose_as_completed(
         self, beam: Sequence[Hypothesis], *, k: int, length: int

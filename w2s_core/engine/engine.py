@@ -96,7 +96,7 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether local models are loaded and a worker is alive, and every provider has been reached."""
+        """Whether each worker spec's models are loaded on a living worker and every provider is known and reachable."""
         return self._workers_ready and all(component.ready for component in self._components)
 
     @property
@@ -149,8 +149,8 @@ class Engine:
 
         Closing the iterator stops the search and frees its rows and KV. `record` is filled in when the request is over.
 
-        Raises RequestError, OverloadedError and UnavailableError before the first event; DeadlineError, UpstreamError
-        and WorkerError at any time.
+        Raises OverloadedError only before the first event; RequestError (a search outgrew KV or the pair's context, or
+        a grammar failed), UnavailableError, DeadlineError, UpstreamError and WorkerError at any time.
         """
         labels = self._planner.labels(request)
         with RequestObserver(self.metrics, request, labels, record, self._tracing) as observer:
@@ -160,9 +160,8 @@ class Engine:
                     yield event
 
     async def _events(self, request: GenerationRequest, observer: RequestObserver) -> AsyncGenerator[Event]:
-        if (
-            not self._workers_ready
-        ):  # a provider that is down fails only the requests that need it, when they are planned
+        # A provider that is down fails only the requests that need it, when they are planned.
+        if not self._workers_ready:
             raise UnavailableError("No worker is ready.", _RETRY_AFTER_S)
         plans = self._planner.plan(await self._planner.with_checked_grammar(request))
         observer.on_planned(plans)

@@ -20,16 +20,15 @@ def resolve_guidance(request: GenerationRequest, default: Guidance | None, pairs
     guidance = request.guidance or default
     if guidance is not None and guidance.method == "none":
         guidance = None
+    if guidance is not None and guidance.method == "cbs" and not guidance.pairs:
+        raise RequestError(
+            'guidance.method cbs needs at least one pair. Name one, for example {"pairs": {"NAME": 1.0}}.',
+            "guidance.pairs",
+        )
     if request.best_of is not None and request.best_of < request.n:
         raise RequestError(f"best_of ({request.best_of}) must be at least n ({request.n}).", "best_of")
     if request.best_of is not None and request.best_of > 1:
-        guidance = replace(
-            guidance or Guidance(),
-            method="best_of_n",
-            beam_width=request.n,
-            successors=request.best_of,
-            chunk_length=0,
-        )
+        guidance = replace(guidance or Guidance(), method="best_of_n", successors=request.best_of)
     if guidance is not None:
         _check_guidance(guidance, request, pairs)
     return guidance
@@ -40,8 +39,6 @@ def _check_guidance(guidance: Guidance, request: GenerationRequest, pairs: Colle
         if pair not in pairs:
             names = ", ".join(sorted(pairs)) or "none"
             raise RequestError(f"There is no pair `{pair}`. Configured pairs: {names}.", f"guidance.pairs.{pair}")
-    if guidance.method == "cbs" and not guidance.pairs:
-        raise RequestError("guidance.method cbs needs at least one pair.", "guidance.pairs")
     bound = "beam_width" if guidance.method == "cbs" else "successors"
     if request.n > getattr(guidance, bound):
         raise RequestError(f"n ({request.n}) exceeds guidance.{bound} ({getattr(guidance, bound)}).", "n")

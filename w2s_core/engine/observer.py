@@ -157,12 +157,12 @@ class RequestObserver:
         if self._trace:
             rounds = self._trace.trace_rounds(rounds)
         async with aclosing(rounds):
-            async for chunk in rounds:
+            async for round_ in rounds:
                 proposed = k * sum(not y.finished for y in beam)
-                self._metrics.count_chunk(chunk, proposed=proposed, pair_scored=pair_scored)
+                self._metrics.count_round(round_, proposed=proposed, pair_scored=pair_scored)
                 self.record.chunks += 1
-                beam = chunk.beam
-                yield chunk
+                beam = round_.beam
+                yield round_
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._arrival

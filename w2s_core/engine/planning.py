@@ -59,9 +59,9 @@ class Plan:
     """Everything that is needed to answer one prompt with `n` choices.
 
     `prompt` is for the large model, `pair_prompt` for the pairs. `guidance` and `scorer` are None for plain sampling.
-    A search starts from `initial_beams` copies of the empty answer and keeps `beam_width` hypotheses after each chunk.
-    `budget` is the number of large-model tokens that an answer may have. `pair_scored`: scores come from a pair, not
-    from the large model's likelihood. `text_to_score` is None unless nothing is sampled and this text is scored.
+    A search starts from `initial_hypotheses` copies of the empty answer and keeps `beam_width` hypotheses after each
+    chunk. `budget` is the number of large-model tokens that an answer may have. `pair_scored`: scores come from a pair,
+    not from the large model's likelihood. `text_to_score` is None unless nothing is sampled and this text is scored.
     """
 
     large: LargeModel
@@ -74,7 +74,7 @@ class Plan:
     budget: int
     n: int
     beam_width: int
-    initial_beams: int
+    initial_hypotheses: int
     pair_scored: bool
     with_tokens: bool
     with_prompt: bool
@@ -92,7 +92,7 @@ class Plan:
         """Rows to reserve: sequences that the large model samples at once, or 1 if it samples none."""
         if self.mode is Mode.SCORE:
             return 1
-        return self.n if self.guidance is None else self.initial_beams * self.guidance.successors
+        return self.n if self.guidance is None else self.initial_hypotheses * self.guidance.successors
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,8 @@ class Planner:
         budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens)
         check_min_tokens(request, budget)
         chunked = guidance is not None and guidance.method == "cbs"
-        if guidance is not None and not chunked:  # best of n is a search with one chunk as long as the answer
+        # Best of n is a search with one chunk as long as the answer, of whose candidates the n best are kept.
+        if guidance is not None and not chunked:
             guidance = replace(guidance, beam_width=request.n, chunk_length=budget)
         seed = request.sampling.seed
         plan = Plan(
@@ -182,7 +183,7 @@ class Planner:
             budget=budget,
             n=request.n,
             beam_width=guidance.beam_width if guidance else request.n,
-            initial_beams=guidance.beam_width if guidance and chunked else 1,
+            initial_hypotheses=guidance.beam_width if guidance and chunked else 1,
             pair_scored=guidance is not None and bool(guidance.pairs),
             with_tokens=request.with_tokens,
             with_prompt=request.with_prompt,

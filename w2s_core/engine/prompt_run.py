@@ -95,7 +95,7 @@ class PromptRun:
         assert scorer is not None
         streamers = [self._streamer(i) for i in range(plan.n)]
         beam: Sequence[Hypothesis] = [
-            replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.initial_beams)
+            replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.initial_hypotheses)
         ]
         async with scorer.open(plan.pair_prompt) as session:
             scoring = self._observer.observe_scoring(session)
@@ -110,9 +110,9 @@ class PromptRun:
             )
             observed = self._observer.observe_rounds(rounds, beam, k=guidance.successors, pair_scored=plan.pair_scored)
             async with aclosing(observed):
-                async for chunk in observed:
-                    beam = chunk.beam
-                    self.tree.add(chunk)
+                async for round_ in observed:
+                    beam = round_.beam
+                    self.tree.add(round_)
                     # The committed text is common to the whole beam, so it is no longer than the shortest hypothesis.
                     self.choice_lengths = [min(y.length for y in beam)] * plan.n
                     for text in [text for streamer in streamers for text in streamer.commit(beam)]:

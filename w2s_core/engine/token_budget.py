@@ -43,7 +43,7 @@ def context_budget(request: GenerationRequest, prompt: Prompt, tokens: Tokens, l
 
 
 def cap_to_pair_context(request: GenerationRequest, budget: int, pair_budget: int) -> int:
-    """The budget, at most `pair_budget`, which is refused if it is less than an explicit `max_tokens`."""
+    """Caps the budget at `pair_budget`. Raises RequestError if an explicit `max_tokens` does not fit."""
     if request.sampling.max_tokens is not None and pair_budget < budget:
         raise RequestError(f"The pair's context has room for {pair_budget} tokens of answer.", "max_tokens")
     return min(pair_budget, budget)

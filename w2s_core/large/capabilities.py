@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from w2s_core.config import RemoteModelConfig
 from w2s_core.errors import ConfigurationError, UpstreamRefusedError
-from w2s_core.remote.capability_probe import listed_context_length
-from w2s_core.remote.completion import read_completion
+from w2s_core.remote.capability_probe import PROBE_TEXT, listed_context_length
+from w2s_core.remote.completion import COMPLETIONS_PATH, read_completion
 from w2s_core.remote.provider import Provider
 from w2s_core.text.tokenizer import HFTokenizer
-
-_PROMPT = "The quick brown fox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +45,10 @@ async def probe_large_model(
 
 async def _supports_token_ids(provider: Provider, tokenizer: HFTokenizer, key: str) -> bool:
     """Raises ConfigurationError where the provider tokenizes differently from `tokenizer`."""
-    tokens = tokenizer.encode(_PROMPT, special_tokens=True)
+    tokens = tokenizer.encode(PROBE_TEXT, special_tokens=True)
     body = {"model": provider.config.model, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
     try:
-        answer = await provider.post("/completions", {**body, "prompt": _PROMPT})
+        answer = await provider.post(COMPLETIONS_PATH, {**body, "prompt": PROBE_TEXT})
     except UpstreamRefusedError:  # it does not know `return_token_ids`
         return False
     choice = read_completion(answer, provider.name).choices[0]

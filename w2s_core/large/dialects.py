@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.parameters import check_extras, check_public, common_fields, per_call_fields
-from w2s_core.large.prompts import encode_prompt
+from w2s_core.large.prompts import decode_prompt, encode_prompt
 from w2s_core.large.text_tokens import TextTokenTable, bytes_of, token_bytes_of_choice, whole_character_tokens
 from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
-# For fields that a call leaves out vLLM takes the model's generation_config.json, which often hides a top_k.
+# vLLM fills fields that a call omits from generation_config.json, which often sets a top_k.
 _VLLM_DEFAULTS: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
@@ -52,9 +52,10 @@ class DialectSession(Protocol):
         ...
 
     def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
-        """Returns at most `length` tokens; unless `exact`, more where these hold no whole character.
+        """Returns at most `length` tokens, or, unless `exact`, as many more as complete the first character.
 
-        Raises UpstreamError where the provider left out what was asked for.
+        An answer that the model ended may be returned whole. Raises UpstreamError where the provider left out what was
+        asked for.
         """
         ...
 
@@ -95,7 +96,7 @@ class TokenIdDialect:
         return len(prompt)
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
-        return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+        return decode_prompt(self._tokenizer, prompt)
 
     def open(self, prompt: Tokens, sampling: SamplingParams) -> TokenIdSession:
         return TokenIdSession(self._provider_name, self._tokenizer, prompt, sampling)

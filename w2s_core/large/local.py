@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 from w2s_core.errors import RequestError
-from w2s_core.large.prompts import encode_prompt
+from w2s_core.large.prompts import decode_prompt, encode_prompt
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import check_possible, check_token_ids, resolve_sampling
 from w2s_core.pool.messages import Row, Sampling
@@ -23,8 +23,6 @@ from w2s_core.types import (
     PromptLogprobs,
     ProviderUsage,
     SamplingParams,
-    TextPrompt,
-    TokenPrompt,
     Tokens,
 )
 
@@ -83,7 +81,7 @@ class LocalLargeModel:
         return len(prompt)
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
-        return TextPrompt(self._tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+        return decode_prompt(self._tokenizer, prompt)
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:

@@ -34,7 +34,8 @@ def check_public(sampling: SamplingParams, provider_name: str) -> None:
 
 
 def check_extras(sampling: SamplingParams, tokenizer: HFTokenizer, provider_name: str) -> None:
-    """Raises RequestError for what vLLM computes from one call's tokens, which is wrong for an answer of several."""
+    """Raises RequestError for what vLLM computes from one call's tokens, which is wrong for an answer drawn in several
+    calls."""
     check_token_ids(sampling, tokenizer.size)
     if sampling.presence_penalty:
         raise RequestError(

@@ -1,4 +1,7 @@
-"""Encodes a prompt of any form as token ids of the large model, with its own tokenizer and chat template."""
+"""Encodes a prompt of any form as token ids of the large model, with its own tokenizer and chat template.
+
+A prompt of token ids can be decoded again, for the pairs.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +29,8 @@ def encode_prompt(tokenizer: HFTokenizer, prompt: Prompt) -> Tokens:
     if not tokens:
         raise RequestError("The prompt must not be empty, because this model has no BOS token.", "prompt")
     return tokens
+
+
+def decode_prompt(tokenizer: HFTokenizer, prompt: Prompt) -> Prompt:
+    """The prompt, a `TokenPrompt` decoded to text."""
+    return TextPrompt(tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt

@@ -15,13 +15,12 @@ from w2s_core.large.dialects import Dialect, DialectSession, DrawnChoice, TextDi
 from w2s_core.large.parameters import check_schema
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.remote.capability_probe import CapabilityProbe
-from w2s_core.remote.completion import Completion, read_completion
+from w2s_core.remote.completion import COMPLETIONS_PATH, Completion, read_completion
 from w2s_core.remote.provider import Provider
 from w2s_core.search.randomness import call_seed
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Grammar, Hypothesis, Prompt, PromptLogprobs, ProviderUsage, SamplingParams, Tokens
 
-PATH = "/completions"
 _MAX_CALLS = 3  # calls to get all choices that were asked for
 _FIRST_CALL_TOKENS, _MAX_CALL_TOKENS = 4, 64  # tokens of one call while a plain answer streams
 
@@ -190,7 +189,8 @@ class RemoteProposals:
     async def _call(self, body: dict[str, object]) -> Completion:
         provider = self._provider
         try:
-            answer = await provider.post(PATH, {"model": provider.config.model, **body}, affinity=self._affinity)
+            body = {"model": provider.config.model, **body}
+            answer = await provider.post(COMPLETIONS_PATH, body, affinity=self._affinity)
         except RequestError as error:  # the provider says that the prompt is too long
             error.param = error.param or "prompt"
             raise

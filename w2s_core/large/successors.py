@@ -85,7 +85,10 @@ class SuccessorBuilder:
                 return None
             start = max(start, self._min_tokens_length(tokens[: self._min_tokens]))
         match = find_stop_string(text, start, self.stops)
-        return match and match[self._include_stop]
+        if match is None:
+            return None
+        begin, end = match
+        return end if self._include_stop else begin
 
     def _min_tokens_length(self, tokens: Tokens) -> int:
         if tokens not in self._min_tokens_lengths:
@@ -97,7 +100,7 @@ class SuccessorBuilder:
         return detokenize(self._decoder, DetokenizerState(), tokens) if cached is None else cached
 
     def _tokens_covering(self, tokens: Tokens, characters: int) -> Tokens:
-        """The fewest first tokens whose text has at least so many characters."""
+        """The shortest prefix of `tokens` whose text has at least `characters` characters."""
         state, size = DetokenizerState(), 0
         while len(state.text) < characters and size < len(tokens):
             size += 1

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 from w2s_core.errors import UpstreamError
+from w2s_core.text.detokenizer import REPLACEMENT
 from w2s_core.text.token_bytes import decode_utf8
 from w2s_core.types import Tokens, TokenText
 
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # how OpenAI writes a token that is not whole characters
-_REPLACEMENT = "\ufffd"
 _MAX_TOKENS = 2**22
 
 
@@ -71,8 +71,8 @@ def token_bytes_of_choice(tokens: Sequence[str], text: str) -> list[bytes]:
 def whole_character_tokens(tokens: Sequence[bytes], length: int) -> int:
     """How many of the first tokens to keep so that the last one ends a character.
 
-    The most up to `length`, or else the fewest beyond it, or 0. Bytes that are not UTF-8 count as characters. An empty
-    token is the beginning of the next one's character, as vLLM writes it.
+    The largest such number ≤ `length`, else the smallest above it, else 0. Bytes that are not UTF-8 count as
+    characters. An empty token is the beginning of the next one's character, as vLLM writes it.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     kept = 0
@@ -92,4 +92,4 @@ def bytes_of(token: str) -> bytes:
 
 
 def _complete(text: str) -> str:
-    return text.rstrip(_REPLACEMENT)
+    return text.rstrip(REPLACEMENT)

@@ -34,8 +34,8 @@ class Heartbeat:
     def check(self) -> bool:
         """Whether the worker has been silent for `timeout_s` seconds since it was asked.
 
-        The time since the last check counts from the next check on. Until then the event loop delivers what has
-        arrived while it stood still.
+        The interval that ends now is added after the comparison, so it counts from the next check on; until then the
+        loop delivers what has arrived.
         """
         now = self._clock()
         elapsed, self._last_check = now - self._last_check, now
@@ -45,7 +45,7 @@ class Heartbeat:
         return timed_out
 
     def ping_sent(self) -> None:
-        """Call it when a Ping is sent. Only one may be unanswered, or a busy worker would collect a heap of them."""
+        """Call it when a Ping is sent. Only one may be unanswered, or pings would pile up on a busy worker."""
         self.awaiting_pong = True
         self._silence_s = 0.0
 

@@ -71,7 +71,7 @@ class WorkerPool:
                 backoff.started()
         except WorkerLostError as error:
             await self.stop()
-            raise ConfigurationError(f"The models cannot be loaded: {error}") from None
+            raise ConfigurationError(str(error)) from None
         except asyncio.CancelledError:
             await self.stop()
             raise

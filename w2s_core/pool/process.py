@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 5.0
 # How many rounds an OpenMP thread spins before it sleeps. By default it spins for ever, and threads starve each other
 # as soon as anything else runs on the machine: a decode step of 16 rows then took 990 ms instead of 70. Not spinning at
-# all takes 1.4 times as long on an idle machine. This many rounds cost nothing there, and 330 ms on a crowded one. An
-# operator's own setting wins.
+# all takes 1.4 times as long on an idle machine. This many rounds cost nothing there, and a step takes 330 ms on a busy
+# one. An operator's own setting wins.
 WORKER_ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}
 _job_ids = itertools.count(1)
 
@@ -70,6 +70,7 @@ class WorkerProcess:
         name: str = "0",
     ) -> None:
         self.spec = spec
+        self._name = name
         self.models: Mapping[str, ModelInfo] = {}
         self.rows = 0  # of the sessions it has, for load balancing
         self._heartbeat = heartbeat
@@ -125,7 +126,10 @@ class WorkerProcess:
     def check_heartbeat(self) -> None:
         """Kills the worker if its heartbeat has timed out. Sends a Ping unless one is unanswered."""
         if self._heartbeat.check() and self.alive:
-            _log.error("worker %d has been silent for %.0f s and is killed", self.pid, self._heartbeat.timeout_s)
+            timeout_s = self._heartbeat.timeout_s
+            _log.error(
+                "worker %s: process %d has been silent for %.0f s and is killed", self._name, self.pid, timeout_s
+            )
             self._process.kill()
         if not self._heartbeat.awaiting_pong:
             self._heartbeat.ping_sent()

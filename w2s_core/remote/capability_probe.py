@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from w2s_core.errors import ConfigurationError, RequestError, UnavailableError, UpstreamError, UpstreamRefusedError
 from w2s_core.remote.provider import Provider
 
+PROBE_TEXT = "The quick brown fox"  # a prompt to try a provider's completions with
 _log = logging.getLogger(__name__)
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 30.0
 _RETRY_AFTER_S = 5

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from w2s_core.errors import UpstreamError
-from w2s_core.types import ProviderUsage
+from w2s_core.types import MIN_LOGPROB, ProviderUsage
 
-FLOOR = -9999.0  # nats; what −inf becomes, as at vLLM and OpenAI
+COMPLETIONS_PATH = "/completions"
 
 
 class _Schema(BaseModel):
@@ -91,5 +91,5 @@ def read_completion(answer: Mapping[str, Any], provider_name: str) -> Completion
 
 
 def nats(value: float | None) -> float:
-    """A log-probability of at least `FLOOR`. None, which a sequence's first token has, counts as 0."""
-    return 0.0 if value is None else max(value, FLOOR)
+    """A log-probability of at least `MIN_LOGPROB`. None, which a sequence's first token has, counts as 0."""
+    return 0.0 if value is None else max(value, MIN_LOGPROB)

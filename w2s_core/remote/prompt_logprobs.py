@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from w2s_core.errors import ConfigurationError, UpstreamContextLengthError, UpstreamError, UpstreamRefusedError
-from w2s_core.remote.completion import Choice, Completion, nats, read_completion
+from w2s_core.remote.capability_probe import PROBE_TEXT
+from w2s_core.remote.completion import COMPLETIONS_PATH, Choice, Completion, nats, read_completion
 from w2s_core.remote.provider import Provider
 from w2s_core.types import Tokens
 
-PATH = "/completions"
-PROBE = "The quick brown fox"
-_PROBE_PROMPT_LENGTH = 4  # characters of PROBE that stand for the prompt; the rest is the answer
+_PROBE_PROMPT_LENGTH = 4  # characters of PROBE_TEXT that stand for the prompt; the rest is the answer
 
 
 class LogprobMethod(Protocol):
@@ -39,7 +38,7 @@ class LogprobMethod(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PromptLogprobs:
+class PromptLogprobsMethod:
     """vLLM's `prompt_logprobs`, keyed by token id. It cannot score text, because it does not say where a token stands.
 
     https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html
@@ -60,7 +59,7 @@ class PromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class Echo:
+class EchoMethod:
     """OpenAI's `echo` with `logprobs`: the completion begins with the prompt. Some providers require `max_tokens` 1.
 
     https://platform.openai.com/docs/api-reference/completions/create
@@ -93,7 +92,7 @@ class Echo:
         return sum(nats(logprobs.token_logprobs[i]) for i in range(echoed) if begin <= offsets[i] < end)
 
 
-LOGPROB_METHODS: Sequence[LogprobMethod] = (PromptLogprobs(), Echo(0), Echo(1))
+LOGPROB_METHODS: Sequence[LogprobMethod] = (PromptLogprobsMethod(), EchoMethod(0), EchoMethod(1))
 
 
 async def probe_logprob_method(provider: Provider, tokens: Tokens | None, key: str) -> LogprobMethod:
@@ -105,8 +104,9 @@ async def probe_logprob_method(provider: Provider, tokens: Tokens | None, key: s
     for method in LOGPROB_METHODS:
         try:
             if tokens is None:
-                completion = await request_logprobs(provider, method, PROBE)
-                method.sum_of_text(completion.choices[0], PROBE[_PROBE_PROMPT_LENGTH:], completion.prompt_tokens)
+                completion = await request_logprobs(provider, method, PROBE_TEXT)
+                answer = PROBE_TEXT[_PROBE_PROMPT_LENGTH:]
+                method.sum_of_text(completion.choices[0], answer, completion.prompt_tokens)
             else:
                 completion = await request_logprobs(provider, method, list(tokens))
                 method.sum_of_tokens(completion.choices[0], tokens[:1], tokens[1:])
@@ -125,7 +125,7 @@ async def request_logprobs(
     """Asks for the log-probabilities of `prompt`, text or token ids. Raises what `Provider.post` raises."""
     body = {"model": provider.config.model, "prompt": prompt, "temperature": 0, **method.fields}
     try:
-        answer = await provider.post(PATH, body, affinity=affinity)
+        answer = await provider.post(COMPLETIONS_PATH, body, affinity=affinity)
     except UpstreamContextLengthError as error:
         error.param = "max_tokens"
         raise

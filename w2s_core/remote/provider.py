@@ -195,9 +195,8 @@ class Provider:
         return min(retry_after_s, MAX_RETRY_AFTER_S) + _backoff(state)
 
     async def _attempt(self, call: _Call) -> dict[str, Any]:
-        if (
-            not self._endpoints.available
-        ):  # checked before and after queueing: no call waits for a provider that is down
+        # Checked before and after queueing: no call waits for a provider that is down.
+        if not self._endpoints.available:
             raise self._unavailable()
         async with self._slots:
             endpoint = self._endpoints.choose(call.affinity, call.tried)

@@ -73,7 +73,7 @@ class PairModel:
         ]
 
     def check_length(self, prompt: Tokens, answers: Sequence[Tokens], limit: int) -> None:
-        """Raises OutgrownError where prompt and answer exceed the model's context of `limit` tokens."""
+        """Raises PairContextLengthError where prompt and answer exceed the model's context of `limit` tokens."""
         longest = max(map(len, answers), default=0)
         if len(prompt) + longest > limit:
             raise PairContextLengthError(self.name, limit, len(prompt), longest)

@@ -11,8 +11,8 @@ from zlib import crc32
 
 from w2s_core.config import RemoteModelConfig
 from w2s_core.errors import ConfigurationError, RequestError
-from w2s_core.remote.capability_probe import CapabilityProbe, listed_context_length
-from w2s_core.remote.prompt_logprobs import PROBE, LogprobMethod, probe_logprob_method, request_logprobs
+from w2s_core.remote.capability_probe import PROBE_TEXT, CapabilityProbe, listed_context_length
+from w2s_core.remote.prompt_logprobs import LogprobMethod, probe_logprob_method, request_logprobs
 from w2s_core.remote.provider import Provider
 from w2s_core.scorers.pair_model import PairModel, pair_prompt_text
 from w2s_core.text.retokenizer import Retokenizer
@@ -40,7 +40,7 @@ async def probe_pair_model(
     raises.
     """
     length = config.context_length or await listed_context_length(provider)
-    tokens = None if tokenizer is None else tokenizer.encode(PROBE, special_tokens=True)
+    tokens = None if tokenizer is None else tokenizer.encode(PROBE_TEXT, special_tokens=True)
     return PairCapabilities(await probe_logprob_method(provider, tokens, key), length)
 
 

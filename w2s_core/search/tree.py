@@ -15,12 +15,12 @@ class SearchTree:
         self._ids: dict[int, int] = {}  # Python's id() of each hypothesis of the previous round -> candidate id
         self._previous: list[Hypothesis] = []  # keeps those objects alive, so that no other gets their id()
 
-    def add(self, chunk: Round) -> None:
+    def add(self, round_: Round) -> None:
         """Appends one round."""
         self.chunks += 1
         if not self._keep_tree:
             return
-        kept = {id(y) for y in chunk.beam}
+        kept = {id(y) for y in round_.beam}
         self.tree.append(
             [
                 Candidate(
@@ -32,8 +32,8 @@ class SearchTree:
                     finish_reason=y.finish_reason,
                     kept=id(y) in kept,
                 )
-                for number, y in enumerate(chunk.candidates)
+                for number, y in enumerate(round_.candidates)
             ]
         )
-        self._previous = list(chunk.candidates)
-        self._ids = {id(y): number for number, y in enumerate(chunk.candidates)}
+        self._previous = list(round_.candidates)
+        self._ids = {id(y): number for number, y in enumerate(round_.candidates)}

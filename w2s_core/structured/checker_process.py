@@ -1,4 +1,4 @@
-"""The grammar checker process, which a grammar that crashes or stalls llguidance may kill.
+"""The grammar checker process: a grammar that crashes or stalls llguidance kills only this process.
 
 It compiles grammars and tries them out. Messages are lines of JSON: on stdin first the tokenizer, then grammars; on
 stdout one answer to each. When the process dies instead of answering, the grammar took too much time, memory or stack.

@@ -1,4 +1,5 @@
-"""Checks and compiles grammars before a request runs, in a process that a bad grammar may kill (`checker_process`)."""
+"""Checks and compiles grammars before a request runs, in a separate process, so that a bad grammar cannot crash the
+server or a worker."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def _has_unsafe_bounds(schema: dict[str, Any]) -> bool:
 
     It writes 53 where a number must be above 53 and at most 53.5. Integers it gets right.
     """
-    bounds = [schema.get(f"{kind}{end}") for end in ("inimum", "aximum") for kind in ("exclusiveM", "m")]
+    bounds = [schema.get(key) for key in ("exclusiveMinimum", "minimum", "exclusiveMaximum", "maximum")]
     above, least, below, most = (x if isinstance(x, int | float) else None for x in bounds)
     low = max((x for x in (above, least) if x is not None), default=None)
     high = min((x for x in (below, most) if x is not None), default=None)

@@ -1,4 +1,4 @@
-"""Prometheus metrics: every counter, gauge and histogram. docs/operations.md explains each.
+"""Prometheus metrics: every counter, gauge and histogram. Each is explained in docs/operations.md.
 
 This is the only module that imports prometheus_client. Each engine has a registry of its own, so that one process can
 run several. Label values are names from the configuration, worker numbers and constants of this package, never
@@ -170,19 +170,19 @@ class Metrics:
 
     # The search.
 
-    def count_chunk(self, chunk: Round, *, proposed: int, pair_scored: bool) -> None:
-        """A search has ranked a chunk. `proposed`: candidates before equal ones were merged.
+    def count_round(self, round_: Round, *, proposed: int, pair_scored: bool) -> None:
+        """A search has ranked a round's candidates. `proposed`: candidates before equal ones were merged.
 
         `pair_scored`: the scores come from a pair, so that the margin between them has a meaning.
         """
-        beam = {id(y) for y in chunk.beam}
-        kept = sum(id(y) in beam for y in chunk.candidates)
+        beam = {id(y) for y in round_.beam}
+        kept = sum(id(y) in beam for y in round_.candidates)
         self._chunks.inc()
         self._candidates.labels("kept").inc(kept)
-        self._candidates.labels("pruned").inc(len(chunk.candidates) - kept)
-        self._candidates.labels("merged").inc(proposed - len(chunk.candidates))
+        self._candidates.labels("pruned").inc(len(round_.candidates) - kept)
+        self._candidates.labels("merged").inc(proposed - len(round_.candidates))
         if pair_scored:
-            scores = [y.score for y in chunk.candidates]
+            scores = [y.score for y in round_.candidates]
             margin = max(scores) - min(scores)
             if math.isfinite(margin):
                 self._margins.observe(margin)

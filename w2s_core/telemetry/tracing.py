@@ -138,15 +138,15 @@ class RequestTrace:
             while True:
                 span = self._tracer.start_span("chunk", context=self._context)
                 try:
-                    chunk = await _next(rounds, span)
+                    round_ = await _next(rounds, span)
                 except BaseException:
                     span.end()
                     raise
-                if chunk is None:
+                if round_ is None:
                     return  # the search is over; a span that is not ended is never exported
-                span.set_attributes({"w2s.candidates": len(chunk.candidates), "w2s.kept": len(chunk.beam)})
+                span.set_attributes({"w2s.candidates": len(round_.candidates), "w2s.kept": len(round_.beam)})
                 span.end()
-                yield chunk
+                yield round_
 
 
 class _TracedProposer:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from w2s_core.interfaces import Decoder
 
-_REPLACEMENT = "\ufffd"  # decoders return it for bytes that are not, or not yet, a character
+REPLACEMENT = "\ufffd"  # decoders return it for bytes that are not, or not yet, a character
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def detokenize(decoder: Decoder, state: DetokenizerState, tokens: Sequence[int])
     """
     settled_length = len(decoder.decode(tokens[state.prefix_offset : state.read_offset]))
     window = decoder.decode(tokens[state.prefix_offset :])
-    complete = window.rstrip(_REPLACEMENT)
+    complete = window.rstrip(REPLACEMENT)
     text = state.settled + complete[settled_length:]
     if len(complete) < len(window) or len(complete) < settled_length:
         return DetokenizerState(text, state.settled, state.prefix_offset, state.read_offset)

@@ -1,9 +1,9 @@
 """Token offsets: which characters of the decoded text each token stands for.
 
-Only decoding tells the text, and one token may hold part of a character, or several characters and a part of another.
-So tokens are collected into groups at whose end the text is complete. Where the bytes of a group's tokens make the same
-text as decoding does, they give each token's offsets. Where they do not (a tokenizer that drops the first space, say),
-the group is fed token by token, and a token that is still in doubt gets the offsets of its whole group.
+The text is known only by decoding, and one token may hold part of a character, or several characters and a part of
+another. So tokens are collected into groups at whose end the text is complete. Where the bytes of a group's tokens make
+the same text as decoding does, they give each token's offsets. Where they do not (a tokenizer that drops the first
+space, say), the group is fed token by token, and a token that is still in doubt gets the offsets of its whole group.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class OffsetTracker:
         return [_clipped(span, length) for span in self._spans(group, token_texts, ranges, start)]
 
     def _feed_group(self, tokens: Sequence[int]) -> list[TokenSpan] | None:
-        """Returns None where the text is not complete or, of several tokens, where their bytes make another text.
+        """Returns the group's spans, None if they are not known yet.
 
-        Several tokens that are refused are taken back; a single one stays and waits for the next.
+        None if the text ends inside a character, or if several tokens were given and their bytes do not join to the
+        decoded text. Several tokens are then removed again; a single one stays.
         """
         sequence = self._tokens
         sequence += tokens

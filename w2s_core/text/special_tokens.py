@@ -1,9 +1,9 @@
-"""Escapes special tokens in user input, so that `<|im_end|>` in a message is encoded as ten characters.
+"""Escapes special tokens in user input, so that `<|im_end|>` in a message is encoded as plain text.
 
 Tokenizers look for their special tokens anywhere in a text, and a rendered conversation does not show which parts came
 from the template and which from a user. So a random separator is put inside each special token's name before rendering;
 the rendered text is split at the separators and the parts are encoded one by one, none of which holds the whole name.
-Conversations without such names are encoded as a whole, as ever.
+Conversations without such names are encoded as a whole, unchanged.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class HFTokenizer:
     """
 
     def __init__(self, folder_or_id: str) -> None:
-        from transformers import PreTrainedTokenizerFast  # slow to import, and the HTTP side does without
+        from transformers import PreTrainedTokenizerFast  # slow to import, and the HTTP side does not need it
 
         try:
             self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder_or_id)

@@ -1,1 +1,1 @@
-"""The worker process: models, KV cache, scheduling and sampling on one device. The only room that imports torch."""
+"""The worker process: models, KV cache, scheduling and sampling on one device. Only here does the server run torch."""

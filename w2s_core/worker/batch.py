@@ -17,7 +17,8 @@ from w2s_core.worker.transfer import long_tensor
 class _SessionTokens:
     """One session's tokens in the batch: the next `prompt_slice` tokens of its prompt, then nodes, ancestors first.
 
-    Logits are returned for the slice's last `prompt_logits` tokens. `new_slots` of the nodes have no slot yet.
+    Logits are returned for the slice's last `prompt_logits` tokens. `new_slots`: how many of the nodes have no slot
+    yet.
     """
 
     prompt_slice: int = 0
@@ -91,8 +92,8 @@ class Batch:
         return node in session.nodes
 
     def request_prompt_logits(self, tree: TokenTree, processed: int) -> None:
-        """Adds the prompt's next tokens, as many as the budget allows, and returns the logits after those beyond the
-        first `processed` tokens.
+        """Adds the prompt's next tokens, as many as the budget allows, and requests the logits after each one beyond
+        the first `processed`.
 
         Nothing else may be requested of this tree. Raises CacheFullError, having changed nothing.
         """

@@ -35,7 +35,7 @@ class GrammarEngine:
         self._tokenizer: LLTokenizer | None = None
         self._executor: LLExecutor | None = None
         self._matchers: OrderedDict[str, Future[LLMatcher]] = OrderedDict()  # least recently used first
-        # Compiling may take long and must not delay masks, so each has a thread of its own.
+        # Compiling may take long and must not delay masks, so compiling and masking each have their own thread.
         self._compiling = ThreadPoolExecutor(1, "w2s-grammar")
         self._masking = ThreadPoolExecutor(1, "w2s-masks")
 

@@ -11,16 +11,17 @@ from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.tasks import RowState, SampleTask
 
 _log = logging.getLogger(__name__)
-_MAX_WAIT_S = 0.01  # before the worker looks for commands again, when compiling is all that happens
+# longest wait for a grammar before the worker reads commands again, if it has nothing else to run
+_MAX_WAIT_S = 0.01
 
 
-def start_ready_grammars(tasks: Sequence[SampleTask], *, nothing_else: bool) -> list[JobFailed]:
+def start_ready_grammars(tasks: Sequence[SampleTask], *, idle: bool) -> list[JobFailed]:
     """Starts the tasks whose grammar has been compiled. Returns the failure of those whose grammar cannot be.
 
-    If there is `nothing_else` to do and every task waits, waits a little for the first grammar.
+    Waits a little for the first grammar if the worker is `idle` but for these tasks and all of them wait for theirs.
     """
     waiting = {task: task.compiling for task in tasks if task.compiling is not None}
-    if nothing_else and waiting and len(waiting) == len(tasks):
+    if idle and waiting and len(waiting) == len(tasks):
         wait(waiting.values(), _MAX_WAIT_S, FIRST_COMPLETED)
     failed: list[JobFailed] = []
     for task in waiting:

@@ -1,9 +1,9 @@
 """Inverse transform sampling down a tree of partial sums, so that rounding hardly ever changes a drawn token.
 
 A forward pass rounds differently for every batch shape: logits differ by about 1e-5. Cumulating 50,000 probabilities
-turns that into 50,000 borders that each move a little, and one draw in 300 lands on the other side of one (measured on
-SmolLM2-135M). Here tokens are the leaves of a tree with 16 children a node. A draw descends from the root, with a
-uniform number of its own at each level, and can cross a border only among 16 siblings: one draw in 70,000.
+turns that into 50,000 boundaries that each move a little, and one draw in 300 lands on the other side of one (measured
+on SmolLM2-135M). Here tokens are the leaves of a tree with 16 children per node. A draw descends from the root, with a
+uniform number of its own at each level, and can cross a boundary only among 16 siblings: one draw in 70,000.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class LogitsRules:
         self.end_token_bits = EndTokens(self.end_tokens)
         self.counts_tokens = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self.penalizes_repetition = sampling.repetition_penalty != 1
-        #: Of each banned sequence of several tokens: all but the last token, and the last.
+        #: (leading tokens, last token) of each banned sequence of several tokens
         self.banned_sequences = [(word[:-1], word[-1]) for word in sampling.bad_words if len(word) > 1]
         self.tail_length = max((len(head) for head, _ in self.banned_sequences), default=0)
         self._forbidden_mask: torch.Tensor | None = None

@@ -1,7 +1,7 @@
 """Scheduler: continuous batching of one model's jobs. Each step schedules a batch, runs it and updates the tasks.
 
-Rows join and leave the batch at any step. A decoding row gets its token in every step; prompts and scoring run beside
-it in slices (chunked prefill), so that a new request does not stall the others.
+Rows join and leave the batch at any step. A decoding row gets its token in every step; prompts and scoring run
+alongside it in slices (chunked prefill), so that a new request does not stall the others.
 
 Sessions take KV slots as they grow. When none are free, cached prefixes are evicted first, then sessions without a job,
 and then younger sessions are preempted: they lose KV, never tokens, and compute it again when slots are free. The
@@ -35,7 +35,7 @@ from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.worker.token_tree import TokenTree
 
 _log = logging.getLogger(__name__)
-_MAX_STEP_TIMES = 4096  # step times kept between two Pongs, the latest; more than one second has
+_MAX_STEP_TIMES = 4096  # the latest step times, kept until the next Pong; one second has fewer
 # Prompt and scoring tokens per step. Bounds a step's time and the memory of its logits (tokens × vocabulary).
 _TOKEN_BUDGET = 256
 
@@ -86,7 +86,7 @@ class ModelScheduler:
                 self.score_tasks.append(ScoreTask(job, tree))
             case PromptJob():
                 self.prompt_tasks.append(PromptTask(job, tree))
-        tree.retain(leaf for task in self.tasks if task.tree is tree for leaf in task.leaves)
+        tree.prune_to(leaf for task in self.tasks if task.tree is tree for leaf in task.leaves)
 
     def _compile_grammar(self, job: SampleJob) -> Future[LLMatcher] | None:
         if job.sampling.grammar is None:
@@ -107,7 +107,7 @@ class ModelScheduler:
     def step(self) -> list[JobOutcome]:
         """Runs one forward. Returns the updates and results that came of it."""
         only_sampling = len(self.sample_tasks) == len(self.tasks)
-        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, nothing_else=only_sampling))
+        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, idle=only_sampling))
         return [*failed, *self._run(self._schedule())]
 
     def drain_step_times(self) -> list[tuple[StepKind, float]]:
@@ -123,7 +123,7 @@ class ModelScheduler:
         ages = {tree: age for age, tree in enumerate(self.trees.values())}
         for task in sorted(self.tasks, key=lambda task: ages[task.tree]):
             before = batch.size
-            got_slots = [self._request(batch, task.tree, request) for request in _requests(batch, task)]
+            got_slots = [self._add_or_evict(batch, task.tree, add) for add in _batch_additions(batch, task)]
             if not all(got_slots):
                 without_slots.append(task.tree)
             if isinstance(task, ScoreTask):
@@ -131,11 +131,11 @@ class ModelScheduler:
         rows = [(task, row) for task in self.sample_tasks for row in task.live_rows if row.leaf in batch.logits_rows]
         return ScheduledStep(batch, rows, without_slots)
 
-    def _request(self, batch: Batch, tree: TokenTree, request: Callable[[], object]) -> bool:
-        """Makes a request of the batch, freeing slots until it succeeds. False when no slots can be freed."""
+    def _add_or_evict(self, batch: Batch, tree: TokenTree, add: Callable[[], object]) -> bool:
+        """Adds to the batch, freeing slots until it succeeds. False when no slots can be freed."""
         while True:
             try:
-                request()
+                add()
             except (CacheFullError, torch.OutOfMemoryError):
                 if not self._free_slots(tree, batch):
                     return False
@@ -260,8 +260,8 @@ class ModelScheduler:
         assert self.slots_in_use == sum(t.region.size for t in self.trees.values() if t.region), "a lost region"
 
 
-def _requests(batch: Batch, task: SampleTask | ScoreTask | PromptTask) -> list[Callable[[], object]]:
-    """The requests that give the task its logits in this step, to be made one by one."""
+def _batch_additions(batch: Batch, task: SampleTask | ScoreTask | PromptTask) -> list[Callable[[], object]]:
+    """The calls that add to the batch what the task needs for its logits in this step."""
     if isinstance(task, PromptTask):
         return [] if task.done else [partial(batch.request_prompt_logits, task.tree, task.processed)]
     decoding = isinstance(task, SampleTask)

@@ -74,7 +74,7 @@ class TokenTree:
         self.root.path_slots = np.empty(0, np.int64)
         self.region: Region | None = None
         self._cache = cache
-        self._trunk = self.root  # every living answer passes through it, so `retain` need not look above it
+        self._trunk = self.root  # every living answer passes through it, so `prune_to` need not look above it
         self._last_inserted: tuple[Tokens, Node] = ((), self.root)  # the next answer usually shares its prefix
         self._reset_slots()
 
@@ -186,7 +186,7 @@ class TokenTree:
         """Positions of the tokens in slots [0, slot_end)."""
         return self._slot_positions[: self.slot_end]
 
-    def retain(self, leaves: Iterable[Node]) -> None:
+    def prune_to(self, leaves: Iterable[Node]) -> None:
         """Prunes the tree: drops every node that is neither one of `leaves` nor an ancestor of one."""
         ends = set(leaves)
         living = self._living_below_trunk(ends)
@@ -227,7 +227,7 @@ class TokenTree:
             self.slot_end = self._free_slots.pop()
 
     def close(self) -> None:
-        """Frees the region, if there is one. The tree is not used afterwards."""
+        """Frees the region, if there is one."""
         if self.region is not None:
             self._cache.free(self.region)
             self.region = None

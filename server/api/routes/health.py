@@ -22,12 +22,13 @@ async def health() -> dict[str, str]:
 async def ready(request: Request) -> dict[str, str]:
     """Answers 200 if a request would be served now, for a load balancer.
 
-    Answers 503 while the models load, when no worker is alive, and while the server shuts down.
+    Answers 503 while the models load, while a worker is not alive or a provider has not been reached, and while the
+    server shuts down.
     """
     host = host_of(request)
     _ = host.engine  # raises an error with the reason
     if not host.ready:
-        raise UnavailableError("No worker is alive at the moment.", retry_after_s=5)
+        raise UnavailableError("A worker is not alive, or a provider has not been reached.", retry_after_s=5)
     return {"status": "ready"}
 
 

@@ -101,7 +101,7 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
 
     @property
     def output_options(self) -> OutputOptions:
-        """What the response contains beside the text."""
+        """What the response contains besides the text."""
         token_ids = bool(self.return_token_ids)
         return OutputOptions(self.logprob_count, self.prompt_logprobs, echo=self.echo_prompt, token_ids=token_ids)
 

@@ -85,7 +85,7 @@ class ChatBody(Conversation, GenerationBody):
             model=self.model,
             prompts=(self.chat_prompt(self.offered_tools, special_tokens=bool(self.add_special_tokens)),),
             sampling=self.to_sampling_params(limit),
-            guidance=merge_guidance(self.guidance, default, self.choices_per_prompt),
+            guidance=merge_guidance(self.guidance, default),
             n=self.choices_per_prompt,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             score_prefix=self.guidance.prompt if self.guidance else None,

@@ -77,7 +77,7 @@ class CompletionBody(GenerationBody):
             model=self.model,
             prompts=self._prompts(),
             sampling=self.to_sampling_params(DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens),
-            guidance=merge_guidance(self.guidance, default, self.choices_per_prompt),
+            guidance=merge_guidance(self.guidance, default),
             n=self.choices_per_prompt,
             best_of=self.best_of,
             truncate_prompt_tokens=self.truncate_prompt_tokens,

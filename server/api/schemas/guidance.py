@@ -8,7 +8,6 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.api.schemas.fields import INT32_MAX, Text
-from w2s_core.errors import RequestError
 from w2s_core.types import Guidance, Method
 
 Positive = Annotated[int, Field(ge=1, le=INT32_MAX)]
@@ -45,23 +44,12 @@ class GuidanceOptions(BaseModel):
     ] = None
 
 
-def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None, n: int) -> Guidance | None:
-    """Merges the request's guidance into the served model's `default`. `n` is the number of choices.
+def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None) -> Guidance | None:
+    """Merges the request's guidance into the served model's `default`; the engine checks the result.
 
-    Returns None if the engine shall use the default as it is. Raises RequestError("guidance.pairs") if a search has no
-    pairs.
+    Returns None if the engine should use the default as it is.
     """
-    if requested is None and (default is None or default.method != "best_of_n"):
+    if requested is None:
         return None
-    overrides = {}
-    if requested is not None:
-        overrides = {key: getattr(requested, key) for key in requested.model_fields_set - {"prompt"}}
-    guidance = replace(default or Guidance(), **overrides)
-    if guidance.method == "cbs" and not guidance.pairs:
-        raise RequestError(
-            'This model has no pairs of its own. Name at least one, for example {"pairs": {"NAME": 1.0}}.',
-            "guidance.pairs",
-        )
-    if guidance.method == "best_of_n":  # `successors` is N; the n best of the N answers are returned
-        return replace(guidance, beam_width=n)
-    return guidance
+    overrides = {key: getattr(requested, key) for key in requested.model_fields_set - {"prompt"}}
+    return replace(default or Guidance(), **overrides)

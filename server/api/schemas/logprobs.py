@@ -10,15 +10,14 @@ from pydantic import Field
 
 from server.api.schemas.responses import ResponseModel
 from w2s_core.engine.events import TokenInfo
-from w2s_core.types import TokenText
+from w2s_core.types import MIN_LOGPROB, TokenText
 
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
-MIN_LOGPROB = -9999.0  # stands for −∞, which JSON cannot express; OpenAI uses the same number
 
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """What a response contains beside the text.
+    """What a response contains besides the text.
 
     `logprobs` and `prompt_logprobs` are numbers of alternatives per token; None means no log-probabilities.
     """
@@ -70,7 +69,7 @@ class TopLogprob(ResponseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer with its likeliest alternatives."""
+    """A token of the answer with its most likely alternatives."""
 
     top_logprobs: list[TopLogprob]
 
@@ -83,7 +82,7 @@ class ChatLogprobs(ResponseModel):
 
 
 class PromptLogprob(ResponseModel):
-    """A token at one position of the prompt (vLLM's format). `rank` 1 is the likeliest token there."""
+    """A token at one position of the prompt (vLLM's format). `rank` 1 is the most likely token there."""
 
     logprob: float
     rank: int
@@ -131,7 +130,7 @@ def _ranked_tokens(token: TokenInfo, nats: float, count: int) -> dict[str, Promp
 
 
 def _logprobs_by_text(token: TokenInfo, count: int) -> dict[str, float] | None:
-    """The alternatives and the token itself, by text. Of tokens with the same text the likelier one counts."""
+    """The alternatives and the token itself, by text. Of tokens with the same text the more likely one counts."""
     if token.logprob is None:
         return None
     logprobs: dict[str, float] = {}

@@ -152,7 +152,7 @@ class Conversation(StrictModel):
         return self
 
     def chat_prompt(self, tools: Sequence[Tool], *, special_tokens: bool) -> ChatPrompt:
-        """The conversation as the engine's chat prompt, with the tools that the template shall describe."""
+        """The conversation as the engine's chat prompt, with the tools that the template describes."""
         continues = bool(self.continue_final_message)
         return ChatPrompt(
             tuple(message.for_template() for message in self.messages),

@@ -1,4 +1,4 @@
-"""Sampling fields beside temperature, top_p and top_k: OpenAI's penalties and logit bias, and vLLM's extensions."""
+"""Sampling fields other than temperature, top_p and top_k: OpenAI's penalties and logit bias, and vLLM's extensions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SamplingExtras(StrictModel):
 
     min_p: Annotated[
         Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None,
-        Field(description="Exclude tokens whose probability is below this fraction of the likeliest token's."),
+        Field(description="Exclude tokens whose probability is below this fraction of the most likely token's."),
     ] = None
     presence_penalty: Annotated[
         Penalty | None,
@@ -74,7 +74,7 @@ class SamplingExtras(StrictModel):
         Annotated[int, Field(ge=-1, le=INT32_MAX), AfterValidator(_check_truncation)] | None,
         Field(
             description="Keep only this many tokens at the end of the prompt; -1 keeps as many as fit the context "
-            "beside the answer."
+            "in addition to the answer."
         ),
     ] = None
 

@@ -12,13 +12,13 @@ import httpx
 import openai
 import pytest
 
-from server.api.schemas.logprobs import MIN_LOGPROB, chat_logprobs, completion_logprobs, prompt_logprobs
+from server.api.schemas.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from server.app import create_app
 from server.engine_host import EngineHost
 from tests.fakes import EOS, FakeLargeModel, fake_engine
 from tests.server.conftest import Connect, uvicorn_server
 from w2s_core.engine.events import TokenInfo
-from w2s_core.types import Tokens, TokenText
+from w2s_core.types import MIN_LOGPROB, Tokens, TokenText
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 MODELS = pytest.mark.parametrize("model", ["plain", "guided"])

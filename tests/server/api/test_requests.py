@@ -148,7 +148,6 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("guidance", {"pairs": {"positive": "1"}}, "guidance.pairs.positive"),
     ("guidance", {"pairs": {"positive": None}}, "guidance.pairs.positive"),
     ("guidance", {"weights": {}}, "guidance.weights"),
-    ("guidance", {"beam_width": 2}, "guidance.pairs"),  # a plain model has none of its own
     ("best", 3, "best"),
     ("temperatur", None, "temperatur"),
 ]
