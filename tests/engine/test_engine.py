@@ -162,6 +162,16 @@ async def test_the_likelihood_of_an_answer_includes_its_eos() -> None:
     assert [score.total for score in scores] == [-3.0, -1.5, -4.0]
 
 
+async def test_best_of_n_keeps_as_many_as_are_returned() -> None:
+    guidance = Guidance("best_of_n", {"positive": 1.0}, beam_width=4, successors=8)
+    events = await events_of(fake_engine(), replace(ASK, guidance=guidance, n=3))
+    last = events[-1]
+    assert isinstance(last, RequestFinished)
+    assert last.guidance is not None
+    assert (last.guidance.beam_width, last.guidance.successors) == (3, 8)
+    assert sorted(choices(events)) == [0, 1, 2]
+
+
 async def test_closing_the_iterator_frees_everything() -> None:
     large, scorer = FakeLargeModel(letters(eos=0)), FakeScorer()
     engine = fake_engine(large, {"positive": scorer})
