@@ -87,7 +87,7 @@ async def test_weights_that_cannot_be_loaded_are_the_operators_error(config: Eng
     broken = save_tiny(tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"nonsense")
     engine = build_engine(replace(config, large_models={"large": LargeModelConfig(str(broken))}))
-    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+    with pytest.raises(ConfigurationError, match="header too large"):
         await engine.__aenter__()
 
 
