@@ -99,7 +99,7 @@ MUTATIONS = (
              "                beam = chunk.beam\n", ""),
     Mutation("w2s_core/telemetry/tracing.py", "tests/telemetry/test_tracing.py",
              '_OK_OUTCOMES = ("stop", "length", "cancelled")', '_OK_OUTCOMES = ("stop", "length")'),
-    Mutation("w2s_core/worker/scheduler.py", "tests/worker/test_scheduler.py",
+    Mutation("w2s_core/worker/scheduler.py", "tests/worker/test_scheduler_failures.py",
              "self.trees[session].evict()", "pass"),
     Mutation("w2s_core/worker/scheduler.py", "tests/worker/test_scheduler.py",
              "step.without_slots[:1],", "step.without_slots,"),

@@ -223,8 +223,9 @@ def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> Non
     assert answer.text == ("ab" if skip else "a<eos>b")
 
 
-def test_an_eos_behind_half_a_character_has_the_offset_of_the_texts_end() -> None:
-    tokenizer, sampling = ByteTokenizer(), SamplingParams()
+@pytest.mark.parametrize("skip", [True, False])
+def test_an_eos_behind_half_a_character_has_the_offset_of_the_texts_end(skip: bool) -> None:
+    tokenizer, sampling = ByteTokenizer(), SamplingParams(skip_special_tokens=skip)
     successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
     tokens = (97, *"€".encode()[:2])
     answer = successors.build(Hypothesis(), 0, tokens, (-1.0,) * 4, ended=True, ending=EOS)

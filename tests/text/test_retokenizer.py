@@ -58,6 +58,15 @@ def test_what_is_read_in_parts_is_what_is_read_at_once(
         beam = candidates[:2]
 
 
+def test_an_answer_cut_shorter_than_its_parents_prefix_is_encoded_anew(tokenizers: dict[str, HFTokenizer]) -> None:
+    """A stop string may begin in the parent's text, before the part that is not encoded again."""
+    tokenizer, parent = tokenizers["merging"], Hypothesis(text="ab cd")
+    growing = Retokenizer(tokenizer)
+    growing.encode([parent])
+    texts = ["a", "ab", "ab ", "ab c"]
+    assert growing.encode([Hypothesis(text=text, parent=parent) for text in texts]) == tokenizer.encode_many(texts)
+
+
 def test_only_what_is_new_is_read(tokenizers: dict[str, HFTokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, read = tokenizers["pair"], []
     real = tokenizer.encode_many
