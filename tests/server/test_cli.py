@@ -123,7 +123,9 @@ def test_the_curl_can_be_pasted(key: str | None) -> None:
     assert command[:2] == ["curl", "http://h:1/v1/chat/completions"]
     assert "Content-Type: application/json" in command
     assert (f"Authorization: Bearer {key}" in command) == (key is not None)
-    assert json.loads(command[-1])["model"] == "guided"
+    body = json.loads(command[-1])
+    assert body["model"] == "guided"
+    assert 0 < body["max_tokens"] <= 64, "without a limit the answer fills the context, which takes minutes"
 
 
 # The command as a process, its engine a fake
