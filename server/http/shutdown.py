@@ -6,6 +6,7 @@ SIGINT does the same. SIGHUP reloads the configuration.
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+
+logger = logging.getLogger(__name__)
 
 
 class GracefulServer(uvicorn.Server):
@@ -67,6 +70,9 @@ class GracefulServer(uvicorn.Server):
                 self._reload()
         if self._exit_signals and not self._draining:
             self._deadline = time.monotonic() + self.timeout_s
+            if running := len(self.server_state.tasks):
+                limit = f"for at most {self.timeout_s:g} s; a second signal stops now"
+                logger.info("Finishing %d running requests %s", running, limit)
             self._drain()
             return False  # waiting requests are refused in the event loop's next turn
         if self._deadline is None:
