@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from tests.worker.test_scheduler import NO_END, drain, drawn, sample_job, state, worker_models
-from w2s_core.pool.messages import JobFailed, JobOutcome, Row
+from w2s_core.pool.messages import JobFailed, Row
 from w2s_core.worker import step_outputs
-from w2s_core.worker.kv_cache import Region
 
 
 def test_a_failing_forward_fails_its_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The scheduler under pressure: requests that wait for room, ids that a model cannot read, logits that are no numbers."""
+"""The scheduler under pressure: requests that wait for room, unreadable token ids, logits that are no numbers."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class LocalLargeModel:
 
     def check(self, sampling: SamplingParams) -> None:
         info = self._pool.info(self._model)
-        check_token_ids(sampling, min(info.vocabulary, self._tokenizer.size))
+        check_token_ids(sampling, info.vocabulary)
         resolved = resolve_sampling(sampling, self._tokenizer, info.vocabulary)
         if resolved.bans_tokens:
             check_possible(resolved, info.eos, info.vocabulary)
@@ -71,7 +71,7 @@ class LocalLargeModel:
         return await self.checker.check(grammar)
 
     def encode(self, prompt: Prompt) -> Tokens:
-        return encode_prompt(self._tokenizer, prompt)
+        return encode_prompt(self._tokenizer, prompt, self._pool.info(self._model).vocabulary)
 
     @property
     def exposes_token_ids(self) -> bool:

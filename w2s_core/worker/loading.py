@@ -27,9 +27,7 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     dtype = pick_dtype(spec.dtype, device)
     models = {name: _load(model, dtype, device) for name, model in spec.models.items()}
     cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
-    return {
-        name: make_runner(model, device, cache_bytes, spec.models[name].tokens) for name, model in models.items()
-    }
+    return {name: make_runner(model, device, cache_bytes, spec.models[name].tokens) for name, model in models.items()}
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -120,7 +118,9 @@ def _vocabulary(model: PreTrainedModel, logits: int, tokens: int | None) -> int:
     They often differ, because embedding and logits are padded to a round number, or tokens were added to the tokenizer
     alone.
     """
-    embeddings: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, assignment]
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding.weight, torch.Tensor)
+    embeddings = len(embedding.weight)
     return min(logits, embeddings, logits if tokens is None else tokens)
 
 

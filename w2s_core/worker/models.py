@@ -42,8 +42,7 @@ class WorkerModels:
         return not any(scheduler.tasks for scheduler in self._schedulers.values())
 
     def handle(self, command: WorkerCommand) -> list[JobOutcome | Pong]:
-        """Carries out a command. Returns the replies that it has at once: a Pong, a WorkerState or a JobFailed, else none.
-        """
+        """Carries out a command. Returns its replies: a Pong, a WorkerState, a JobFailed, or none."""
         match command:
             case SampleJob() | ScoreJob() | PromptJob():
                 return [*self._schedulers[command.model].add(command)]
