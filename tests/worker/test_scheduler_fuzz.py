@@ -22,6 +22,7 @@ from tests.worker.test_scheduler_pressure import BrokenRows
 from w2s_core.pool.messages import JobFailed, JobOutcome
 from w2s_core.structured.grammar_compiling import new_tokenizer
 from w2s_core.worker import scheduler, step_outputs
+from w2s_core.worker.batch import Batch
 from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.kv_cache import CacheFullError
 from w2s_core.worker.loading import make_runner
@@ -51,20 +52,22 @@ class Faults:
         self.count: Counter[str] = Counter()
         self._chance = chance
         runner = subject._schedulers["m"].runner
-        out_of_memory, full = torch.OutOfMemoryError("injected"), CacheFullError("injected")
-        self._may_fail(patch, runner, "_model", out_of_memory)  # when slots are assigned, and nothing is in them
-        self._may_fail(patch, step_outputs, "draw_tokens", out_of_memory)
-        self._may_fail(patch, scheduler, "score_answers", out_of_memory)
-        self._may_fail(patch, runner.cache, "allocate", full)
-        self._may_fail(patch, runner.cache, "grow", full)
+        self._may_fail(
+            patch, runner, "_model", torch.OutOfMemoryError
+        )  # when slots are assigned, and nothing is in them
+        self._may_fail(patch, step_outputs, "draw_tokens", torch.OutOfMemoryError)
+        self._may_fail(patch, scheduler, "score_answers", torch.OutOfMemoryError)
+        self._may_fail(patch, runner.cache, "allocate", CacheFullError)
+        self._may_fail(patch, runner.cache, "grow", CacheFullError)
 
-    def _may_fail(self, patch: pytest.MonkeyPatch, owner: object, name: str, error: Exception) -> None:
+    def _may_fail(self, patch: pytest.MonkeyPatch, owner: object, name: str, error: type[Exception]) -> None:
         original = getattr(owner, name)
 
         def call(*args: object, **named: object) -> object:
-            if self._chance.random() < FAULTS:
+            empty = bool(args) and isinstance(args[0], Batch) and not args[0].size  # then nothing runs that may fail
+            if not empty and self._chance.random() < FAULTS:
                 self.count[name] += 1
-                raise error
+                raise error("injected")
             return original(*args, **named)
 
         patch.setattr(owner, name, call)

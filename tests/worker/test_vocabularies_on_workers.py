@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tests.fakes import answer
-from tests.tiny import VOCABULARY, save_tiny
+from tests.tiny import EOS, VOCABULARY, save_tiny
 from tests.worker.test_engine_on_workers import ASK, assert_nothing_is_held
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
@@ -20,14 +20,19 @@ from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Guidance, Prompt, SamplingParams, TextPrompt, TokenPrompt
 
 BEYOND = "<extra42>"  # the token 300
+TURN_END, TURN_END_ID = "<extra0>", 258
 
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
-    """`padded` has more logits than tokens, as Qwen 2.5; `short` has more tokens than embeddings."""
+    """`padded` has more logits than tokens, as Qwen 2.5; `short` has more tokens than embeddings.
+
+    The tokenizer of `padded` ends turns with a token that the model's own configuration does not name.
+    """
     root = tmp_path_factory.mktemp("uneven")
     padded = save_tiny(root / "padded", vocabulary=VOCABULARY + 60)
     short = save_tiny(root / "short", tokens=VOCABULARY + 40)
+    PreTrainedTokenizerFast.from_pretrained(padded, eos_token=TURN_END).save_pretrained(padded)
     pair = [str(save_tiny(root / name, seed=seed)) for name, seed in (("tuned", 1), ("untuned", 2))]
     guidance = Guidance("cbs", {"pair": 1.0}, beam_width=4, successors=4, chunk_length=6)
     return EngineConfig(
@@ -51,6 +56,18 @@ async def test_logits_beyond_the_tokenizer_are_never_drawn(uneven: EngineConfig)
                     assert max(y.tokens) < VOCABULARY
                     assert max(token for top in y.alternatives for token, _ in top) < VOCABULARY
         await assert_nothing_is_held(engine)
+
+
+@pytest.mark.parametrize("end", [EOS, TURN_END_ID])
+@pytest.mark.parametrize("model", ["padded", "guided"])
+async def test_both_the_models_and_the_tokenizers_eos_end_an_answer(uneven: EngineConfig, model: str, end: int) -> None:
+    async with build_engine(uneven) as engine:
+        sampling = SamplingParams(max_tokens=20, seed=1, logit_bias=((end, 100.0),), min_tokens=3)
+        [y] = await answer(engine, replace(ASK, model=model, sampling=sampling))
+        assert (y.ended, y.ending, y.finish_reason, len(y.tokens)) == (True, end, "stop", 3)
+        assert not {EOS, TURN_END_ID} & set(y.tokens), "min_tokens bans both"
+        [y] = await answer(engine, replace(ASK, model=model, sampling=replace(sampling, min_tokens=0, ignore_eos=True)))
+        assert y.tokens == (end,) * 20
 
 
 REFUSED: list[tuple[Prompt, str]] = [

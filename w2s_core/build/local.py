@@ -85,7 +85,8 @@ def _device_assignment(
         for reference in references:
             source = model_source(reference)
             if source not in models:
-                spec = ModelSpec(source, entry.trust_remote_code, tokenizers.load(reference).size)
+                tokenizer = tokenizers.load(reference)
+                spec = ModelSpec(source, entry.trust_remote_code, tokenizer.size, tokenizer.eos)
                 models[source] = (spec, set())
             models[source][1].update(chosen)
     return models

@@ -17,12 +17,14 @@ from w2s_core.types import Alternatives, Grammar, PromptLogprobs, StepKind, Toke
 class ModelSpec:
     """A model to load. `source` is what transformers takes: a folder or a hub id.
 
-    `tokens` is the size of its tokenizer: the model may have more logits, which then are never drawn. None keeps all.
+    Its tokenizer may say otherwise than its configuration. `tokens` is the tokenizer's size: the model may have more
+    logits, which then are never drawn (None keeps all). `eos` is the tokenizer's EOS token, which ends answers, too.
     """
 
     source: str
     trust_remote_code: bool
     tokens: int | None = None
+    eos: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

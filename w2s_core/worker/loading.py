@@ -27,7 +27,10 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     dtype = pick_dtype(spec.dtype, device)
     models = {name: _load(model, dtype, device) for name, model in spec.models.items()}
     cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
-    return {name: make_runner(model, device, cache_bytes, spec.models[name].tokens) for name, model in models.items()}
+    return {
+        name: make_runner(model, device, cache_bytes, tokens=spec.models[name].tokens, eos=spec.models[name].eos)
+        for name, model in models.items()
+    }
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -46,12 +49,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def make_runner(
-    model: PreTrainedModel, device: torch.device, cache_bytes: int, tokens: int | None = None
+    model: PreTrainedModel, device: torch.device, cache_bytes: int, *, tokens: int | None = None, eos: int | None = None
 ) -> tuple[ModelRunner, ModelInfo]:
     """Gives the model tree attention and a KV cache of at most `cache_bytes`.
 
-    `tokens`: see `ModelSpec.tokens`. The bytes of KV per token and the number of logits are measured by running one
-    token.
+    `tokens` and `eos` are those of its tokenizer, see `ModelSpec`. The bytes of KV per token and the number of logits
+    are measured by running one token.
     """
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
@@ -63,7 +66,7 @@ def make_runner(
     info = ModelInfo(
         context_length=_context_length(model.config),
         vocabulary=vocabulary,
-        eos=frozenset(token for token in _eos(model) if token < vocabulary),
+        eos=frozenset(token for token in _eos(model, eos) if token < vocabulary),
         kv_slots=max(1, cache_bytes // per_token),
         kv_bytes_per_token=per_token,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -124,13 +127,16 @@ def _vocabulary(model: PreTrainedModel, logits: int, tokens: int | None) -> int:
     return min(logits, embeddings, logits if tokens is None else tokens)
 
 
-def _eos(model: PreTrainedModel) -> frozenset[int]:
-    """The EOS token ids of the generation config, else of the model config."""
+def _eos(model: PreTrainedModel, tokenizer_eos: int | None) -> set[int]:
+    """The token ids that end an answer: those of the generation config, else of the model config, and the tokenizer's.
+
+    A chat model's generation config often names only `<|endoftext|>`, while its turns end with the tokenizer's
+    `<|im_end|>`. vLLM stops at both, too.
+    """
     ids = model.generation_config.eos_token_id if model.generation_config else None
     ids = model.config.eos_token_id if ids is None else ids
-    if ids is None:
-        return frozenset()
-    return frozenset([ids] if isinstance(ids, int) else ids)
+    own = set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+    return own if tokenizer_eos is None else own | {tokenizer_eos}
 
 
 def _auto_cache_bytes(device: torch.device, models: int) -> int:
