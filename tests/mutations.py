@@ -191,7 +191,7 @@ MUTATIONS = (
              "            self._handle = None\n", ""),
     Mutation("server/settings/api_keys.py", "tests/server/access/test_keys.py",
              "stat.S_IROTH", "stat.S_IRGRP"),
-    Mutation("server/access/limits.py", "tests/server/access/test_keys.py",
+    Mutation("server/access/limits.py", "tests/server/access/test_limits.py",
              "math.floor(wait_s) + 1", "math.ceil(wait_s)"),
     Mutation("server/settings/config.py", "tests/server/settings/test_config.py",
              '!= "none" and rows > self', '!= "none" and rows >= self'),
