@@ -199,18 +199,23 @@ class Planner:
         return CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
 
     def _check_rows(self, plan: Plan, request: GenerationRequest) -> None:
-        if plan.rows <= self.max_rows_per_request:
-            return
-        if plan.guidance is None:
-            field = "n"
-        elif request.best_of is not None and request.best_of > 1:
-            field = "best_of"
-        else:
-            field = "guidance"
-        raise RequestError(
-            f"This request samples {plan.rows} sequences at once; at most {self.max_rows_per_request} are allowed.",
-            field,
-        )
+        if plan.rows > (limit := self.max_rows_per_request):
+            raise RequestError(
+                f"This request samples {plan.rows} sequences at once; at most {limit} are allowed.",
+                _field_of_rows(request, plan.guidance, limit),
+            )
+
+
+def _field_of_rows(request: GenerationRequest, guidance: Guidance | None, limit: int) -> str:
+    """The field that makes a request sample more than `limit` sequences at once."""
+    if guidance is None:
+        return "n"
+    if request.best_of is not None and request.best_of > 1:
+        return "best_of"
+    for name in ("successors", "beam_width"):
+        if getattr(guidance, name) > limit:
+            return f"guidance.{name}"
+    return "guidance"  # their product
 
 
 def _context_length(large: LargeModel) -> int | None:
