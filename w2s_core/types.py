@@ -170,6 +170,9 @@ class Hypothesis:
     `logprobs` are log π_base of each token before temperature, the ending token's last. `alternatives` are parallel to
     them where `SamplingParams.logprobs` asked for any, else empty. `score` is the weighted sum of `scores`, each pair's
     log-ratio.
+
+    `parent` is the hypothesis that it continues. That one has no parent: a chain back to the prompt would hold the text
+    of every chunk, the square of the answer's length.
     """
 
     tokens: Tokens = ()

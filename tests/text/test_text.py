@@ -133,6 +133,7 @@ def test_finding_and_withholding() -> None:
 def test_common_prefix(texts: list[str]) -> None:
     prefix = common_prefix(texts)
     assert all(t.startswith(prefix) for t in texts)
+    assert all(common_prefix(texts, known) == prefix for known in range(len(prefix) + 1))
     longer = {t[: len(prefix) + 1] for t in texts}
     assert len(longer) > 1 or any(t == prefix for t in texts)
 

@@ -227,4 +227,5 @@ def _guidance_report(guidance: Guidance, runs: Sequence[PromptRun]) -> GuidanceR
         scored_tokens=sum(run.scored_tokens for run in runs),
         upstream=provider_usage if provider_usage.calls else None,
         tree=[run.tree.tree for run in runs] if guidance.trace else None,
+        tree_truncated=guidance.trace and any(run.tree.truncated for run in runs),
     )

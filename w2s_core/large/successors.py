@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from w2s_core.interfaces import Decoder
@@ -49,6 +50,8 @@ class SuccessorBuilder:
         built again and again: its first `already_decoded` new tokens were there the last time.
         """
         tokens = parent.tokens + new_tokens
+        if parent.parent is not None:
+            self._states.pop(parent.parent.tokens, None)  # its successors are being continued, and it is not
         state = self._detokenize(tokens, len(parent.tokens) + already_decoded, replace=already_decoded > 0)
         text, finish_reason = state.text, _finish_reason(ended)
         text_length = self._kept_length(parent, tokens, text)
@@ -64,7 +67,7 @@ class SuccessorBuilder:
             ended=ended,
             finish_reason=finish_reason,
             logprobs=(parent.logprobs + logprobs)[: len(tokens) + ended],
-            parent=parent,
+            parent=dataclasses.replace(parent, parent=None),
             ending=ending if ended else None,
             alternatives=(parent.alternatives + alternatives)[: len(tokens) + ended],
         )
