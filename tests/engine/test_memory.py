@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fakes import FakeLargeModel, FakeProposals, FakeScorer, FakeScoring, fake_engine
+from tests.fakes import EOS, FakeLargeModel, FakeProposals, FakeScorer, FakeScoring, fake_engine
 from w2s_core.engine.events import RequestFinished
 from w2s_core.interfaces import Scoring
 from w2s_core.search.randomness import successor_key
@@ -18,10 +18,10 @@ from w2s_core.types import GenerationRequest, Guidance, Hypothesis, Prompt, Samp
 
 
 class LongProposals(FakeProposals):
-    """Every chunk is one letter, repeated, so that drawing it costs next to nothing."""
+    """Every chunk is one letter, repeated, and a special token, so that drawing it costs next to nothing."""
 
     def _successor(self, parent: Hypothesis, index: int, length: int) -> Hypothesis:
-        new = (97 + successor_key(parent.key, len(parent.tokens), index) % 26,) * length
+        new = (*(97 + successor_key(parent.key, len(parent.tokens), index) % 26,) * (length - 1), EOS)
         return self._successors.build(parent, index, new, (-1.0,) * length, ended=False)
 
 
@@ -61,12 +61,13 @@ def peak_bytes(request: GenerationRequest) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["plain", "guided", "trace", "tokens"])
+@pytest.mark.parametrize("kind", ["plain", "guided", "trace", "tokens", "special tokens"])
 def test_memory_grows_with_the_length_of_an_answer(kind: str) -> None:
     guidance = Guidance("cbs" if kind != "plain" else "none", {"positive": 1.0}, 4, 4, 5, trace=kind == "trace")
     prompts = (TextPrompt("x"),)
     request = GenerationRequest("guided", prompts, guidance=guidance, with_tokens=kind == "tokens")
+    sampling = SamplingParams(seed=1, skip_special_tokens=kind != "special tokens")
     shorter, longer = (
-        peak_bytes(replace(request, sampling=SamplingParams(max_tokens=length, seed=1))) for length in (1000, 2000)
+        peak_bytes(replace(request, sampling=replace(sampling, max_tokens=length))) for length in (1000, 2000)
     )
     assert longer < 2.5 * shorter, f"{shorter} bytes for 1,000 tokens, {longer} for 2,000"

@@ -43,9 +43,11 @@ class CombinedScoring:
         return sum((session.provider_usage for session in self._sessions.values()), ProviderUsage())
 
     async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
+        candidates = [y.as_scored for y in candidates]
         await gather_all([session.prefetch(candidates) for session in self._sessions.values()])
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        candidates = [y.as_scored for y in candidates]
         by_session = await gather_all([session.score(candidates) for session in self._sessions.values()])
         by_candidate = [
             {name: score.total for name, score in zip(self._sessions, scores, strict=True)}

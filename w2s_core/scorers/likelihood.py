@@ -26,4 +26,4 @@ class LikelihoodScorer:
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         """Mean log-probability in nats per token, the ending token included."""
-        return [Score(sum(y.logprobs) / max(1, y.length)) for y in candidates]
+        return [Score(sum(y.logprobs) / max(1, y.length)) for y in (y.as_scored for y in candidates)]
