@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.fakes import FakeLargeModel, fake_engine, letters
+from tests.fakes import FakeLargeModel, FakeScorer, fake_engine, letters
 from tests.server.conftest import Connect, Serve
 from w2s_core.config import Limits
 from w2s_core.engine import planning
@@ -139,6 +140,15 @@ async def test_a_full_queue_is_429(serve: Serve) -> None:
     assert refused.status_code == 429
     assert refused.headers["retry-after"]
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+async def test_a_pair_whose_score_is_no_number_is_a_500_that_names_it(connect: Connect, value: float) -> None:
+    engine = fake_engine(scorers={"positive": FakeScorer(lambda text, ended: value if "b" in text else 0.0)})
+    response = await post(await connect(engine), model="guided", seed=1)
+    assert response.status_code == 500
+    assert "pair `positive`" in response.json()["error"]["message"]
+    assert engine.admission.rows_running == 0
 
 
 async def test_a_deadline_is_504(connect: Connect) -> None:
