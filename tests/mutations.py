@@ -145,7 +145,7 @@ MUTATIONS = (
              "if entries and all(calls) else", "if entries and any(calls) else"),
     Mutation("w2s_core/structured/tool_grammar.py", "tests/structured/test_tool_grammar.py",
              ' | {"type": "object"}', ""),
-    Mutation("w2s_core/large/local.py", "tests/worker/test_engine_on_workers.py",
+    Mutation("w2s_core/pool/session.py", "tests/worker/test_engine_on_workers.py",
              "len(update.tokens) + update.ended", "len(update.tokens)"),
     Mutation("w2s_core/large/remote.py", "tests/remote/test_large_responses.py",
              "sorted(completion.choices, key=lambda choice: choice.index)", "list(completion.choices)"),

@@ -52,16 +52,20 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """Random weights, float32, two layers of width 32, vocabulary 300."""
+def tiny_model(family: str = "llama", seed: int = 0, *, vocabulary: int = VOCABULARY) -> PreTrainedModel:
+    """Random weights, float32, two layers of width 32; `vocabulary` is the size of its embedding and its logits."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family]), dtype=torch.float32)
+    config = deepcopy(FAMILIES[family])
+    config.vocab_size = vocabulary
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
 
 
-def byte_tokenizer(template: str | None = None, *, pairs: bool = False) -> PreTrainedTokenizerFast:
-    """One token a byte, then <bos>, <eos> and fillers up to the vocabulary's 300; `pairs` makes some letters merge,
-    so that more text can change the tokens of the text before."""
+def byte_tokenizer(
+    template: str | None = None, *, pairs: bool = False, size: int = VOCABULARY
+) -> PreTrainedTokenizerFast:
+    """One token a byte, then <bos>, <eos> and fillers up to `size`; `pairs` makes some letters merge, so that more text
+    can change the tokens of the text before."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merged = ["ab", "bc", "cd", "da", "abcd"] if pairs else []
     merges = [("a", "b"), ("c", "d"), ("ab", "cd"), ("b", "c"), ("d", "a")] if pairs else []
@@ -70,7 +74,7 @@ def byte_tokenizer(template: str | None = None, *, pairs: bool = False) -> PreTr
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<bos>", "<eos>"])
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(VOCABULARY - 258 - len(merged))])
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(size - 258 - len(merged))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", chat_template=template
     )
@@ -87,10 +91,12 @@ def save_tiny(
     template: str | None = TEMPLATE,
     pairs: bool = False,
     context_length: int = 512,
+    vocabulary: int = VOCABULARY,
+    tokens: int = VOCABULARY,
 ) -> Path:
-    """A folder that `from_pretrained` loads."""
-    model = tiny_model(family, seed)
+    """A folder that `from_pretrained` loads, with `vocabulary` embeddings and logits, and `tokens` in its tokenizer."""
+    model = tiny_model(family, seed, vocabulary=vocabulary)
     model.config.max_position_embeddings = context_length
     model.save_pretrained(folder)
-    byte_tokenizer(template, pairs=pairs).save_pretrained(folder)
+    byte_tokenizer(template, pairs=pairs, size=tokens).save_pretrained(folder)
     return folder

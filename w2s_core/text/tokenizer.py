@@ -34,6 +34,7 @@ class HFTokenizer:
         self._skip_special_tokens = True
         self.chat_template = ChatTemplate(self._tokenizer)
         self._escaper = SpecialTokenEscaper(self._tokenizer)
+        self._size = max(self.vocabulary.values()) + 1  # the tokenizer's length is less where ids are missing
         #: The tokenizer serialized as `tokenizer.json`: equal strings tokenize alike.
         self.tokenizer_json: str = self._tokenizer.backend_tokenizer.to_str()
         rules = json.loads(self.tokenizer_json)
@@ -61,8 +62,8 @@ class HFTokenizer:
 
     @property
     def size(self) -> int:
-        """The number of tokens, added ones included: every id is below it."""
-        return len(self._tokenizer)
+        """One more than the largest token id, added tokens included."""
+        return self._size
 
     @property
     def verbatim(self) -> HFTokenizer:

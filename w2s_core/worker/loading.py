@@ -27,7 +27,7 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     dtype = pick_dtype(spec.dtype, device)
     models = {name: _load(model, dtype, device) for name, model in spec.models.items()}
     cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
-    return {name: make_runner(model, device, cache_bytes) for name, model in models.items()}
+    return {name: make_runner(model, device, cache_bytes, spec.models[name].tokens) for name, model in models.items()}
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -45,28 +45,32 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def make_runner(model: PreTrainedModel, device: torch.device, cache_bytes: int) -> tuple[ModelRunner, ModelInfo]:
+def make_runner(
+    model: PreTrainedModel, device: torch.device, cache_bytes: int, tokens: int | None = None
+) -> tuple[ModelRunner, ModelInfo]:
     """Gives the model tree attention and a KV cache of at most `cache_bytes`.
 
-    The bytes of KV per token and the vocabulary size are measured by running one token.
+    `tokens`: see `ModelSpec.tokens`. The bytes of KV per token and the number of logits are measured by running one
+    token.
     """
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
     model.config.pad_token_id = (
         None  # else some models (GPT-2) look for padding in every batch, which waits for the device
     )
-    per_token, vocabulary = _run_one_token(model, KVCache(128), device)
+    per_token, logits = _run_one_token(model, KVCache(128), device)
+    vocabulary = _vocabulary(model, logits, tokens)
     info = ModelInfo(
         context_length=_context_length(model.config),
         vocabulary=vocabulary,
-        eos=_eos(model),
+        eos=frozenset(token for token in _eos(model) if token < vocabulary),
         kv_slots=max(1, cache_bytes // per_token),
         kv_bytes_per_token=per_token,
         dtype=str(model.dtype).removeprefix("torch."),
     )
     cache = KVCache(info.kv_slots)
     _run_one_token(model, cache, device)  # a cache too large for the device fails here, not in a request
-    return ModelRunner(model, cache, device), info
+    return ModelRunner(model, cache, device, vocabulary), info
 
 
 def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -90,7 +94,7 @@ def _transpose(model: PreTrainedModel) -> None:
 
 
 def _run_one_token(model: PreTrainedModel, cache: KVCache, device: torch.device) -> tuple[int, int]:
-    """Runs one token, which creates the cache's layers. Returns the bytes of KV per token and the vocabulary size."""
+    """Runs one token, which creates the cache's layers. Returns the bytes of KV per token and the number of logits."""
     batch = Batch(1)
     tree = TokenTree(cache, (0,))
     batch.request_logits(tree, tree.root)
@@ -106,6 +110,18 @@ def _context_length(config: PretrainedConfig) -> int:
         if isinstance(length, int):
             return length
     raise ValueError(f"{config.name_or_path}: the model's configuration does not state its context length")
+
+
+def _vocabulary(model: PreTrainedModel, logits: int, tokens: int | None) -> int:
+    """The ids that the model can read and draw and its tokenizer can decode: the smallest of three sizes.
+
+    They often differ, because embedding and logits are padded to a round number, or tokens were added to the tokenizer
+    alone.
+    """
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding.weight, torch.Tensor)
+    embeddings = len(embedding.weight)
+    return min(logits, embeddings, logits if tokens is None else tokens)
 
 
 def _eos(model: PreTrainedModel) -> frozenset[int]:
