@@ -156,6 +156,7 @@ class FakeProposals:
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         self._model.calls.append((len(beam), k, length))
+        self._successors.prune(beam)
         await self._wait()
         return [self._successor(parent, index, length) for parent in beam for index in range(k)]
 

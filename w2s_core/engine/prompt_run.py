@@ -39,7 +39,7 @@ class PromptRun:
         self.sampled_tokens = 0
         self.scored_tokens = 0
         self.provider_usage = ProviderUsage()
-        self.tree = SearchTree(keep_tree=plan.guidance is not None and plan.guidance.trace)
+        self.tree = SearchTree(max_characters=plan.tree_characters)
         self._first_choice = first_choice
         self._observer = observer
         self._root = Hypothesis(key=root_key(plan.seed))
