@@ -152,7 +152,7 @@ class FakeProposals:
         self._model = model
         self._prompt = prompt
         self._sampling = sampling
-        self._successors = SuccessorBuilder(model.decoder, sampling)  # type: ignore[arg-type]
+        self._successors = SuccessorBuilder(model.decoder, prompt, sampling)  # type: ignore[arg-type]
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         self._model.calls.append((len(beam), k, length))

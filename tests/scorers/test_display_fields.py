@@ -90,7 +90,7 @@ async def scorer_named(name: str, large: HFTokenizer, other: HFTokenizer) -> Sco
 
 def built(large: HFTokenizer, drawn: Drawn, sampling: SamplingParams) -> list[Hypothesis]:
     """The hypothesis after each chunk."""
-    successors, y, grown = SuccessorBuilder(large, sampling), Hypothesis(), []
+    successors, y, grown = SuccessorBuilder(large, (), sampling), Hypothesis(), []
     for number, chunk in enumerate(drawn.chunks, start=1):
         tokens = tuple(token for text in chunk for token in large.encode(text, special_tokens=False))
         ending = None
@@ -152,7 +152,7 @@ def test_scorers_see_the_answer_as_if_nothing_more_were_shown(
         stop=tuple(stops), min_tokens=min_tokens, include_stop_str_in_output=include, skip_special_tokens=skip
     )
     hidden = replace(shown, include_stop_str_in_output=False, skip_special_tokens=True)
-    builders = [SuccessorBuilder(large, sampling) for sampling in (hidden, shown)]
+    builders = [SuccessorBuilder(large, (), sampling) for sampling in (hidden, shown)]
     answers = [Hypothesis(), Hypothesis()]
     for begin, end in pairwise(borders) if len(borders) > 1 else [(0, 0)]:
         ended = ending is not None and end == len(whole)

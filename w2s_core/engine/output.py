@@ -51,10 +51,10 @@ class TokenStreamer(ChoiceStreamer):
     Here hypotheses must agree on the tokens, too: equal text of different tokens is not final.
     """
 
-    def __init__(self, index: int, sampling: SamplingParams, decoder: TokenDecoder) -> None:
+    def __init__(self, index: int, sampling: SamplingParams, decoder: TokenDecoder, prompt: Tokens) -> None:
         super().__init__(index, sampling.stop)
         self._decoder = decoder
-        self._offsets = OffsetTracker(decoder, verbatim=not sampling.skip_special_tokens)
+        self._offsets = OffsetTracker(decoder, prompt, verbatim=not sampling.skip_special_tokens)
         self._agreed = 0  # number of leading tokens that all hypotheses share
         self._pending: list[TokenSpan] = []  # spans of agreed tokens that are not sent yet
 

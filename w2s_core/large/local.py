@@ -87,7 +87,8 @@ class LocalLargeModel:
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
         async with self._pool.session(rows, {self._model}) as session:
             resolved = resolve_sampling(sampling, self._tokenizer, self._pool.info(self._model).vocabulary)
-            yield LocalProposals(self._model, session, prompt, resolved, SuccessorBuilder(self._tokenizer, sampling))
+            successors = SuccessorBuilder(self._tokenizer, prompt, sampling)
+            yield LocalProposals(self._model, session, prompt, resolved, successors)
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
         # This session leaves the prompt's KV in the prefix cache, for the generation that follows.

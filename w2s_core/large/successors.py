@@ -13,16 +13,16 @@ from w2s_core.types import Alternatives, FinishReason, Hypothesis, SamplingParam
 
 
 class SuccessorBuilder:
-    """Builds the successors of one prompt's hypotheses; local and remote large models share it.
+    """Builds the successors of one `prompt`'s hypotheses; local and remote large models share it.
 
     Decoding costs only the new tokens. Where the request shows special tokens, answers are decoded twice: once as they
     are shown, and once as scorers see them.
     """
 
-    def __init__(self, decoder: Decoder, sampling: SamplingParams) -> None:
+    def __init__(self, decoder: Decoder, prompt: Tokens, sampling: SamplingParams) -> None:
         self.stops = sampling.stop
-        self._scored = AnswerDetokenizer(decoder)
-        self._shown = self._scored if sampling.skip_special_tokens else AnswerDetokenizer(decoder.verbatim)
+        self._scored = AnswerDetokenizer(decoder, prompt)
+        self._shown = self._scored if sampling.skip_special_tokens else AnswerDetokenizer(decoder.verbatim, prompt)
         self._include_stop = sampling.include_stop_str_in_output
         self._min_tokens = sampling.min_tokens
         self._min_tokens_lengths: dict[Tokens, int] = {}  # characters of an answer's first `min_tokens` tokens
@@ -58,7 +58,7 @@ class SuccessorBuilder:
             (tokens, text), scored = self._cut(drawn, text, stop)
             ended, finish_reason = False, "stop"
         elif ending is not None and self._include_stop:
-            text = detokenize(self._shown.decoder, shown, (*drawn, ending)).text
+            text = detokenize(self._shown.decoder, shown, (ending,)).text
         y = Hypothesis(
             tokens=tokens,
             text=text,
