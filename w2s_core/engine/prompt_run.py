@@ -146,7 +146,8 @@ class PromptRun:
     def _streamer(self, choice: int) -> ChoiceStreamer:
         index, plan = self._first_choice + choice, self.plan
         if plan.with_tokens:
-            return TokenStreamer(index, plan.sampling, plan.large.decoder, plan.prompt)
+            prompt = plan.prompt if plan.large.exposes_token_ids else ()
+            return TokenStreamer(index, plan.sampling, plan.large.decoder, prompt)
         return ChoiceStreamer(index, plan.sampling.stop)
 
     async def _read_prompt(self) -> PromptRead:
