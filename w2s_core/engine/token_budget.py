@@ -42,13 +42,6 @@ def context_budget(request: GenerationRequest, prompt: Prompt, tokens: Tokens, l
     return free if max_tokens is None else max_tokens
 
 
-def cap_to_pair_context(request: GenerationRequest, budget: int, pair_budget: int) -> int:
-    """Caps the budget at `pair_budget`. Raises RequestError if an explicit `max_tokens` does not fit."""
-    if request.sampling.max_tokens is not None and pair_budget < budget:
-        raise RequestError(f"The pair's context has room for {pair_budget} tokens of answer.", "max_tokens")
-    return min(pair_budget, budget)
-
-
 def cap_to_sampled_tokens(
     request: GenerationRequest, guidance: Guidance | None, budget: int, server_limit: int | None
 ) -> int:

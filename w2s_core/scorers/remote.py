@@ -107,7 +107,7 @@ class TokenLogprobs:
         answers = self._encoder.answers(candidates, self._retokenizer.encode(candidates))
         limit = self._model.probe.capabilities.context_length
         if limit is not None:
-            self._encoder.check_length(self._prompt, answers, limit)
+            self._encoder.check_length(self._prompt, candidates, answers, limit)
         return self._tasks.start(answers)
 
     async def aclose(self) -> None:
