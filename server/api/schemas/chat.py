@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import GenerationBody
+from server.api.schemas.conversation import Conversation
 from server.api.schemas.fields import INT32_MAX
 from server.api.schemas.guidance import merge_guidance
 from server.api.schemas.logprobs import ChatLogprobs, PromptLogprobs, TopLogprobs
-from server.api.schemas.messages import Conversation
 from server.api.schemas.responses import BaseChoice, ResponseBody, ResponseModel
 from server.api.schemas.tools import NamedChoice, Tool, ToolCall, ToolCallDelta, ToolChoice
 from w2s_core.types import FinishReason, GenerationRequest, Guidance

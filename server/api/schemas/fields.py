@@ -12,7 +12,7 @@ INT32_MAX = 2**31 - 1
 MAX_NESTING = 100  # levels of objects and lists; code that recurses over them could go three times as deep
 
 
-def _check_encodable(text: str) -> str:
+def check_encodable(text: str) -> str:
     """Rejects half a surrogate pair, which JSON can escape and no tokenizer accepts."""
     try:
         text.encode()
@@ -38,7 +38,7 @@ def _children(value: Any) -> Iterable[Any]:
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(check_nesting)]
-Text = Annotated[str, AfterValidator(_check_encodable)]
+Text = Annotated[str, AfterValidator(check_encodable)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
@@ -47,6 +47,12 @@ class StrictModel(BaseModel):
     """Base of all request schemas: unknown keys are rejected, and types are not converted ("5" is not 5)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RecordModel(BaseModel):
+    """Base of the schemas of messages, which this or another server wrote: unknown keys are dropped."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
 
 def drop_neutral_values(body: Any, neutral: Mapping[str, tuple[object, ...]]) -> Any:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from server.api.schemas.conversation import Conversation
 from server.api.schemas.fields import StrictModel, Text, TokenId
-from server.api.schemas.messages import Conversation
 from server.api.schemas.responses import ResponseModel
 
 ModelName = Annotated[

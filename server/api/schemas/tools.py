@@ -11,6 +11,10 @@ from server.api.schemas.responses import ResponseModel
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
+CacheControl = Annotated[
+    JsonObject | None, Field(description="Accepted and ignored: prompts are cached without being asked (Anthropic's).")
+]
+
 
 class Function(StrictModel):
     """A function that the model may call. `parameters` is the JSON schema of its arguments.
@@ -22,6 +26,7 @@ class Function(StrictModel):
     description: Text | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
+    cache_control: CacheControl = None
 
 
 class Tool(StrictModel):
@@ -29,6 +34,7 @@ class Tool(StrictModel):
 
     type: Literal["function"]
     function: Function
+    cache_control: CacheControl = None
 
     def for_template(self) -> dict[str, Any]:
         """The tool for a chat template. Templates expect `parameters`, so a missing schema becomes an empty one."""
