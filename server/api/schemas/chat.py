@@ -23,16 +23,7 @@ ChatFinishReason: TypeAlias = FinishReason | Literal["tool_calls"]
 class ChatBody(Conversation, GenerationBody):
     """A chat request. Without a token limit the answer may use all of the context that the prompt leaves."""
 
-    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **GenerationBody.neutral_values,
-        "tools": (None, []),
-        "functions": (None, []),
-        "function_call": (None, "none", "auto"),
-        "audio": (None,),
-        "modalities": (None, ["text"]),
-        "prediction": (None,),
-        "web_search_options": (None,),
-    }
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {**GenerationBody.neutral_values, "tools": ([],)}
 
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     logprobs: Annotated[bool | None, Field(description="Return the log-probabilities of the answer's tokens.")] = None

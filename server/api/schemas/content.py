@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
-from pydantic import AfterValidator, Discriminator, Tag
+from pydantic import AfterValidator, Discriminator, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.fields import RecordModel, Text, check_encodable
@@ -65,7 +65,7 @@ def _reject_type(kind: Any) -> NoReturn:
 class UnsupportedPart(RecordModel):
     """A part that cannot be rendered, such as an image."""
 
-    type: Annotated[Any, AfterValidator(_reject_type)]
+    type: Annotated[Any, AfterValidator(_reject_type), WithJsonSchema({"type": "string"})]
 
 
 def _part_tag(part: Any) -> str:

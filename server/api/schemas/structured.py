@@ -52,7 +52,21 @@ class JsonSchemaFormat(StrictModel):
     json_schema: NamedSchema
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+def _format_tag(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if kind in ("text", "json_object", "json_schema") else None
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("text")]
+    | Annotated[JsonObjectFormat, Tag("json_object")]
+    | Annotated[JsonSchemaFormat, Tag("json_schema")],
+    Discriminator(
+        _format_tag,
+        custom_error_type="response_format",
+        custom_error_message="must be an object whose `type` is `text`, `json_object` or `json_schema`",
+    ),
+]
 
 
 class StructuredOutputs(StrictModel):
