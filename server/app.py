@@ -10,7 +10,7 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI, Security
 from starlette.middleware.cors import CORSMiddleware
 
-from server.access.auth import bearer
+from server.access.auth import api_key_header, bearer
 from server.access.limits import LeaseMiddleware
 from server.access.policy import Policy
 from server.api.openapi import BODY_ERRORS, COMMON_ERRORS, GENERATION_ERRORS, DocumentedApp, error_responses
@@ -27,8 +27,13 @@ TITLE = "w2s"
 DESCRIPTION = "An OpenAI-compatible server for weak-to-strong search: alignment at test time (arXiv:2405.19262)."
 
 
-def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
-    """Builds the application around `host`.
+def system_fingerprint(configuration: str | None = None) -> str:
+    """The `system_fingerprint` of responses: the server's version and, if known, the hash of its configuration."""
+    return "-".join(filter(None, (TITLE, VERSION, configuration)))
+
+
+def create_app(host: EngineHost, config: ServerConfig | None = None, fingerprint: str | None = None) -> FastAPI:
+    """Builds the application around `host`. `fingerprint` is the hash of the engine's configuration.
 
     Models start to load when the lifespan begins; until they are loaded, API calls are answered 503. Limits and keys
     that a reload may change are read from `app.state.policy`. Raises ConfigurationError when keys cannot be read.
@@ -46,6 +51,7 @@ def create_app(host: EngineHost, config: ServerConfig | None = None) -> FastAPI:
     app.state.host = host
     app.state.policy = Policy(config)
     app.state.created = int(time.time())
+    app.state.system_fingerprint = system_fingerprint(fingerprint)
     _add_middleware(app, host, config)
     add_exception_handlers(app)
     _add_routes(app)
@@ -76,7 +82,7 @@ def _add_routes(app: FastAPI) -> None:
     """Adds the operations' routes, which need no API key, and the API's, which need a key and a loaded engine."""
     for router in (health.router, metrics.router):
         app.include_router(router, tags=["operations"])
-    dependencies = [Security(bearer), Depends(require_engine)]
+    dependencies = [Security(bearer), Security(api_key_header), Depends(require_engine)]
     for router, tag, statuses in (
         (completions.router, "OpenAI", GENERATION_ERRORS),
         (chat.router, "OpenAI", GENERATION_ERRORS),

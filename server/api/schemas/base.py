@@ -37,8 +37,9 @@ class StreamOptions(StrictModel):
 
     include_usage: Annotated[bool, Field(description="Send a last chunk with the usage and no choices.")] = False
     continuous_usage_stats: Annotated[
-        bool, Field(description="Send the usage so far with every chunk (a vLLM extension).")
+        bool, Field(description="With `include_usage`: send the usage so far with every chunk (a vLLM extension).")
     ] = False
+    include_obfuscation: Annotated[bool, Field(description="Accepted and ignored: chunks are never padded.")] = False
 
 
 class GenerationBody(SamplingExtras, StructuredFields, ABC):

@@ -56,7 +56,7 @@ class ChatBody(Conversation, GenerationBody):
             raise PydanticCustomError(
                 "tool_choice", "is not the name of a function in `tools`", {"param": "tool_choice.function.name"}
             )
-        if self.tool_choice == "required" and not names:
+        if self.tool_choice in ("auto", "required") and not names:
             raise PydanticCustomError("tool_choice", "only allowed with `tools`", {"param": "tool_choice"})
         return self
 

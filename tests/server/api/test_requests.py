@@ -164,7 +164,7 @@ async def test_what_is_out_of_range_is_refused_by_name(
     ("endpoint", "fields"),
     [
         ("completions", {"echo": False, "suffix": None}),
-        ("chat", {"logprobs": False, "top_logprobs": 0, "tools": None, "tool_choice": "auto", "functions": None}),
+        ("chat", {"logprobs": False, "top_logprobs": 0, "tools": None, "functions": None}),
         ("chat", {"tools": [], "tool_choice": "none", "audio": None, "modalities": ["text"], "prediction": None}),
     ],
 )
