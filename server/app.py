@@ -8,17 +8,18 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI, Security
-from starlette.middleware.cors import CORSMiddleware
 
 from server.access.auth import api_key_header, bearer
 from server.access.limits import LeaseMiddleware
 from server.access.policy import Policy
 from server.api.openapi import BODY_ERRORS, COMMON_ERRORS, GENERATION_ERRORS, DocumentedApp, error_responses
-from server.api.routes import chat, completions, health, metrics, models, tokenizing
+from server.api.routes import chat, completions, documentation, health, metrics, models, tokenizing
 from server.api.routes.generation import require_engine
 from server.engine_host import EngineHost
 from server.errors import add_exception_handlers
-from server.http.middleware import AdminPortFilter, BodyLimit, HeaderLimit, RequestContext
+from server.http.compression import BodyDecompression
+from server.http.cors import JsonCORSMiddleware
+from server.http.middleware import AdminPortFilter, BodyLimit, HeaderLimit, HeadRequests, RequestContext
 from server.logs.request_log import RequestLog
 from server.settings.config import ServerConfig
 
@@ -46,7 +47,13 @@ def create_app(host: EngineHost, config: ServerConfig | None = None, fingerprint
             yield
 
     app = DocumentedApp(
-        title=TITLE, description=DESCRIPTION, version=VERSION, lifespan=lifespan, redirect_slashes=False
+        title=TITLE,
+        description=DESCRIPTION,
+        version=VERSION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # see `routes/documentation.py`
+        redoc_url=None,
     )
     app.state.host = host
     app.state.policy = Policy(config)
@@ -61,6 +68,8 @@ def create_app(host: EngineHost, config: ServerConfig | None = None, fingerprint
 def _add_middleware(app: FastAPI, host: EngineHost, config: ServerConfig) -> None:
     """Adds the middleware from the innermost to the outermost: the one added last runs first."""
     policy: Policy = app.state.policy
+    app.add_middleware(HeadRequests)
+    app.add_middleware(BodyDecompression, policy=policy)
     app.add_middleware(BodyLimit, policy=policy)
     app.add_middleware(LeaseMiddleware)
     app.add_middleware(HeaderLimit, policy=policy)
@@ -68,9 +77,9 @@ def _add_middleware(app: FastAPI, host: EngineHost, config: ServerConfig) -> Non
         app.add_middleware(AdminPortFilter, port=config.admin_port)
     if config.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            JsonCORSMiddleware,
             allow_origins=config.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "openai-processing-ms", "retry-after"],
         )
@@ -80,7 +89,8 @@ def _add_middleware(app: FastAPI, host: EngineHost, config: ServerConfig) -> Non
 
 def _add_routes(app: FastAPI) -> None:
     """Adds the operations' routes, which need no API key, and the API's, which need a key and a loaded engine."""
-    for router in (health.router, metrics.router):
+    documentation.mount_assets(app)
+    for router in (health.router, metrics.router, documentation.router):
         app.include_router(router, tags=["operations"])
     dependencies = [Security(bearer), Security(api_key_header), Depends(require_engine)]
     for router, tag, statuses in (

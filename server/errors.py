@@ -72,6 +72,7 @@ HTTP_ERROR_CODES: Mapping[int, str] = {
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
+    415: "unsupported_media_type",
     431: "request_header_fields_too_large",
 }
 
@@ -103,7 +104,7 @@ def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
     An internal error is logged with its traceback; the client gets only the request id to quote.
     """
     if isinstance(error, HTTPException):
-        return ErrorInfo.http(error.status_code, str(error.detail), error.headers)
+        return _from_http_exception(error)
     spec = next(ERROR_SPECS[ancestor] for ancestor in type(error).__mro__ if ancestor in ERROR_SPECS)
     if isinstance(error, RequestValidationError):
         return _from_validation_error(error, spec)
@@ -119,6 +120,15 @@ def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
     if isinstance(error, InvalidApiKeyError):
         headers["www-authenticate"] = "Bearer"
     return ErrorInfo(spec, str(error), getattr(error, "param", None), headers)
+
+
+def _from_http_exception(error: HTTPException) -> ErrorInfo:
+    message, headers = str(error.detail), dict(error.headers or {})
+    if message == "There was an error parsing the body":  # FastAPI's, for UnicodeDecodeError and RecursionError
+        message = "The body is not valid JSON: it must be UTF-8, and not be nested too deeply."
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # see `server.http.middleware.HeadRequests`
+    return ErrorInfo.http(error.status_code, message, headers)
 
 
 def _from_validation_error(error: RequestValidationError, spec: ErrorSpec) -> ErrorInfo:

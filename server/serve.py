@@ -190,4 +190,5 @@ def ready_message(url: str, names: Sequence[str], api_key: str | None) -> str:
     if api_key is not None:
         headers.append(f'-H "Authorization: Bearer {api_key}"')
     curl = " \\\n    ".join([f"curl {url}/v1/chat/completions", *headers, f"-d {shlex.quote(body)}"])
-    return f"\nReady at {url} · models: {', '.join(names)}\n\nTry:\n  {curl}\n"
+    hint = ", with one of the server's API keys in API_KEY (`export API_KEY=...`)" if api_key is not None else ""
+    return f"\nReady at {url} · models: {', '.join(names)}\n\nTry{hint}:\n  {curl}\n"

@@ -16,6 +16,7 @@ StepKind: TypeAlias = Literal["decode", "prefill", "score"]  # of a model's forw
 Tokens: TypeAlias = tuple[int, ...]
 GrammarKind: TypeAlias = Literal["json", "json_object", "regex", "choice", "grammar", "compiled"]
 MIN_LOGPROB = -9999.0  # nats; stands for −∞, which JSON cannot express, as at OpenAI and vLLM
+MAX_PAIR_WEIGHT = 1e6  # of either sign; far above any useful one, and so small that a sum of scores is finite
 # Top log-probabilities at one position: (token, nats), best first.
 Alternatives: TypeAlias = tuple[tuple[int, float], ...]
 

@@ -158,7 +158,7 @@ async def test_a_name_that_is_not_text_can_still_be_refused(connect: Connect) ->
         assert response.status_code in (400, 404)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/completions/", "/v2/models"])
+@pytest.mark.parametrize("path", ["/v2", "/v1", "/v1/nothing", "/v1/completions/", "/v2/models"])
 async def test_unknown_route(connect: Connect, path: str) -> None:
     client = await connect()
     check(await client.get(path), 404, INVALID, "not_found")

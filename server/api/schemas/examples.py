@@ -127,3 +127,4 @@ _MODEL = {"id": "smollm2", "object": "model", "created": 1763900000, "owned_by":
 MODEL = _response(_MODEL)
 MODELS = _response({"object": "list", "data": [_MODEL]})
 VERSION = _response({"version": "0.1.0"})
+ABOUT = _response({"name": "w2s", "version": "0.1.0", "links": {"docs": "/docs", "models": "/v1/models"}})
