@@ -234,7 +234,7 @@ def _encode(request: GenerationRequest, prompt: Prompt, large: LargeModel) -> tu
 
 
 def _decode(request: GenerationRequest, prompt: Prompt, large: LargeModel) -> Prompt:
-    """The prompt, token ids as text: with the names of special tokens if the request shows them, as in a text prompt."""
+    """The prompt, token ids as text, with the names of special tokens if the request shows those."""
     if isinstance(prompt, TokenPrompt) and large.exposes_token_ids and not request.sampling.skip_special_tokens:
         return TextPrompt(large.decoder.verbatim.decode(prompt.tokens))
     return large.decode_prompt(prompt)

@@ -78,6 +78,16 @@ async def test_what_is_not_gzip_is_told_so(connect: Connect, content: bytes) -> 
     assert message == "The body is not valid gzip, which its `Content-Encoding` says."
 
 
+@pytest.mark.parametrize("content", [b'{"model": "\xe9"}', b"[" * 100_000])
+async def test_text_that_is_no_utf_8_is_told_so(connect: Connect, content: bytes) -> None:
+    """Windows PowerShell sends Latin-1."""
+    client = await connect()
+    for compressed in (False, True):
+        body = raw_gzip(content) if compressed else content
+        message = check(await post(client, body, "gzip" if compressed else ""), 400, INVALID, None)
+        assert message == "The body is not valid JSON: it must be UTF-8, and not be nested too deeply."
+
+
 async def test_nothing_at_all_is_empty(connect: Connect) -> None:
     assert "empty" in check(await post(await connect(), b"", "gzip"), 400, INVALID, None)
 
