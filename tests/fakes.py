@@ -152,10 +152,11 @@ class FakeProposals:
         self._model = model
         self._prompt = prompt
         self._sampling = sampling
-        self._successors = SuccessorBuilder(model.decoder, sampling)  # type: ignore[arg-type]
+        self._successors = SuccessorBuilder(model.decoder, prompt, sampling)  # type: ignore[arg-type]
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         self._model.calls.append((len(beam), k, length))
+        self._successors.prune(beam)
         await self._wait()
         return [self._successor(parent, index, length) for parent in beam for index in range(k)]
 

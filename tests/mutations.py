@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 # fmt: off
 MUTATIONS = (
     Mutation("w2s_core/search/cbs.py", "tests/search/test_cbs.py",
-             "(y.tokens, y.ended, y.finish_reason, y.text)", "(y.tokens, y.ended, y.finish_reason)"),
+             "distinct([*finished, *successors], last", "distinct([*successors], last"),
     Mutation("w2s_core/search/randomness.py", "tests/remote/test_large_responses.py",
              "_mix(key, _CALL, position, attempt) >> 1", "_mix(key, _CALL, position) >> 1"),
     Mutation("w2s_core/large/successors.py", "tests/text/test_text.py",
@@ -145,7 +145,7 @@ MUTATIONS = (
              "if entries and all(calls) else", "if entries and any(calls) else"),
     Mutation("w2s_core/structured/tool_grammar.py", "tests/structured/test_tool_grammar.py",
              ' | {"type": "object"}', ""),
-    Mutation("w2s_core/large/local.py", "tests/worker/test_engine_on_workers.py",
+    Mutation("w2s_core/pool/session.py", "tests/worker/test_engine_on_workers.py",
              "len(update.tokens) + update.ended", "len(update.tokens)"),
     Mutation("w2s_core/large/remote.py", "tests/remote/test_large_responses.py",
              "sorted(completion.choices, key=lambda choice: choice.index)", "list(completion.choices)"),
@@ -191,7 +191,7 @@ MUTATIONS = (
              "            self._handle = None\n", ""),
     Mutation("server/settings/api_keys.py", "tests/server/access/test_keys.py",
              "stat.S_IROTH", "stat.S_IRGRP"),
-    Mutation("server/access/limits.py", "tests/server/access/test_keys.py",
+    Mutation("server/access/limits.py", "tests/server/access/test_limits.py",
              "math.floor(wait_s) + 1", "math.ceil(wait_s)"),
     Mutation("server/settings/config.py", "tests/server/settings/test_config.py",
              '!= "none" and rows > self', '!= "none" and rows >= self'),

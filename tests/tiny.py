@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -52,16 +52,20 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def tiny_model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """Random weights, float32, two layers of width 32, vocabulary 300."""
+def tiny_model(family: str = "llama", seed: int = 0, *, vocabulary: int = VOCABULARY) -> PreTrainedModel:
+    """Random weights, float32, two layers of width 32; `vocabulary` is the size of its embedding and its logits."""
     torch.manual_seed(seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(FAMILIES[family]), dtype=torch.float32)
+    config = deepcopy(FAMILIES[family])
+    config.vocab_size = vocabulary
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
 
 
-def byte_tokenizer(template: str | None = None, *, pairs: bool = False) -> PreTrainedTokenizerFast:
-    """One token a byte, then <bos>, <eos> and fillers up to the vocabulary's 300; `pairs` makes some letters merge,
-    so that more text can change the tokens of the text before."""
+def byte_tokenizer(
+    template: str | None = None, *, pairs: bool = False, size: int = VOCABULARY
+) -> PreTrainedTokenizerFast:
+    """One token a byte, then <bos>, <eos> and fillers up to `size`; `pairs` makes some letters merge, so that more text
+    can change the tokens of the text before."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merged = ["ab", "bc", "cd", "da", "abcd"] if pairs else []
     merges = [("a", "b"), ("c", "d"), ("ab", "cd"), ("b", "c"), ("d", "a")] if pairs else []
@@ -70,10 +74,70 @@ def byte_tokenizer(template: str | None = None, *, pairs: bool = False) -> PreTr
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<bos>", "<eos>"])
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(VOCABULARY - 258 - len(merged))])
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(size - 258 - len(merged))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", chat_template=template
     )
+
+
+def _sentencepiece_model() -> tuple[models.BPE, int]:
+    """BPE with byte fallback and the ids of `byte_tokenizer`: bytes, then <s> and </s>; then letters and merges."""
+    pieces = [f"<0x{byte:02X}>" for byte in range(256)] + [
+        "<s>",
+        "</s>",
+        "<unk>",
+        "\u2581",
+        *"abcdefghijklmnopqrstuvwxyz",
+    ]
+    merges = [
+        ("t", "h"),
+        ("th", "e"),
+        ("\u2581", "the"),
+        ("\u2581", "a"),
+        ("\u2581", "c"),
+        ("a", "t"),
+        ("\u2581c", "at"),
+    ]
+    pieces += [left + right for left, right in merges]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    return models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True), len(pieces)
+
+
+def sentencepiece_tokenizer(kind: str, template: str | None = None) -> PreTrainedTokenizerFast:
+    """A tokenizer in the manner of SentencePiece, with as many tokens as the tiny models have.
+
+    "llama": as Llama 2, Mistral and Zephyr, a space is put before a text, and taken away from a decoded sequence.
+    "gemma": as Gemma, nothing is put before it. "metaspace": as T5, with the `Metaspace` pre-tokenizer and decoder.
+    """
+    model, size = _sentencepiece_model()
+    tokenizer = Tokenizer(model)
+    space = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if kind == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+    elif kind == "gemma":
+        tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+        tokenizer.decoder = decoders.Sequence(space)
+    else:
+        assert kind == "llama"
+        spaces = normalizers.Replace(" ", "\u2581")
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces])
+        tokenizer.decoder = decoders.Sequence([*space, decoders.Strip(" ", 1, 0)])
+    tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(VOCABULARY - size)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
+
+
+def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+    """As BERT's: a word's continuation is written `##ing`, and decoding puts spaces between words."""
+    pieces = ["[UNK]", "<s>", "</s>", "the", "cat", "sat", "a", ".", ",", "##s", "##ting", "##a", "##t"]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
 
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
@@ -87,10 +151,16 @@ def save_tiny(
     template: str | None = TEMPLATE,
     pairs: bool = False,
     context_length: int = 512,
+    vocabulary: int = VOCABULARY,
+    tokens: int = VOCABULARY,
+    sentencepiece: str | None = None,
 ) -> Path:
-    """A folder that `from_pretrained` loads."""
-    model = tiny_model(family, seed)
+    """A folder that `from_pretrained` loads, with `vocabulary` embeddings and logits, and `tokens` in its tokenizer."""
+    model = tiny_model(family, seed, vocabulary=vocabulary)
     model.config.max_position_embeddings = context_length
     model.save_pretrained(folder)
-    byte_tokenizer(template, pairs=pairs).save_pretrained(folder)
+    if sentencepiece is None:
+        byte_tokenizer(template, pairs=pairs, size=tokens).save_pretrained(folder)
+    else:
+        sentencepiece_tokenizer(sentencepiece, template).save_pretrained(folder)
     return folder

@@ -188,6 +188,9 @@ class LargeModel(Protocol):
 class Scoring(Protocol):
     """One prompt's session with a scorer.
 
+    The candidates' texts have neither special tokens nor stop strings, whatever the request shows of them
+    (`Hypothesis.as_scored`). Scores must be finite.
+
     An implementation can be this short (`scored_tokens`, `provider_usage` and an empty `prefetch` aside):
 
         async def score(self, candidates):

@@ -171,6 +171,12 @@ class Hypothesis:
     `logprobs` are log π_base of each token before temperature, the ending token's last. `alternatives` are parallel to
     them where `SamplingParams.logprobs` asked for any, else empty. `score` is the weighted sum of `scores`, each pair's
     log-ratio.
+
+    `parent` is the hypothesis that it continues. That one has no parent: a chain back to the prompt would hold the text
+    of every chunk, the square of the answer's length.
+
+    `scored_as` is the same answer without what only `SamplingParams.include_stop_str_in_output` and
+    `skip_special_tokens` add to its tokens and text; None where that is nothing. See `as_scored`.
     """
 
     tokens: Tokens = ()
@@ -184,6 +190,12 @@ class Hypothesis:
     parent: Hypothesis | None = field(default=None, repr=False, compare=False)
     ending: int | None = None
     alternatives: tuple[Alternatives, ...] = ()
+    scored_as: Hypothesis | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def as_scored(self) -> Hypothesis:
+        """What scorers see: the answer itself, whatever the request shows of it."""
+        return self.scored_as or self
 
     @property
     def finished(self) -> bool:

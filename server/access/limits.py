@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,11 +20,26 @@ _CONCURRENCY_RETRY_S = 1
 
 @dataclass(slots=True)
 class _Account:
-    """One key's usage. `used_tokens` are the sampled tokens that the bucket has not regained by `updated_at`."""
+    """One key's usage. `used_tokens` are the sampled tokens that its bucket has not regained by `updated_at`.
 
-    running: int = 0
+    The bucket regains `tokens_per_minute`. Without that limit (None) nothing is counted.
+    """
+
+    updated_at: float
+    tokens_per_minute: int | None = None
     used_tokens: float = 0.0
-    updated_at: float = 0.0
+    running: int = 0
+
+    def set_limit(self, tokens_per_minute: int | None, now: float) -> None:
+        """Brings the account up to date under its old limit, then applies the new one."""
+        self.charge(0, now)
+        self.tokens_per_minute = tokens_per_minute
+
+    def charge(self, tokens: int, now: float) -> None:
+        """Adds what the bucket has regained, then takes `tokens` out."""
+        limit, elapsed_s = self.tokens_per_minute, now - self.updated_at
+        self.used_tokens = 0.0 if limit is None else max(0.0, self.used_tokens - elapsed_s * limit / 60) + tokens
+        self.updated_at = now
 
 
 class KeyUsage:
@@ -38,15 +52,16 @@ class KeyUsage:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._accounts: defaultdict[str, _Account] = defaultdict(_Account)
+        self._accounts: dict[str, _Account] = {}
 
     def acquire(self, key: ApiKey) -> Lease:
         """Counts a request of this key as running until the lease is released.
 
         Raises OverloadedError naming the limit that is reached.
         """
-        account = self._accounts[key.name]
-        self._refill(account, key)
+        now = self._clock()
+        account = self._accounts.setdefault(key.name, _Account(now))
+        account.set_limit(key.tokens_per_minute, now)
         if key.max_concurrent_requests is not None and account.running >= key.max_concurrent_requests:
             raise OverloadedError(
                 f"Key `{key.name}` has {account.running} requests running: its max_concurrent_requests is "
@@ -61,25 +76,27 @@ class KeyUsage:
                 math.floor(wait_s) + 1,
             )
         account.running += 1
-        return Lease(account)
+        return Lease(account, self._clock)
 
-    def _refill(self, account: _Account, key: ApiKey) -> None:
-        now = self._clock()
-        elapsed_s = now - account.updated_at
-        regained = math.inf if key.tokens_per_minute is None else elapsed_s * key.tokens_per_minute / 60
-        account.used_tokens, account.updated_at = max(0.0, account.used_tokens - regained), now
+    def reload(self, keys: Iterable[ApiKey]) -> None:
+        """Applies the limits of `keys` from this moment on. Forgets other keys, except while their requests run."""
+        now, limits = self._clock(), {key.name: key.tokens_per_minute for key in keys}
+        self._accounts = {name: a for name, a in self._accounts.items() if name in limits or a.running}
+        for name in self._accounts.keys() & limits.keys():
+            self._accounts[name].set_limit(limits[name], now)
 
 
 class Lease:
     """One running request of a key. Release it once, when the request ends."""
 
-    def __init__(self, account: _Account) -> None:
+    def __init__(self, account: _Account, clock: Callable[[], float]) -> None:
         self._account = account
+        self._clock = clock
 
     def release(self, sampled_tokens: int) -> None:
-        """Ends the request and charges the tokens that it sampled."""
+        """Ends the request and charges the tokens that it sampled, at the time of this call."""
         self._account.running -= 1
-        self._account.used_tokens += sampled_tokens
+        self._account.charge(sampled_tokens, self._clock())
 
 
 class LeaseMiddleware:

@@ -26,6 +26,7 @@ class Policy:
     def update(self, config: ServerConfig, keys: KeyRing) -> None:
         """Replaces limits and keys, for new requests."""
         self.config, self.keys = config, keys
+        self.usage.reload(keys)
 
 
 def load_keys(config: ServerConfig) -> KeyRing:

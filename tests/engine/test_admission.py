@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.engine.test_engine import ASK, choices, events_of
+from tests.fakes import DEFAULT_GUIDANCE, fake_engine
+from w2s_core.config import Limits
 from w2s_core.engine.admission import AdmissionQueue, Ticket
-from w2s_core.errors import OverloadedError, ShuttingDownError
+from w2s_core.errors import OverloadedError, RequestError, ShuttingDownError
+from w2s_core.types import Guidance, SamplingParams, TextPrompt
 
 
 async def test_tickets_are_served_in_order_and_rows_are_bounded() -> None:
@@ -52,6 +60,45 @@ async def test_a_request_larger_than_the_machine_runs_alone() -> None:
     assert not large.admitted.is_set()
     small.cancel()
     assert large.admitted.is_set()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    limits=st.builds(
+        Limits, max_rows=st.integers(1, 12), max_queued_rows=st.integers(0, 12), max_rows_per_request=st.just(9)
+    ),
+    w=st.integers(1, 4),
+    k=st.integers(1, 4),
+    method=st.sampled_from(["cbs", "best_of_n", "none"]),
+    prompts=st.integers(1, 12),
+)
+def test_an_idle_engine_serves_a_request_or_says_what_never_fits(
+    limits: Limits, w: int, k: int, method: Any, prompts: int
+) -> None:
+    guidance, sampling = Guidance(method, {"positive": 1.0}, w, k), SamplingParams(max_tokens=1, seed=1)
+    request = replace(ASK, prompts=(TextPrompt("x"),) * prompts, guidance=guidance, sampling=sampling)
+    rows = {"cbs": w * k, "best_of_n": k, "none": 1}[method]
+    most = max(1, limits.max_rows // rows) + limits.max_queued_rows // rows
+    engine = fake_engine(limits=limits)
+    if rows > limits.max_rows_per_request:
+        with pytest.raises(RequestError, match=f"{rows} sequences at once; at most 9"):
+            asyncio.run(events_of(engine, request))
+    elif prompts > most:
+        with pytest.raises(RequestError, match=f"{prompts} prompts.* at most {most}") as refused:
+            asyncio.run(events_of(engine, request))
+        assert refused.value.param == "prompt"
+    else:
+        assert len(choices(asyncio.run(events_of(engine, request)))) == prompts
+    assert (engine.admission.rows_running, engine.admission.rows_waiting) == (0, 0)
+
+
+async def test_a_shorter_queue_after_a_reload_holds_for_new_requests() -> None:
+    engine = fake_engine(limits=Limits(max_rows=4, max_queued_rows=8))
+    request = replace(ASK, prompts=(TextPrompt("x"),) * 3)
+    assert len(choices(await events_of(engine, request))) == 3
+    engine.reconfigure({"guided": ("large", DEFAULT_GUIDANCE)}, Limits(max_rows=4, max_queued_rows=7))
+    with pytest.raises(RequestError, match="at most 2"):
+        await events_of(engine, request)
 
 
 async def test_leaving_the_queue_in_any_way_gives_the_rows_back() -> None:

@@ -199,11 +199,16 @@ async def test_the_queue_is_bounded_and_rows_are_counted() -> None:
 
 
 async def test_a_request_refused_for_its_second_prompt_gives_back_the_rows_of_the_first() -> None:
-    engine = fake_engine(limits=Limits(max_rows=4, max_queued_rows=0))
+    release = asyncio.Event()
+    engine = fake_engine(FakeLargeModel(gate=release.wait), limits=Limits(max_rows=8, max_queued_rows=0))
+    running = asyncio.create_task(events_of(engine, ASK))
+    while not engine.admission.rows_running:
+        await asyncio.sleep(0)
     with pytest.raises(OverloadedError):
         await events_of(engine, replace(ASK, prompts=(TextPrompt("x"), TextPrompt("y"))))
-    assert (engine.admission.rows_running, engine.admission.rows_waiting) == (0, 0)
-    await events_of(engine, ASK)
+    assert (engine.admission.rows_running, engine.admission.rows_waiting) == (4, 0)
+    release.set()
+    await running
 
 
 async def test_a_request_past_its_deadline_ends_and_frees() -> None:

@@ -74,6 +74,13 @@ async def test_a_prompt_truncated_to_fit_leaves_room_for_the_answer(max_tokens: 
         ({"guidance": Guidance("cbs", {"rude": 1.0})}, RequestError, "guidance.pairs.rude"),
         ({"guidance": Guidance("cbs")}, RequestError, "guidance.pairs"),
         ({"guidance": replace(DEFAULT_GUIDANCE, beam_width=9, successors=8)}, RequestError, "guidance"),
+        ({"guidance": replace(DEFAULT_GUIDANCE, successors=10**6)}, RequestError, "guidance.successors"),
+        ({"guidance": replace(DEFAULT_GUIDANCE, beam_width=65)}, RequestError, "guidance.beam_width"),
+        (
+            {"guidance": replace(DEFAULT_GUIDANCE, method="best_of_n", successors=65)},
+            RequestError,
+            "guidance.successors",
+        ),
         ({"model": "plain", "n": 65}, RequestError, "n"),
         ({"model": "plain", "best_of": 65}, RequestError, "best_of"),
         ({"sampling": SamplingParams(max_tokens=1000)}, ContextLengthError, "prompt"),
@@ -126,6 +133,23 @@ def test_no_request_draws_more_than_its_ceiling(
     last = events[-1]
     assert isinstance(last, RequestFinished)
     assert last.guidance is None or last.guidance.sampled_tokens <= ceiling
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"prompts": (TextPrompt("x"),) * 21, "model": "plain"}, "prompt"),
+        ({"prompts": (TextPrompt("x"),) * 6}, "prompt"),
+        ({"n": 21, "model": "plain"}, "n"),
+        ({"guidance": replace(DEFAULT_GUIDANCE, beam_width=7, successors=3)}, "guidance"),
+        ({"guidance": replace(DEFAULT_GUIDANCE, max_sampled_tokens=3)}, "guidance.max_sampled_tokens"),
+    ],
+)
+async def test_a_ceiling_below_one_token_each_names_the_field_at_fault(change: dict[str, Any], param: str) -> None:
+    engine = fake_engine(limits=Limits(max_sampled_tokens_per_request=20))
+    with pytest.raises(RequestError, match="not one token for each") as caught:
+        await events_of(engine, replace(ASK, **change))
+    assert caught.value.param == param
 
 
 async def test_the_servers_ceiling_bounds_the_requests_own() -> None:

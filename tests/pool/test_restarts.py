@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
+from w2s_core.errors import ConfigurationError
 from w2s_core.pool import process
 from w2s_core.pool.backoff import STEADY_S, Backoff
 from w2s_core.pool.messages import ModelSpec, WorkerSpec
@@ -28,7 +30,9 @@ parent = Connection(int(sys.argv[1]))
 spec = parent.recv()
 models = {name: ModelInfo(512, 300, frozenset(), spec.kv_cache_bytes, 1, spec.dtype) for name in spec.models}
 parent.send(LoadFailed("no such weights") if sys.argv[2] == "fails" else Ready(models))
-while sys.argv[2] == "lives":
+if sys.argv[2] == "garbles":
+    parent.send_bytes(b"no pickle")
+while sys.argv[2] in ("lives", "garbles"):
     try:
         parent.recv()
     except EOFError:
@@ -54,10 +58,15 @@ class Clock:
 
 @pytest.fixture
 def lives(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the next workers do, in order: "lives", "dies" when it has loaded, "fails" to load."""
+    """What the next workers do, in order: "lives", "dies" when it has loaded, "fails" to load, "garbles" its reports.
+
+    Or the next one "cannot be spawned"."""
     coming: list[str] = []
 
     def spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
+        if coming[0] == "cannot be spawned":
+            coming.pop(0)
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
         ours, theirs = socket.socketpair()
         with theirs:
             fd = theirs.fileno()
@@ -115,6 +124,51 @@ async def test_a_worker_that_cannot_load_again_is_tried_one_at_a_time(lives: lis
         await until(lambda: not pool._restarts)
     finally:
         await pool.stop()
+
+
+async def test_a_worker_that_cannot_be_spawned_is_tried_again(lives: list[str]) -> None:
+    """No memory or no descriptors for a moment: the place must not stay empty."""
+    clock = Clock()
+    lives += ["lives", "cannot be spawned", "cannot be spawned", "lives"]
+    pool = WorkerPool([SPEC], backoff=lambda: Backoff(clock, clock.sleep))
+    await pool.start()
+    try:
+        os.kill(pool.workers[0].pid, signal.SIGKILL)
+        await until(lambda: not lives and pool.ready)
+        assert clock.sleeps == [0.5, 1]
+    finally:
+        await pool.stop()
+
+
+async def test_a_server_that_cannot_spawn_its_workers_does_not_start(lives: list[str]) -> None:
+    """And stops the one that it had spawned."""
+    lives += ["lives", "cannot be spawned"]
+    pool = WorkerPool([SPEC, SPEC])
+    with pytest.raises(ConfigurationError, match="temporarily unavailable"):
+        await pool.start()
+    assert not pool.workers
+
+
+async def test_a_worker_whose_reports_cannot_be_read_is_replaced(lives: list[str]) -> None:
+    lives += ["garbles", "lives"]
+    pool = WorkerPool([SPEC])
+    await pool.start()
+    try:
+        await until(lambda: not lives and pool.ready)
+    finally:
+        await pool.stop()
+
+
+def test_a_socket_is_closed_if_the_process_cannot_be_spawned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    sockets = socket.socketpair()
+    monkeypatch.setattr(socket, "socketpair", lambda: sockets)
+    monkeypatch.setattr(subprocess, "Popen", no_memory)
+    with pytest.raises(OSError, match="allocate"):
+        process._spawn()
+    assert [end.fileno() for end in sockets] == [-1, -1]
 
 
 async def test_the_log_says_which_worker_died_and_of_what(lives: list[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.fakes import FakeLargeModel, fake_engine, letters
+from tests.fakes import FakeLargeModel, FakeScorer, fake_engine, letters
 from tests.server.conftest import Connect, Serve
 from w2s_core.config import Limits
+from w2s_core.engine import planning
 
 PATH = "/v1/completions"
 
@@ -39,6 +41,24 @@ async def test_guided_text_is_streamed_before_the_end(connect: Connect) -> None:
     texts = [choice["text"] for frame in frames for choice in frame["choices"]]
     assert "".join(texts) == whole
     assert sum(map(bool, texts)) > 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_long_trace_ends_early_and_says_so(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Its chunks are whole, and each of several prompts has an equal share."""
+    monkeypatch.setattr(planning, "MAX_TREE_CHARACTERS", 2 * 4 * (200 + 3 + 200 + 6))
+    client = await connect(fake_engine(FakeLargeModel(letters(eos=0.0))))
+    reports = []
+    for max_tokens in (6, 7):
+        ask = {"model": "guided", "seed": 2, "max_tokens": max_tokens, "guidance": {"trace": True}, "stream": stream}
+        response = await post(client, **ask, prompt=["x", "y"])
+        text = response.text.split("data: ")[-2] if stream else response.text
+        reports.append(json.loads(text)["guidance"])
+    assert [report["chunks"] for report in reports] == [4, 6]
+    assert [[len(prompt) for prompt in report["tree"]] for report in reports] == [[2, 2], [2, 2]]
+    assert [report.get("tree_truncated") for report in reports] == [None, True]
 
 
 async def test_running_usage_grows_to_the_total(connect: Connect) -> None:
@@ -120,6 +140,15 @@ async def test_a_full_queue_is_429(serve: Serve) -> None:
     assert refused.status_code == 429
     assert refused.headers["retry-after"]
     assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+async def test_a_pair_whose_score_is_no_number_is_a_500_that_names_it(connect: Connect, value: float) -> None:
+    engine = fake_engine(scorers={"positive": FakeScorer(lambda text, ended: value if "b" in text else 0.0)})
+    response = await post(await connect(engine), model="guided", seed=1)
+    assert response.status_code == 500
+    assert "pair `positive`" in response.json()["error"]["message"]
+    assert engine.admission.rows_running == 0
 
 
 async def test_a_deadline_is_504(connect: Connect) -> None:

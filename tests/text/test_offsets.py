@@ -94,8 +94,8 @@ def writings(
     tokenizer: BytesTokenizer, chunks: list[list[int]], sampling: SamplingParams, *, ended: bool
 ) -> list[object]:
     """The events of an answer that grows by these chunks."""
-    successors = SuccessorBuilder(tokenizer, sampling)  # type: ignore[arg-type]
-    writer = TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
+    successors = SuccessorBuilder(tokenizer, (), sampling)  # type: ignore[arg-type]
+    writer = TokenStreamer(0, sampling, tokenizer, ())  # type: ignore[arg-type]
     answer, events = Hypothesis(key=root_key(1)), list[object]()
     for chunk in chunks:
         nats = tuple(-float(t) for t in chunk)
@@ -153,8 +153,8 @@ def test_a_stream_sends_with_each_text_the_tokens_that_it_is_made_of(
 
 def test_beams_that_agree_on_a_text_but_not_on_its_tokens_send_nothing_yet() -> None:
     tokenizer = BytesTokenizer([b"a", b"b", b"ab", b"c"])
-    writer = TokenStreamer(0, SamplingParams(), tokenizer)  # type: ignore[arg-type]
-    successors, start = SuccessorBuilder(tokenizer, SamplingParams()), Hypothesis()  # type: ignore[arg-type]
+    writer = TokenStreamer(0, SamplingParams(), tokenizer, ())  # type: ignore[arg-type]
+    successors, start = SuccessorBuilder(tokenizer, (), SamplingParams()), Hypothesis()  # type: ignore[arg-type]
     split = successors.build(start, 0, (0, 1, 3), (-1.0, -2.0, -3.0), ended=False)
     joined = successors.build(start, 0, (2, 3), (-4.0, -5.0), ended=False)
     assert split.text == joined.text
@@ -216,7 +216,7 @@ def test_a_prompt_has_its_own_logprobs_but_for_the_first_token() -> None:
 @pytest.mark.parametrize("skip", [True, False])
 def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> None:
     tokenizer, sampling = ByteTokenizer(), SamplingParams(skip_special_tokens=skip)
-    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
+    successors, writer = SuccessorBuilder(tokenizer, (), sampling), TokenStreamer(0, sampling, tokenizer, ())  # type: ignore[arg-type]
     answer = successors.build(Hypothesis(), 0, (97, EOS, 98), (-1.0,) * 3, ended=False)
     events = writer.finish(answer, guided=False)
     assert [token.offset for event in events for token in event.tokens] == ([0, 1, 1] if skip else [0, 1, 6])
@@ -226,7 +226,7 @@ def test_special_tokens_have_a_place_whether_they_show_or_not(skip: bool) -> Non
 @pytest.mark.parametrize("skip", [True, False])
 def test_an_eos_behind_half_a_character_has_the_offset_of_the_texts_end(skip: bool) -> None:
     tokenizer, sampling = ByteTokenizer(), SamplingParams(skip_special_tokens=skip)
-    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
+    successors, writer = SuccessorBuilder(tokenizer, (), sampling), TokenStreamer(0, sampling, tokenizer, ())  # type: ignore[arg-type]
     tokens = (97, *"€".encode()[:2])
     answer = successors.build(Hypothesis(), 0, tokens, (-1.0,) * 4, ended=True, ending=EOS)
     events = writer.finish(answer, guided=False)
@@ -237,7 +237,7 @@ def test_an_eos_behind_half_a_character_has_the_offset_of_the_texts_end(skip: bo
 def test_a_token_without_text_is_not_sent_before_it_is_sure_to_stay() -> None:
     """A stop string may begin right behind it, and then the answer ends before it."""
     tokenizer, sampling = ByteTokenizer(), SamplingParams(stop=("b",))
-    successors, writer = SuccessorBuilder(tokenizer, sampling), TokenStreamer(0, sampling, tokenizer)  # type: ignore[arg-type]
+    successors, writer = SuccessorBuilder(tokenizer, (), sampling), TokenStreamer(0, sampling, tokenizer, ())  # type: ignore[arg-type]
     longer = successors.build(Hypothesis(), 0, (97, EOS), (-1.0,) * 2, ended=False)
     events = [*writer.commit([longer])]
     answer = successors.build(longer, 0, (98,), (-1.0,), ended=False)

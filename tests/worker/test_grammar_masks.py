@@ -129,12 +129,8 @@ def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
 
 
 def test_reported_logprobs_are_the_models_own() -> None:
-    [update] = [
-        o
-        for o in run(worker_models(), job(1, [Row((), 5, 9)], compiled_grammar("choice", '["abc"]')))
-        if isinstance(o, SampleUpdate)
-    ]
-    [row] = update.rows
+    outcomes = run(worker_models(), job(1, [Row((), 5, 9)], compiled_grammar("choice", '["abc"]')))
+    [row] = [row for outcome in outcomes if isinstance(outcome, SampleUpdate) for row in outcome.rows]
     assert texts([row.tokens]) == ["abc"]
     assert row.ending == EOS
     model = tiny_model()

@@ -31,7 +31,7 @@ class LocalModels:
     def __init__(self, config: EngineConfig, tokenizers: TokenizerCache, metrics: Metrics) -> None:
         large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
         pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
-        self.pool = _pool(config.workers, large, pairs, metrics) if large or pairs else None
+        self.pool = _pool(config.workers, large, pairs, tokenizers, metrics) if large or pairs else None
         self.checkers: list[GrammarChecker] = []
         self._tokenizers = tokenizers
 
@@ -55,15 +55,22 @@ class LocalModels:
 
 
 def _pool(
-    workers: WorkersConfig, large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig], metrics: Metrics
+    workers: WorkersConfig,
+    large: Mapping[str, LargeModelConfig],
+    pairs: Mapping[str, PairConfig],
+    tokenizers: TokenizerCache,
+    metrics: Metrics,
 ) -> WorkerPool:
     devices = _detect_devices() if workers.devices == "auto" else list(workers.devices)
-    models = _device_assignment(large, pairs, devices)
+    models = _device_assignment(large, pairs, devices, tokenizers)
     return WorkerPool(_worker_specs(workers, devices, models), workers.heartbeat_timeout_s, metrics=metrics)
 
 
 def _device_assignment(
-    large: Mapping[str, LargeModelConfig], pairs: Mapping[str, PairConfig], devices: Sequence[str]
+    large: Mapping[str, LargeModelConfig],
+    pairs: Mapping[str, PairConfig],
+    devices: Sequence[str],
+    tokenizers: TokenizerCache,
 ) -> dict[str, tuple[ModelSpec, set[str]]]:
     """Every model by its source, once however many entries use it, with the set of devices that load it."""
     models: dict[str, tuple[ModelSpec, set[str]]] = {}
@@ -77,8 +84,11 @@ def _device_assignment(
             raise ConfigurationError(f"{key}.devices: must be some of workers.devices ({', '.join(devices)}).")
         for reference in references:
             source = model_source(reference)
-            spec, others = models.get(source, (ModelSpec(source, entry.trust_remote_code), set()))
-            models[source] = (spec, others | chosen)
+            if source not in models:
+                tokenizer = tokenizers.load(reference)
+                spec = ModelSpec(source, entry.trust_remote_code, tokenizer.size, tokenizer.eos)
+                models[source] = (spec, set())
+            models[source][1].update(chosen)
     return models
 
 

@@ -37,6 +37,10 @@ class AdmissionQueue:
         """Rows of all tickets in the queue."""
         return sum(ticket.rows for ticket in self._queue)
 
+    def capacity(self, rows: int) -> int:
+        """How many tickets of `rows` rows the idle queue takes at once, running and waiting ones together."""
+        return max(1, self._max_rows // rows) + self.max_queued_rows // rows
+
     def reserve(self, rows: int, request: object = None, on_admitted: Callable[[], None] = lambda: None) -> Ticket:
         """Returns a ticket for `rows` rows, admitted or queued. The caller must enter or cancel it.
 
@@ -45,7 +49,7 @@ class AdmissionQueue:
         """
         if self._closed:
             raise ShuttingDownError
-        fits_now = not self._queue and self.rows_running + rows <= self._max_rows
+        fits_now = not self._queue and self._fits(rows)
         if not fits_now and self.rows_waiting + rows > self.max_queued_rows:
             raise OverloadedError(
                 f"The queue is full ({self.rows_waiting} of {self.max_queued_rows} rows). Please try again later.",
@@ -78,9 +82,12 @@ class AdmissionQueue:
             self._queue.remove(ticket)
         self._admit()
 
-    def _admit(self) -> None:
+    def _fits(self, rows: int) -> bool:
         # A ticket larger than `max_rows` is admitted once nothing else runs: otherwise it would wait forever.
-        while self._queue and (self.rows_running == 0 or self.rows_running + self._queue[0].rows <= self._max_rows):
+        return self.rows_running == 0 or self.rows_running + rows <= self._max_rows
+
+    def _admit(self) -> None:
+        while self._queue and self._fits(self._queue[0].rows):
             ticket = self._queue.popleft()
             self._running.add(ticket)
             self.rows_running += ticket.rows

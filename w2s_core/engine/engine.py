@@ -13,7 +13,7 @@ from w2s_core.config import Limits
 from w2s_core.engine.admission import AdmissionQueue
 from w2s_core.engine.events import Event, GuidanceReport, RequestFinished, TextCommitted
 from w2s_core.engine.observer import MeteredScorer, RequestObserver
-from w2s_core.engine.planning import Planner, ServedModel
+from w2s_core.engine.planning import Plan, Planner, ServedModel
 from w2s_core.engine.prompt_run import PromptEvent, PromptRun
 from w2s_core.errors import DeadlineError, RequestError, UnavailableError
 from w2s_core.interfaces import LargeModel, Scorer, Tokenizer
@@ -164,6 +164,7 @@ class Engine:
         if not self._workers_ready:
             raise UnavailableError("No worker is ready.", _RETRY_AFTER_S)
         plans = self._planner.plan(await self._planner.with_checked_grammar(request))
+        self._check_fits_idle_queue(plans)
         observer.on_planned(plans)
         runs = [PromptRun(plan, first_choice=i * request.n, observer=observer) for i, plan in enumerate(plans)]
         async with AsyncExitStack() as stack:
@@ -179,6 +180,16 @@ class Engine:
             except TimeoutError:
                 raise DeadlineError(f"The request did not finish within {self._timeout_s:g} seconds.") from None
         yield _finished(runs)
+
+    def _check_fits_idle_queue(self, plans: Sequence[Plan]) -> None:
+        """Refuses prompts that the queue could never take together: trying again later would not help."""
+        rows = plans[0].rows  # alike for all prompts of a request
+        if len(plans) > (limit := self.admission.capacity(rows)):
+            raise RequestError(
+                f"This request has {len(plans)} prompts, each of which samples {rows} sequences at once; at most "
+                f"{limit} such prompts are allowed.",
+                "prompt",
+            )
 
 
 def _prompt_tokens(runs: Sequence[PromptRun]) -> int:
@@ -216,4 +227,5 @@ def _guidance_report(guidance: Guidance, runs: Sequence[PromptRun]) -> GuidanceR
         scored_tokens=sum(run.scored_tokens for run in runs),
         upstream=provider_usage if provider_usage.calls else None,
         tree=[run.tree.tree for run in runs] if guidance.trace else None,
+        tree_truncated=guidance.trace and any(run.tree.truncated for run in runs),
     )

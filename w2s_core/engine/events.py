@@ -78,7 +78,7 @@ class GuidanceReport:
 
     `sampled_tokens` are those of the large model, pruned ones included; `scored_tokens` those of the pairs. `upstream`
     is the part of both that remote providers delivered, or None. `tree` holds every candidate per prompt and chunk if
-    `Guidance.trace` asked for it.
+    `Guidance.trace` asked for it; `tree_truncated` says that it has grown too large, so that it lacks later chunks.
     """
 
     method: Method
@@ -90,6 +90,7 @@ class GuidanceReport:
     scored_tokens: int
     upstream: ProviderUsage | None = None
     tree: Sequence[Sequence[Sequence[Candidate]]] | None = None
+    tree_truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class ChoiceStreamer:
         return [*self._send(answer.text), ChoiceFinished(self.index, answer, guided)]
 
     def _final_text(self, beam: Sequence[Hypothesis]) -> str:
-        return common_prefix([self._without_partial_stop(y) for y in beam])
+        return common_prefix([self._without_partial_stop(y) for y in beam], self._sent_chars)
 
     def _without_partial_stop(self, y: Hypothesis) -> str:
         return y.text if y.finished else y.text[: len(y.text) - partial_stop_length(y.text, self._stops)]
@@ -51,10 +51,10 @@ class TokenStreamer(ChoiceStreamer):
     Here hypotheses must agree on the tokens, too: equal text of different tokens is not final.
     """
 
-    def __init__(self, index: int, sampling: SamplingParams, decoder: TokenDecoder) -> None:
+    def __init__(self, index: int, sampling: SamplingParams, decoder: TokenDecoder, prompt: Tokens) -> None:
         super().__init__(index, sampling.stop)
         self._decoder = decoder
-        self._offsets = OffsetTracker(decoder, verbatim=not sampling.skip_special_tokens)
+        self._offsets = OffsetTracker(decoder, prompt, verbatim=not sampling.skip_special_tokens)
         self._agreed = 0  # number of leading tokens that all hypotheses share
         self._pending: list[TokenSpan] = []  # spans of agreed tokens that are not sent yet
 
@@ -140,10 +140,12 @@ def _common_token_count(answers: Sequence[Tokens], count: int) -> int:
     return count
 
 
-def common_prefix(texts: Sequence[str]) -> str:
-    """The longest common prefix of the texts."""
+def common_prefix(texts: Sequence[str], known: int = 0) -> str:
+    """The longest common prefix of the texts, given that they share the first `known` characters."""
     smallest, largest = min(texts), max(texts)  # in lexical order: all others share what these two share
-    for i, (a, b) in enumerate(zip(smallest, largest, strict=False)):
+    if smallest == largest:
+        return smallest
+    for i, (a, b) in enumerate(zip(smallest[known:], largest[known:], strict=False), start=known):
         if a != b:
             return smallest[:i]
     return smallest

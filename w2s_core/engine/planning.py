@@ -19,6 +19,7 @@ from w2s_core.errors import RequestError, UnavailableError, UnknownModelError
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
+from w2s_core.search.tree import MAX_TREE_CHARACTERS
 from w2s_core.types import (
     ChatPrompt,
     GenerationRequest,
@@ -62,6 +63,7 @@ class Plan:
     A search starts from `initial_hypotheses` copies of the empty answer and keeps `beam_width` hypotheses after each
     chunk. `budget` is the number of large-model tokens that an answer may have. `pair_scored`: scores come from a pair,
     not from the large model's likelihood. `text_to_score` is None unless nothing is sampled and this text is scored.
+    `tree_characters` is the room for the prompt's search tree, 0 if no trace is asked for.
     """
 
     large: LargeModel
@@ -80,6 +82,7 @@ class Plan:
     with_prompt: bool
     prompt_logprobs: int | None
     text_to_score: str | None
+    tree_characters: int
 
     @property
     def mode(self) -> Mode:
@@ -189,6 +192,7 @@ class Planner:
             with_prompt=request.with_prompt,
             prompt_logprobs=request.prompt_logprobs,
             text_to_score=text_to_score,
+            tree_characters=MAX_TREE_CHARACTERS // len(request.prompts) if guidance and guidance.trace else 0,
         )
         self._check_rows(plan, request)
         return plan
@@ -199,18 +203,23 @@ class Planner:
         return CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
 
     def _check_rows(self, plan: Plan, request: GenerationRequest) -> None:
-        if plan.rows <= self.max_rows_per_request:
-            return
-        if plan.guidance is None:
-            field = "n"
-        elif request.best_of is not None and request.best_of > 1:
-            field = "best_of"
-        else:
-            field = "guidance"
-        raise RequestError(
-            f"This request samples {plan.rows} sequences at once; at most {self.max_rows_per_request} are allowed.",
-            field,
-        )
+        if plan.rows > (limit := self.max_rows_per_request):
+            raise RequestError(
+                f"This request samples {plan.rows} sequences at once; at most {limit} are allowed.",
+                _field_of_rows(request, plan.guidance, limit),
+            )
+
+
+def _field_of_rows(request: GenerationRequest, guidance: Guidance | None, limit: int) -> str:
+    """The field that makes a request sample more than `limit` sequences at once."""
+    if guidance is None:
+        return "n"
+    if request.best_of is not None and request.best_of > 1:
+        return "best_of"
+    for name in ("successors", "beam_width"):
+        if getattr(guidance, name) > limit:
+            return f"guidance.{name}"
+    return "guidance"  # their product
 
 
 def _context_length(large: LargeModel) -> int | None:

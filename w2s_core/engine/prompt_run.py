@@ -39,7 +39,7 @@ class PromptRun:
         self.sampled_tokens = 0
         self.scored_tokens = 0
         self.provider_usage = ProviderUsage()
-        self.tree = SearchTree(keep_tree=plan.guidance is not None and plan.guidance.trace)
+        self.tree = SearchTree(max_characters=plan.tree_characters)
         self._first_choice = first_choice
         self._observer = observer
         self._root = Hypothesis(key=root_key(plan.seed))
@@ -146,7 +146,8 @@ class PromptRun:
     def _streamer(self, choice: int) -> ChoiceStreamer:
         index, plan = self._first_choice + choice, self.plan
         if plan.with_tokens:
-            return TokenStreamer(index, plan.sampling, plan.large.decoder)
+            prompt = plan.prompt if plan.large.exposes_token_ids else ()
+            return TokenStreamer(index, plan.sampling, plan.large.decoder, prompt)
         return ChoiceStreamer(index, plan.sampling.stop)
 
     async def _read_prompt(self) -> PromptRead:

@@ -66,7 +66,7 @@ def cap_to_sampled_tokens(
         raise RequestError(
             f"This request samples {sequences} sequences but may sample only {min(limits)} tokens in total: "
             "not one token for each.",
-            "n" if guidance is None else "guidance.max_sampled_tokens",
+            _field_of_sequences(request, guidance, min(limits)),
         )
     return min(budget, longest)
 
@@ -75,6 +75,15 @@ def _sequences_per_prompt(request: GenerationRequest, guidance: Guidance | None)
     if guidance is None:
         return request.n
     return guidance.rows if guidance.method == "cbs" else guidance.successors
+
+
+def _field_of_sequences(request: GenerationRequest, guidance: Guidance | None, limit: int) -> str:
+    """The field to change in a request that may not sample one token, of `limit` in all, for each sequence."""
+    if guidance is not None and guidance.max_sampled_tokens == limit:
+        return "guidance.max_sampled_tokens"
+    if _sequences_per_prompt(request, guidance) <= limit:
+        return "prompt"
+    return "n" if guidance is None else "guidance"
 
 
 def check_min_tokens(request: GenerationRequest, budget: int) -> None:

@@ -11,7 +11,7 @@ from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import check_possible, check_token_ids, resolve_sampling
 from w2s_core.pool.messages import Row, Sampling
 from w2s_core.pool.pool import WorkerPool
-from w2s_core.pool.session import Session
+from w2s_core.pool.session import SampleStream, Session
 from w2s_core.search.randomness import successor_key
 from w2s_core.structured.grammar_checker import GrammarChecker
 from w2s_core.text.tokenizer import HFTokenizer
@@ -56,7 +56,7 @@ class LocalLargeModel:
 
     def check(self, sampling: SamplingParams) -> None:
         info = self._pool.info(self._model)
-        check_token_ids(sampling, min(info.vocabulary, self._tokenizer.size))
+        check_token_ids(sampling, info.vocabulary)
         resolved = resolve_sampling(sampling, self._tokenizer, info.vocabulary)
         if resolved.bans_tokens:
             check_possible(resolved, info.eos, info.vocabulary)
@@ -71,7 +71,7 @@ class LocalLargeModel:
         return await self.checker.check(grammar)
 
     def encode(self, prompt: Prompt) -> Tokens:
-        return encode_prompt(self._tokenizer, prompt)
+        return encode_prompt(self._tokenizer, prompt, self._pool.info(self._model).vocabulary)
 
     @property
     def exposes_token_ids(self) -> bool:
@@ -87,7 +87,8 @@ class LocalLargeModel:
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
         async with self._pool.session(rows, {self._model}) as session:
             resolved = resolve_sampling(sampling, self._tokenizer, self._pool.info(self._model).vocabulary)
-            yield LocalProposals(self._model, session, prompt, resolved, SuccessorBuilder(self._tokenizer, sampling))
+            successors = SuccessorBuilder(self._tokenizer, prompt, sampling)
+            yield LocalProposals(self._model, session, prompt, resolved, successors)
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
         # This session leaves the prompt's KV in the prefix cache, for the generation that follows.
@@ -103,13 +104,18 @@ class LocalProposals:
     def __init__(
         self, model: str, session: Session, prompt: Tokens, sampling: Sampling, successors: SuccessorBuilder
     ) -> None:
-        self.sampled_tokens = 0
         self.prompt_tokens = len(prompt)
         self._model = model
         self._session = session
         self._prompt = prompt
         self._sampling = sampling
         self._successors = successors
+        self._streams: set[SampleStream] = set()  # that are open
+        self._drawn = 0  # tokens of closed streams
+
+    @property
+    def sampled_tokens(self) -> int:
+        return self._drawn + sum(stream.drawn for stream in self._streams)
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         parents = [(y, index) for y in beam for index in range(k)]
@@ -134,14 +140,12 @@ class LocalProposals:
         `report_every`: tokens between two updates of a row.
         """
         rows = [Row(y.tokens, successor_key(y.key, len(y.tokens), index), length) for y, index in parents]
-        stream = self._session.sample(self._model, self._prompt, rows, self._sampling, report_every=report_every)
-        tokens: list[Tokens] = [()] * len(rows)
-        logprobs: list[tuple[float, ...]] = [()] * len(rows)
-        alternatives: list[tuple[Alternatives, ...]] = [()] * len(rows)
-        async with aclosing(stream.updates()) as updates:
+        async with self._stream(rows, report_every) as stream, aclosing(stream.updates()) as updates:
+            tokens: list[Tokens] = [()] * len(rows)
+            logprobs: list[tuple[float, ...]] = [()] * len(rows)
+            alternatives: list[tuple[Alternatives, ...]] = [()] * len(rows)
             async for update in updates:
                 row = update.row
-                self.sampled_tokens += len(update.tokens) + update.ended
                 already_decoded = len(tokens[row])
                 tokens[row] += update.tokens
                 logprobs[row] += update.logprobs
@@ -160,3 +164,14 @@ class LocalProposals:
                 if successor.finished:
                     stream.stop(row)
                 yield row, successor
+
+    @asynccontextmanager
+    async def _stream(self, rows: Sequence[Row], report_every: int) -> AsyncIterator[SampleStream]:
+        """Samples these rows; what was drawn by the end counts as sampled, however it ends."""
+        stream = self._session.sample(self._model, self._prompt, rows, self._sampling, report_every=report_every)
+        self._streams.add(stream)
+        try:
+            yield stream
+        finally:
+            self._streams.remove(stream)
+            self._drawn += stream.drawn

@@ -10,22 +10,29 @@ from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Prompt, TextPrompt, TokenPrompt, Tokens
 
 
-def encode_prompt(tokenizer: HFTokenizer, prompt: Prompt) -> Tokens:
+def encode_prompt(tokenizer: HFTokenizer, prompt: Prompt, vocabulary: int | None = None) -> Tokens:
     """Token ids of the prompt, special tokens included; an empty prompt is BOS alone.
 
-    Raises RequestError, naming the field, for ids that the tokenizer does not have, a chat template that refuses, and
-    an empty prompt where there is no BOS.
+    Raises RequestError, naming the field, for ids that the tokenizer does not have or that the model, which can read
+    those below `vocabulary`, does not; a chat template that refuses; and an empty prompt where there is no BOS.
     """
+    size = tokenizer.size if vocabulary is None else vocabulary
     match prompt:
         case TokenPrompt():
-            if any(not 0 <= token < tokenizer.size for token in prompt.tokens):
-                raise RequestError(f"Token ids must be between 0 and {tokenizer.size - 1}.", "prompt")
+            if any(not 0 <= token < size for token in prompt.tokens):
+                raise RequestError(f"Token ids must be between 0 and {size - 1}.", "prompt")
             tokens = prompt.tokens
         case ChatPrompt():
             tokens = tokenizer.encode_chat(prompt)
         case TextPrompt():
             tokens = tokenizer.encode(prompt.text, special_tokens=prompt.special_tokens)
     tokens = tokens or tokenizer.empty_prompt
+    if tokens and max(tokens) >= size:
+        [name] = tokenizer.convert_ids_to_tokens([max(tokens)])
+        field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        raise RequestError(
+            f"The model cannot read `{name}`: its tokenizer has this token, its embedding has not.", field
+        )
     if not tokens:
         raise RequestError("The prompt must not be empty, because this model has no BOS token.", "prompt")
     return tokens

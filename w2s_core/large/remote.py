@@ -83,7 +83,7 @@ class RemoteLargeModel:
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[RemoteProposals]:  # noqa: ARG002
         dialect = self._dialect
-        successors = SuccessorBuilder(dialect.decoder, sampling)
+        successors = SuccessorBuilder(dialect.decoder, prompt if self.exposes_token_ids else (), sampling)
         session = dialect.open(prompt, sampling)
         proposals = RemoteProposals(self._provider, session, successors, sampling, affinity(prompt))
         proposals.prompt_tokens = dialect.count_tokens(prompt)

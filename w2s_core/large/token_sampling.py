@@ -66,8 +66,7 @@ def _bad_word_tokens(words: Sequence[str], tokenizer: HFTokenizer, vocabulary: i
     sequences: list[Tokens] = []
     for word in words:
         bare = word.lstrip() or word
-        first = tokenizer.encode(bare, special_tokens=False)
-        spaced = tokenizer.encode(" " + bare, special_tokens=False)
+        first, spaced = tokenizer.encode_continuations([bare, " " + bare])
         sequences.append(first)
         if len(spaced) == len(first) and spaced[0] != first[0]:
             sequences.append(spaced)

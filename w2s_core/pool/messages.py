@@ -15,10 +15,16 @@ from w2s_core.types import Alternatives, Grammar, PromptLogprobs, StepKind, Toke
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model to load. `source` is what transformers takes: a folder or a hub id."""
+    """A model to load. `source` is what transformers takes: a folder or a hub id.
+
+    Its tokenizer may say otherwise than its configuration. `tokens` is the tokenizer's size: the model may have more
+    logits, which then are never drawn (None keeps all). `eos` is the tokenizer's EOS token, which ends answers, too.
+    """
 
     source: str
     trust_remote_code: bool
+    tokens: int | None = None
+    eos: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +41,8 @@ class WorkerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A loaded model's properties. `vocabulary` is the number of logits per token, `eos` the ids that end a text,
-    `kv_slots` the tokens that its KV cache holds."""
+    """A loaded model's properties. Ids below `vocabulary` can be read, drawn and decoded; `eos` are those that end a
+    text. `kv_slots` is the number of tokens that its KV cache holds."""
 
     context_length: int
     vocabulary: int
@@ -218,11 +224,15 @@ class RowUpdate:
 
 @dataclass(frozen=True, slots=True)
 class SampleUpdate:
-    """Updates of a SampleJob's rows. `finished` marks the job's last one."""
+    """Updates of a SampleJob's rows, sent after every step. `finished` marks the job's last one.
+
+    `unreported`: tokens that have been drawn for the job's other rows and are still to come in an update.
+    """
 
     id: int
     rows: tuple[RowUpdate, ...]
     finished: bool
+    unreported: int = 0
 
 
 @dataclass(frozen=True, slots=True)

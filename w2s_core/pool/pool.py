@@ -62,14 +62,14 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Loads every model on every worker. Raises ConfigurationError when one cannot be loaded."""
-        self._workers = [self._spawn(index) for index in range(len(self._specs))]
-        for index in range(len(self._specs)):
-            self._metrics.worker_added(str(index))
         try:
+            for index in range(len(self._specs)):
+                self._workers.append(self._spawn(index))
+                self._metrics.worker_added(str(index))
             for worker, backoff in zip(self._workers, self._backoffs, strict=True):
                 await worker.wait_ready()
                 backoff.started()
-        except WorkerLostError as error:
+        except (WorkerLostError, OSError) as error:
             await self.stop()
             raise ConfigurationError(str(error)) from None
         except asyncio.CancelledError:
@@ -162,21 +162,27 @@ class WorkerPool:
         self._restarts.add(task)
         task.add_done_callback(self._restarts.discard)
 
+    async def _start_worker(self, index: int) -> WorkerProcess:
+        """A new worker that is ready. Raises WorkerLostError if it ends before that, OSError if none can be spawned."""
+        worker = self._spawn(index)
+        try:
+            await worker.wait_ready()
+        except asyncio.CancelledError:
+            await worker.stop()
+            raise
+        return worker
+
     async def _restart(self, index: int) -> None:
         """Starts workers, with back-off, until one is ready."""
         backoff = self._backoffs[index]
         while True:
             await backoff.wait()
             self._metrics.worker_restarted(str(index))
-            worker = self._spawn(index)
             try:
-                await worker.wait_ready()
-            except WorkerLostError as error:
-                _log.error("a worker could not be restarted: %s", error)
+                worker = await self._start_worker(index)
+            except Exception as error:  # whatever it was (no memory, no descriptors), the place must not stay empty
+                _log.error("worker %d could not be restarted: %s", index, error)
                 continue
-            except asyncio.CancelledError:
-                await worker.stop()
-                raise
             backoff.started()
             self._workers[index] = worker
             async with self._workers_changed:

@@ -157,9 +157,14 @@ class WorkerProcess:
                 self._connection.send(command)
 
     def _receive_reports(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
+        try:
             while True:
                 self._call_in_loop(self._deliver, self._connection.recv())
+        except (EOFError, OSError):
+            pass  # the process has ended
+        except Exception:  # a report that cannot be read: what it held is lost, so the worker is
+            _log.exception("worker %s: process %d is killed", self._name, self.pid)
+            self._process.kill()
         self._outbox.put(None)
         self._sender.join()
         self._connection.close()  # only when both threads are done with it: another socket may get its number
@@ -212,7 +217,8 @@ class WorkerProcess:
 def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
     """Starts a worker process. Returns the parent's end of the socket to it."""
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, contextlib.ExitStack() as on_error:
+        on_error.callback(ours.close)
         process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", "-m", "w2s_core.worker.main", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -220,4 +226,5 @@ def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
             env=WORKER_ENVIRONMENT | os.environ,
             start_new_session=True,  # Ctrl-C is for the parent, which stops its workers in order
         )
+        on_error.pop_all()
     return Connection(ours.detach()), process

@@ -6,7 +6,7 @@ Jobs are sent again with the tokens that have arrived so far, so that nothing is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ from w2s_core.pool.messages import (
 from w2s_core.pool.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.types import PromptLogprobs, Tokens
 
-_MAX_FAIL_OVERS = 5  # a job that kills every worker it runs on must not go on for ever
+_MAX_FAIL_OVERS = 2  # without news in between: a job that kills every worker it runs on must not go through them all
 
 
 class Session:
@@ -46,7 +46,7 @@ class Session:
         self._rows = rows
         self._pick_worker = pick_worker
         self._worker: WorkerProcess | None = None
-        self._fail_overs = 0
+        self._fail_overs = 0  # since the last outcome
         self._binding = asyncio.Lock()
 
     def close(self) -> None:
@@ -86,8 +86,12 @@ class Session:
 
         return SampleStream(self, make_job, rows)
 
-    async def outcomes(self, job: SampleJob | ScoreJob | PromptJob) -> AsyncGenerator[JobOutcome]:
+    async def outcomes(
+        self, job: SampleJob | ScoreJob | PromptJob, unread: list[JobOutcome | WorkerLostError] | None = None
+    ) -> AsyncGenerator[JobOutcome]:
         """Runs the job on the session's worker and yields its outcomes. Closing the generator early cancels the job.
+
+        Those that have arrived by then are added to `unread`.
 
         Raises WorkerError if the job fails, and RequestError if the request is the reason: its grammar is too complex,
         or its sequences have outgrown the KV cache. Raises WorkerLostError when the worker died; the caller may run
@@ -103,6 +107,7 @@ class Session:
                     done = True
                     self._fail_over(worker, outcome)
                     raise outcome
+                self._fail_overs = 0
                 done = not isinstance(outcome, SampleUpdate) or outcome.finished
                 if isinstance(outcome, JobFailed):
                     raise _error(outcome)
@@ -111,6 +116,8 @@ class Session:
             worker.close_mailbox(job.id)
             if not done:
                 worker.send(CancelJob(job.id))
+            while unread is not None and not mailbox.empty():
+                unread.append(mailbox.get_nowait())
 
     def send(self, command: WorkerCommand) -> None:
         """Sends a command to the session's worker, if it has one."""
@@ -128,7 +135,7 @@ class Session:
         self._worker = None
         self._fail_overs += 1
         if self._fail_overs > _MAX_FAIL_OVERS:
-            raise WorkerError(f"This request lost {self._fail_overs} workers: {error}")
+            raise WorkerError(f"This request lost {self._fail_overs} workers in a row: {error}")
 
     async def _bind_worker(self) -> WorkerProcess:
         """The session's worker, picked now if it has none."""
@@ -140,7 +147,11 @@ class Session:
 
 
 class SampleStream:
-    """The updates of rows while they are sampled, across fail-overs. Rows are numbered in the order given."""
+    """The updates of rows while they are sampled, across fail-overs. Rows are numbered in the order given.
+
+    `drawn` is the number of tokens that were drawn, of which the last may be in no update yet: a stream that is closed
+    early has cost them too. Those that were lost with a worker are drawn again and count once.
+    """
 
     def __init__(self, session: Session, make_job: Callable[[tuple[Row, ...]], SampleJob], rows: Sequence[Row]) -> None:
         self._session = session
@@ -148,6 +159,12 @@ class SampleStream:
         self._live_rows = dict(enumerate(rows))  # with the tokens that have arrived
         self._job_id = 0
         self._row_numbers: list[int] = []  # of the current job's rows
+        self._reported = 0  # tokens in updates
+        self._unreported = 0
+
+    @property
+    def drawn(self) -> int:
+        return self._reported + self._unreported
 
     def stop(self, row: int) -> None:
         """Ends this row: it needs no more tokens."""
@@ -160,25 +177,37 @@ class SampleStream:
             self._row_numbers = list(self._live_rows)
             job = self._make_job(tuple(self._live_rows.values()))
             self._job_id = job.id
-            with suppress(WorkerLostError):
-                async with aclosing(self._session.outcomes(job)) as outcomes:
+            unread: list[JobOutcome | WorkerLostError] = []
+            try:
+                async with aclosing(self._session.outcomes(job, unread)) as outcomes:
                     async for outcome in outcomes:
                         assert isinstance(outcome, SampleUpdate)
                         for update in self._apply(outcome):
                             yield update
+            except WorkerLostError:
+                self._unreported = 0
+            finally:
+                for late in unread:
+                    if isinstance(late, SampleUpdate):
+                        self._apply(late)
 
-    def _apply(self, outcome: SampleUpdate) -> Iterator[RowUpdate]:
-        """Adds new tokens to the live rows. Yields the updates under the stream's row numbers."""
+    def _apply(self, outcome: SampleUpdate) -> list[RowUpdate]:
+        """Adds new tokens to the live rows. Returns the updates of rows not stopped meanwhile, with the stream's row
+        numbers."""
+        self._unreported = outcome.unreported
+        updates: list[RowUpdate] = []
         for update in outcome.rows:
             number = self._row_numbers[update.row]
             row = self._live_rows.get(number)
             if row is None:
-                continue  # stopped meanwhile
+                continue
             drawn = len(update.tokens) + update.ended
+            self._reported += drawn
             self._live_rows[number] = replace(row, tokens=row.tokens + update.tokens, length=row.length - drawn)
             if update.done:
                 del self._live_rows[number]
-            yield replace(update, row=number)
+            updates.append(replace(update, row=number))
+        return updates
 
 
 def _error(failure: JobFailed) -> Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score
+from w2s_core.types import MIN_LOGPROB, Hypothesis, Prompt, ProviderUsage, Score
 
 
 class LikelihoodScorer:
@@ -26,4 +26,8 @@ class LikelihoodScorer:
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         """Mean log-probability in nats per token, the ending token included."""
-        return [Score(sum(y.logprobs) / max(1, y.length)) for y in candidates]
+        return [_mean_logprob(y.as_scored) for y in candidates]
+
+
+def _mean_logprob(y: Hypothesis) -> Score:
+    return Score(sum(max(nats, MIN_LOGPROB) for nats in y.logprobs) / max(1, y.length))

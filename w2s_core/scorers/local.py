@@ -55,7 +55,10 @@ class LocalScoring:
         self._prompts = prompts
         self._limits = limits
         # Models that have equal tokenizers share one.
-        self._retokenizers = {model.tokenizer.tokenizer_json: Retokenizer(model.tokenizer) for model in models}
+        self._retokenizers = {
+            model.tokenizer.tokenizer_json: Retokenizer(model.tokenizer, prompt)
+            for model, prompt in zip(models, prompts, strict=True)
+        }
 
     async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
         await self.score(candidates)

@@ -98,7 +98,7 @@ class TokenLogprobs:
         self._model = model
         self._encoder = encoder
         self._prompt = prompt
-        self._retokenizer = Retokenizer(encoder.tokenizer)
+        self._retokenizer = Retokenizer(encoder.tokenizer, prompt)
         self._affinity = crc32(repr(prompt).encode())
         self._tasks = _LogprobTasks(self._logprob)
 

@@ -29,23 +29,29 @@ async def search(
     """Searches from the hypotheses `start` and yields every round; the beam of the last one is H, best first.
 
     `w`, `k` and `length` are W, K and L; `length` and `budget` are in tokens of π_base. Candidates of equal score keep
-    the order in which they were proposed, so that equal input gives equal output.
+    the order in which they were proposed, behind finished hypotheses, so that equal input gives equal output.
     """
     beam = list(start)
     while budget > 0 and not all(y.finished for y in beam):
-        live = [y for y in beam if not y.finished]
-        candidates = distinct(await proposals.propose(live, k=k, length=min(length, budget)))
-        scores = await scoring.score(candidates)
-        scored = [replace(y, score=s.total, scores=s.pairs) for y, s in zip(candidates, scores, strict=True)]
         finished = [y for y in beam if y.finished]  # carried over unchanged: each competes once, not K times
+        live = [y for y in beam if not y.finished]
+        successors = await proposals.propose(live, k=k, length=min(length, budget))
+        candidates = distinct([*finished, *successors], last_round=budget <= length)[len(finished) :]
+        scores = await scoring.score(candidates) if candidates else []
+        scored = [replace(y, score=s.total, scores=s.pairs) for y, s in zip(candidates, scores, strict=True)]
         beam = nlargest(w, finished + scored, key=lambda y: y.score)
         budget -= length
         yield Round(scored, beam)
 
 
-def distinct(candidates: Iterable[Hypothesis]) -> list[Hypothesis]:
-    """Merges duplicates into the first of them: equal token ids, ended alike, with equal text."""
+def distinct(hypotheses: Iterable[Hypothesis], *, last_round: bool = False) -> list[Hypothesis]:
+    """Merges duplicates into the first of them.
+
+    Two hypotheses that may still grow are equal if their tokens are, because they continue from those. Answers that do
+    not grow any more, as all in the last round, are equal if their text is and they ended alike.
+    """
     first: dict[tuple[object, ...], Hypothesis] = {}
-    for y in candidates:
-        first.setdefault((y.tokens, y.ended, y.finish_reason, y.text), y)
+    for y in hypotheses:
+        answer = y.text if y.finished or last_round else y.tokens
+        first.setdefault((answer, y.ended, y.finish_reason), y)
     return list(first.values())

@@ -181,7 +181,7 @@ class Metrics:
         self._candidates.labels("kept").inc(kept)
         self._candidates.labels("pruned").inc(len(round_.candidates) - kept)
         self._candidates.labels("merged").inc(proposed - len(round_.candidates))
-        if pair_scored:
+        if pair_scored and round_.candidates:
             scores = [y.score for y in round_.candidates]
             margin = max(scores) - min(scores)
             if math.isfinite(margin):

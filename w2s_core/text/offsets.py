@@ -2,8 +2,8 @@
 
 The text is known only by decoding, and one token may hold part of a character, or several characters and a part of
 another. So tokens are collected into groups at whose end the text is complete. Where the bytes of a group's tokens make
-the same text as decoding does, they give each token's offsets. Where they do not (a tokenizer that drops the first
-space, say), the group is fed token by token, and a token that is still in doubt gets the offsets of its whole group.
+the same text as decoding does, they give each token's offsets. Where they do not (WordPiece puts a space before a word,
+say), the group is fed token by token, and a token that is still in doubt gets the offsets of its whole group.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from w2s_core.interfaces import TokenDecoder
-from w2s_core.text.detokenizer import DetokenizerState, detokenize
-from w2s_core.types import TokenText
+from w2s_core.text.detokenizer import detokenize, start_behind
+from w2s_core.types import Tokens, TokenText
 
 _utf8 = getincrementaldecoder("utf-8")
 
@@ -35,18 +35,18 @@ class TokenSpan:
 
 
 class OffsetTracker:
-    """Computes the spans of one sequence's tokens as it grows.
+    """Computes the spans of one sequence's tokens as it grows behind a `prompt`, whose text does not count.
 
     `verbatim`: special tokens appear in the text (`skip_special_tokens` is false).
     """
 
-    def __init__(self, decoder: TokenDecoder, *, verbatim: bool = False) -> None:
+    def __init__(self, decoder: TokenDecoder, prompt: Tokens = (), *, verbatim: bool = False) -> None:
         self._decoder = decoder
         self._text_decoder = decoder.verbatim if verbatim else decoder
         self._verbatim = verbatim
-        self._tokens: list[int] = []
-        self._state = DetokenizerState()  # of the tokens whose spans were returned
         self._returned = 0  # tokens whose spans were returned
+        self._state = start_behind(self._text_decoder, prompt)  # of those
+        self._held: Tokens = ()  # the tokens behind those
 
     def feed(self, tokens: Sequence[int]) -> list[TokenSpan]:
         """Appends `tokens` and returns the spans that have become known, those of earlier tokens included.
@@ -60,9 +60,9 @@ class OffsetTracker:
 
     def flush(self, length: int) -> list[TokenSpan]:
         """Returns the spans that were held back, in a text that ends after `length` characters."""
-        group = self._tokens[self._returned :]
+        group = self._held
         start = len(self._state.text)
-        text = detokenize(self._text_decoder, self._state, self._tokens).text[start:length]
+        text = detokenize(self._text_decoder, self._state, group).text[start:length]
         token_texts = [self._decoder.token_text(token) for token in group]
         ranges, joined = self._character_ranges(token_texts)
         if not joined.startswith(text):
@@ -73,30 +73,26 @@ class OffsetTracker:
         """Returns the group's spans, None if they are not known yet.
 
         None if the text ends inside a character, or if several tokens were given and their bytes do not join to the
-        decoded text. Several tokens are then removed again; a single one stays.
+        decoded text. Several tokens are then to be fed again; a single one is held.
         """
-        sequence = self._tokens
-        sequence += tokens
-        state = detokenize(self._text_decoder, self._state, sequence)
-        if state.read_offset < len(sequence):
-            if len(tokens) > 1:
-                del sequence[-len(tokens) :]
-            return None
-        group = sequence[self._returned :]
+        group = (*self._held, *tokens)
+        state = detokenize(self._text_decoder, self._state, group)
         start = len(self._state.text)
         text = state.text[start:]
         token_texts = [self._decoder.token_text(token) for token in group]
         ranges, joined = self._character_ranges(token_texts)
+        if len(tokens) > 1 and (state.pending or joined != text):
+            return None
+        if state.pending:
+            self._held = group
+            return None
         if joined != text:
-            if len(tokens) > 1:
-                del sequence[-len(tokens) :]
-                return None
             ranges = [(0, len(text))] * len(group)
             if len(group) == 1 and text:
                 token_texts = [TokenText(text, text.encode())]
-        self._state = state
         spans = self._spans(group, token_texts, ranges, start)
-        self._returned = len(sequence)
+        self._state, self._held = state, ()
+        self._returned += len(group)
         return spans
 
     def _spans(

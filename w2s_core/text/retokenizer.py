@@ -23,14 +23,18 @@ class _StablePrefix:
 
 
 class Retokenizer:
-    """Encodes the answers of one search. Caches the last call's answers, of which the next ones are successors."""
+    """Encodes the answers of one search behind the tokens of a `prompt`.
 
-    def __init__(self, tokenizer: HFTokenizer) -> None:
+    Caches the last call's answers, of which the next ones are successors.
+    """
+
+    def __init__(self, tokenizer: HFTokenizer, prompt: Tokens) -> None:
         self._tokenizer = tokenizer
+        self._encode = tokenizer.encode_continuations if tokenizer.decode(prompt) else tokenizer.encode_many
         self._prefixes: dict[str, _StablePrefix] = {}  # by the answer's text
 
     def encode(self, candidates: Sequence[Hypothesis]) -> list[Tokens]:
-        """Token ids of each whole answer, without special tokens; the same as encoding it from scratch gives."""
+        """Token ids of each whole answer, without special tokens; the same as encoding it from its start gives."""
         prefixes = [self._stable_prefix(y) for y in candidates]
         boundaries = [
             _last_word_boundary(y.text, prefix.characters) if self._tokenizer.splits_at_words else 0
@@ -41,7 +45,7 @@ class Retokenizer:
             for y, prefix, boundary in zip(candidates, prefixes, boundaries, strict=True)
             for text in (y.text[prefix.characters : boundary], y.text[boundary:])
         ]
-        encoded = iter(self._tokenizer.encode_many(texts))
+        encoded = iter(self._encode(texts))
         answers, cached = [], {}
         for y, prefix, boundary in zip(candidates, prefixes, boundaries, strict=True):
             longer = _StablePrefix(boundary, prefix.tokens + next(encoded))

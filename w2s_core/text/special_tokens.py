@@ -27,8 +27,6 @@ class SpecialTokenEscaper:
         special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
         names = sorted((token.content for token in special if len(token.content) > 1), key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names))) if names else None
-        #: A special token that does not change how the text after it is encoded, or None.
-        self.guard = next((token.content for token in special if not token.rstrip and not token.single_word), None)
 
     def find(self, prompt: ChatPrompt) -> str | None:
         """Returns the first special token in the conversation's own texts."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.text.chat_template import ChatTemplate
+from w2s_core.text.continuations import ContinuationEncoder
 from w2s_core.text.special_tokens import SpecialTokenEscaper
 from w2s_core.text.token_bytes import build_token_text_lookup
 from w2s_core.types import ChatPrompt, Tokens, TokenText
@@ -34,6 +35,8 @@ class HFTokenizer:
         self._skip_special_tokens = True
         self.chat_template = ChatTemplate(self._tokenizer)
         self._escaper = SpecialTokenEscaper(self._tokenizer)
+        self._continuations = ContinuationEncoder(self.encode_many)
+        self._size = max(self.vocabulary.values()) + 1  # the tokenizer's length is less where ids are missing
         #: The tokenizer serialized as `tokenizer.json`: equal strings tokenize alike.
         self.tokenizer_json: str = self._tokenizer.backend_tokenizer.to_str()
         rules = json.loads(self.tokenizer_json)
@@ -61,8 +64,8 @@ class HFTokenizer:
 
     @property
     def size(self) -> int:
-        """The number of tokens, added ones included: every id is below it."""
-        return len(self._tokenizer)
+        """One more than the largest token id, added tokens included."""
+        return self._size
 
     @property
     def verbatim(self) -> HFTokenizer:
@@ -76,10 +79,14 @@ class HFTokenizer:
         return tuple(self._tokenizer.encode(text, add_special_tokens=special_tokens))
 
     def encode_many(self, texts: Sequence[str]) -> list[Tokens]:
-        """Token ids of several texts, without special tokens."""
+        """Token ids of several texts, without special tokens, each as it stands alone."""
         if not texts:
             return []
         return [tuple(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[Tokens]:
+        """Token ids of several texts, without special tokens, each as it stands behind another text."""
+        return self._continuations.encode(texts)
 
     def encode_chat(self, prompt: ChatPrompt) -> Tokens:
         """Token ids of a conversation, rendered by the chat template; special tokens in its messages stay text.
@@ -99,10 +106,8 @@ class HFTokenizer:
             return self.encode(text, special_tokens=special_tokens)
         first, *others = text.split(separator)
         tokens = self.encode(first, special_tokens=special_tokens)
-        guard = self._escaper.guard or ""  # goes before a part: many tokenizers encode a text's beginning differently
-        guard_length = len(self.encode(guard, special_tokens=False))
-        for other in others:
-            tokens += self.encode(guard + other, special_tokens=False)[guard_length:]
+        for other in self.encode_continuations(others):
+            tokens += other
         return tokens
 
     def render_chat(self, prompt: ChatPrompt) -> str:

@@ -6,6 +6,9 @@ A session owns a contiguous *region* of slots (one slot = one token's K and V in
 
 so its attention is one product over a view of the pool, and a new token is one row written anywhere in the region.
 The tree mask (built in `batch.py`) decides which slots a token sees; nothing is copied for it.
+
+Moving a region needs no memory but a buffer that is held from the start: a move that failed halfway would leave a
+session on the wrong keys in some layers.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
-_COPY_CHUNK = 1024  # slots copied at once: bounds the temporary memory of a move
+_BUFFER_SLOTS = 1024
 
 
 class CacheFullError(Exception):
@@ -32,11 +35,16 @@ class Region:
 
 
 class KVCache:
-    """Slots for `slots` tokens, allocated in contiguous regions. A layer's pool is created when it is first written."""
+    """Slots for `slots` tokens, allocated in contiguous regions. A layer's pool is created when it is first written.
 
-    def __init__(self, slots: int) -> None:
+    A region that overlaps its new place is moved `buffer_slots` at a time.
+    """
+
+    def __init__(self, slots: int, buffer_slots: int = _BUFFER_SLOTS) -> None:
         self.slots = slots
+        self._buffer_slots = min(slots, buffer_slots)
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._buffers: dict[tuple[torch.Size, torch.dtype], torch.Tensor] = {}  # by shape and type of a pool's slot
         self._regions: list[Region] = []  # sorted by start
 
     @property
@@ -52,21 +60,22 @@ class KVCache:
         """The layer's K and V pools (slots, kv_heads, dim); the first call takes shape and type from (tokens, kv_heads,
         dim)."""
         if index not in self._layers:
-            self._layers[index] = (
-                key.new_empty((self.slots, *key.shape[1:])),
-                value.new_empty((self.slots, *value.shape[1:])),
-            )
+            self._layers[index] = (self._new_pool(key), self._new_pool(value))
         return self._layers[index]
+
+    def _new_pool(self, like: torch.Tensor) -> torch.Tensor:
+        slot = like.shape[1:]
+        self._buffers.setdefault((slot, like.dtype), like.new_empty((self._buffer_slots, *slot)))
+        return like.new_empty((self.slots, *slot))
 
     @torch.inference_mode()  # like the forwards that write the pool
     def allocate(self, size: int) -> Region:
         """A new region of `size` slots; compacts the pool if no gap is large enough. Raises CacheFullError."""
+        if size > self.slots - self.slots_used:
+            raise CacheFullError(f"No room for {size} tokens: {self.slots_used} of {self.slots} are in use.")
         start = self._find_gap(size)
         if start is None:
-            self._compact()
-            start = self._find_gap(size)
-        if start is None:
-            raise CacheFullError(f"No room for {size} tokens: {self.slots_used} of {self.slots} are in use.")
+            start = self._compact(len(self._regions))
         region = Region(start, size)
         self._insert(region)
         return region
@@ -75,8 +84,7 @@ class KVCache:
     def grow(self, region: Region, size: int) -> None:
         """Makes `region` at least `size` slots, in place or by moving it with its content. Doubles it where possible.
 
-        Raises CacheFullError, or torch.OutOfMemoryError if the device lacks memory for the move; then nothing has
-        changed.
+        Raises CacheFullError, having changed nothing.
         """
         index = self._regions.index(region)
         end = self._regions[index + 1].start if index + 1 < len(self._regions) else self.slots
@@ -86,20 +94,14 @@ class KVCache:
         target = min(max(size, region.size * 2), available)
         if end - region.start >= size:
             region.size = min(target, end - region.start)
-            return
-        if (start := self._find_gap(target)) is not None:  # move once, without compacting
-            self._copy(region.start, start, region.size)
+        elif (start := self._find_gap(target)) is not None:  # move one region instead of all
+            self._move(region, start)
             self._regions.remove(region)
-            region.start, region.size = start, target
+            region.size = target
             self._insert(region)
-            return
-        content = [pool[region.start : region.start + region.size].clone() for pool in self._pools()]
-        self._regions.remove(region)
-        new = self.allocate(target)  # cannot fail: compacting makes one gap of all free slots
-        for pool, saved in zip(self._pools(), content, strict=True):
-            pool[new.start : new.start + len(saved)] = saved
-        self._regions[self._regions.index(new)] = region
-        region.start, region.size = new.start, new.size
+        else:
+            self._compact(index + 1)
+            region.size = target
 
     def shrink(self, region: Region, size: int) -> None:
         """Frees all but the region's first `size` slots."""
@@ -136,21 +138,40 @@ class KVCache:
             end = region.start + region.size
         return end if self.slots - end >= size else None
 
-    def _compact(self) -> None:
-        """Moves every region down, so that all free slots are in one gap at the end."""
+    def _compact(self, count: int) -> int:
+        """Moves the first `count` regions down and the others up, so that all free slots are in one gap between them.
+
+        Returns the gap's first slot.
+        """
         end = 0
-        for region in self._regions:
-            if region.start > end:
-                self._copy(region.start, end, region.size)
-                region.start = end
+        for region in self._regions[:count]:
+            self._move(region, end)
             end += region.size
+        start = self.slots
+        for region in reversed(self._regions[count:]):
+            start -= region.size
+            self._move(region, start)
+        return end
+
+    def _move(self, region: Region, start: int) -> None:
+        self._copy(region.start, start, region.size)
+        region.start = start
 
     def _copy(self, source: int, target: int, size: int) -> None:
-        """Copies slots in ascending order, so that a region moved down may overlap its old slots."""
+        """Copies slots within every pool; source and target may overlap."""
+        if source == target:
+            return
+        if abs(source - target) >= size:
+            for pool in self._pools():
+                pool[target : target + size] = pool[source : source + size]
+            return
+        starts = range(0, size, self._buffer_slots)
         for pool in self._pools():
-            for first in range(0, size, _COPY_CHUNK):
-                last = min(first + _COPY_CHUNK, size)
-                pool[target + first : target + last] = pool[source + first : source + last].clone()
+            buffer = self._buffers[pool.shape[1:], pool.dtype]
+            for first in starts if target < source else reversed(starts):  # what is still to be read is not overwritten
+                count = min(self._buffer_slots, size - first)
+                buffer[:count] = pool[source + first : source + first + count]
+                pool[target + first : target + first + count] = buffer[:count]
 
     def _pools(self) -> Iterator[torch.Tensor]:
         for key, value in self._layers.values():

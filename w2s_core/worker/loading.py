@@ -27,7 +27,10 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     dtype = pick_dtype(spec.dtype, device)
     models = {name: _load(model, dtype, device) for name, model in spec.models.items()}
     cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
-    return {name: make_runner(model, device, cache_bytes) for name, model in models.items()}
+    return {
+        name: make_runner(model, device, cache_bytes, tokens=spec.models[name].tokens, eos=spec.models[name].eos)
+        for name, model in models.items()
+    }
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -45,28 +48,32 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def make_runner(model: PreTrainedModel, device: torch.device, cache_bytes: int) -> tuple[ModelRunner, ModelInfo]:
+def make_runner(
+    model: PreTrainedModel, device: torch.device, cache_bytes: int, *, tokens: int | None = None, eos: int | None = None
+) -> tuple[ModelRunner, ModelInfo]:
     """Gives the model tree attention and a KV cache of at most `cache_bytes`.
 
-    The bytes of KV per token and the vocabulary size are measured by running one token.
+    `tokens` and `eos` are those of its tokenizer, see `ModelSpec`. The bytes of KV per token and the number of logits
+    are measured by running one token.
     """
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
     model.config.pad_token_id = (
         None  # else some models (GPT-2) look for padding in every batch, which waits for the device
     )
-    per_token, vocabulary = _run_one_token(model, KVCache(128), device)
+    per_token, logits = _run_one_token(model, KVCache(128), device)
+    vocabulary = _vocabulary(model, logits, tokens)
     info = ModelInfo(
         context_length=_context_length(model.config),
         vocabulary=vocabulary,
-        eos=_eos(model),
+        eos=frozenset(token for token in _eos(model, eos) if token < vocabulary),
         kv_slots=max(1, cache_bytes // per_token),
         kv_bytes_per_token=per_token,
         dtype=str(model.dtype).removeprefix("torch."),
     )
     cache = KVCache(info.kv_slots)
     _run_one_token(model, cache, device)  # a cache too large for the device fails here, not in a request
-    return ModelRunner(model, cache, device), info
+    return ModelRunner(model, cache, device, vocabulary), info
 
 
 def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -90,7 +97,7 @@ def _transpose(model: PreTrainedModel) -> None:
 
 
 def _run_one_token(model: PreTrainedModel, cache: KVCache, device: torch.device) -> tuple[int, int]:
-    """Runs one token, which creates the cache's layers. Returns the bytes of KV per token and the vocabulary size."""
+    """Runs one token, which creates the cache's layers. Returns the bytes of KV per token and the number of logits."""
     batch = Batch(1)
     tree = TokenTree(cache, (0,))
     batch.request_logits(tree, tree.root)
@@ -108,13 +115,28 @@ def _context_length(config: PretrainedConfig) -> int:
     raise ValueError(f"{config.name_or_path}: the model's configuration does not state its context length")
 
 
-def _eos(model: PreTrainedModel) -> frozenset[int]:
-    """The EOS token ids of the generation config, else of the model config."""
+def _vocabulary(model: PreTrainedModel, logits: int, tokens: int | None) -> int:
+    """The ids that the model can read and draw and its tokenizer can decode: the smallest of three sizes.
+
+    They often differ, because embedding and logits are padded to a round number, or tokens were added to the tokenizer
+    alone.
+    """
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding.weight, torch.Tensor)
+    embeddings = len(embedding.weight)
+    return min(logits, embeddings, logits if tokens is None else tokens)
+
+
+def _eos(model: PreTrainedModel, tokenizer_eos: int | None) -> set[int]:
+    """The token ids that end an answer: those of the generation config, else of the model config, and the tokenizer's.
+
+    A chat model's generation config often names only `<|endoftext|>`, while its turns end with the tokenizer's
+    `<|im_end|>`. vLLM stops at both, too.
+    """
     ids = model.generation_config.eos_token_id if model.generation_config else None
     ids = model.config.eos_token_id if ids is None else ids
-    if ids is None:
-        return frozenset()
-    return frozenset([ids] if isinstance(ids, int) else ids)
+    own = set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+    return own if tokenizer_eos is None else own | {tokenizer_eos}
 
 
 def _auto_cache_bytes(device: torch.device, models: int) -> int:

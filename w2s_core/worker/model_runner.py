@@ -10,10 +10,14 @@ from w2s_core.worker.kv_cache import KVCache
 
 class ModelRunner:
     """A model with its KV cache. `model` is any transformers causal LM whose attention goes through
-    `AttentionInterface`, set to `attention.TREE_ATTENTION`."""
+    `AttentionInterface`, set to `attention.TREE_ATTENTION`. Logits beyond the first `vocabulary` stand for no token;
+    None keeps all."""
 
-    def __init__(self, model: torch.nn.Module, cache: KVCache, device: torch.device) -> None:
+    def __init__(
+        self, model: torch.nn.Module, cache: KVCache, device: torch.device, vocabulary: int | None = None
+    ) -> None:
         self.cache = cache
+        self._vocabulary = vocabulary
         self._model = model
         self._device = device
 
@@ -31,7 +35,7 @@ class ModelRunner:
             logits_to_keep=inputs.logits_indices,
             tree_step=inputs.step,
         )
-        logits: torch.Tensor = output.logits[0].float()
+        logits: torch.Tensor = output.logits[0, :, : self._vocabulary].float()
         return logits
 
     def release_memory(self) -> None:

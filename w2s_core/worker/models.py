@@ -42,10 +42,10 @@ class WorkerModels:
         return not any(scheduler.tasks for scheduler in self._schedulers.values())
 
     def handle(self, command: WorkerCommand) -> list[JobOutcome | Pong]:
-        """Carries out a command. Returns the replies that it has at once: a Pong or a WorkerState, else none."""
+        """Carries out a command. Returns its replies: a Pong, a WorkerState, a JobFailed, or none."""
         match command:
             case SampleJob() | ScoreJob() | PromptJob():
-                self._schedulers[command.model].add(command)
+                return [*self._schedulers[command.model].add(command)]
             case StopRows():
                 self._stop_rows(command)
             case CancelJob():

@@ -7,11 +7,10 @@ A system prompt, or the same question asked again, is computed once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import takewhile
 
 from w2s_core.types import Tokens
 from w2s_core.worker.kv_cache import KVCache, Region
-from w2s_core.worker.token_tree import TokenTree
+from w2s_core.worker.token_tree import TokenTree, common_length
 
 _MIN_PREFIX = 16  # tokens; computing fewer is cheaper than copying them
 _MAX_SHARE = 0.25  # of the KV cache
@@ -36,7 +35,7 @@ class PrefixCache:
         sources = [(tree.prompt[: tree.prompt_computed], tree.region) for tree in trees if tree.region is not None]
         sources += self._prompts.items()
         size, tokens, region = max(
-            ((_common_length(new.prompt, tokens), tokens, region) for tokens, region in sources),
+            ((common_length(new.prompt, tokens), tokens, region) for tokens, region in sources),
             key=lambda match: match[0],
             default=(0, (), None),
         )
@@ -65,7 +64,3 @@ class PrefixCache:
             return False
         self._cache.free(self._prompts.pop(next(iter(self._prompts))))
         return True
-
-
-def _common_length(a: Tokens, b: Tokens) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -34,13 +34,14 @@ class PromptTask:
     def done(self) -> bool:
         return self.processed == len(self.job.prompt) - 1
 
-    def add_logits(self, logits: torch.Tensor) -> None:
-        """Uses the `logits` (n, vocab, float32) after the next n prompt tokens."""
+    def add_logits(self, logits: torch.Tensor) -> list[float]:
+        """Uses the `logits` (n, vocab, float32) after the next n prompt tokens. Returns their log-probabilities."""
         following = self.job.prompt[self.processed + 1 : self.processed + 1 + len(logits)]
         logprobs, ranks = logprobs_and_ranks(logits, following)
         self._logprobs += logprobs
         self._ranks += ranks
         self._alternatives += top_logprobs(logits, self.job.top)
+        return logprobs
 
     def result(self) -> PromptResult:
         logprobs = PromptLogprobs(tuple(self._logprobs), tuple(self._ranks), tuple(self._alternatives))

@@ -31,7 +31,7 @@ from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.prefix_cache import PrefixCache
 from w2s_core.worker.prompt_task import PromptTask
 from w2s_core.worker.step_outputs import collect_prompt_logprobs, draw_next_tokens, score_answers
-from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
+from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask, unknown_token
 from w2s_core.worker.token_tree import TokenTree
 
 _log = logging.getLogger(__name__)
@@ -69,24 +69,32 @@ class ModelScheduler:
         self.score_tasks: list[ScoreTask] = []
         self.prompt_tasks: list[PromptTask] = []
         self.prefix_cache = PrefixCache(runner.cache)
-        self._eos = info.eos
+        self._info = info
+        self._stalled = False  # whether the last step ran nothing and no job has come since
         self._step_times: deque[tuple[StepKind, float]] = deque(maxlen=_MAX_STEP_TIMES)
 
     @property
     def tasks(self) -> list[SampleTask | ScoreTask | PromptTask]:
         return [*self.sample_tasks, *self.score_tasks, *self.prompt_tasks]
 
-    def add(self, job: SampleJob | ScoreJob | PromptJob) -> None:
-        """Starts a job. Its session keeps only the tokens that this or another running job of the session names."""
+    def add(self, job: SampleJob | ScoreJob | PromptJob) -> list[JobOutcome]:
+        """Starts a job. Its session keeps only the tokens that this or another running job of the session names.
+
+        Returns the job's failure, having changed nothing, if it has a token id that the model does not have.
+        """
+        if (token := unknown_token(job, self._info.vocabulary)) is not None:
+            return [JobFailed(job.id, f"There is no token {token}: the model has {self._info.vocabulary} tokens.")]
+        self._stalled = False
         tree = self.trees.get(job.session) or self._open_session(job)
         match job:
             case SampleJob():
-                self.sample_tasks.append(SampleTask(job, tree, self._eos, self._compile_grammar(job)))
+                self.sample_tasks.append(SampleTask(job, tree, self._info.eos, self._compile_grammar(job)))
             case ScoreJob():
                 self.score_tasks.append(ScoreTask(job, tree))
             case PromptJob():
                 self.prompt_tasks.append(PromptTask(job, tree))
         tree.prune_to(leaf for task in self.tasks if task.tree is tree for leaf in task.leaves)
+        return []
 
     def _compile_grammar(self, job: SampleJob) -> Future[LLMatcher] | None:
         if job.sampling.grammar is None:
@@ -99,7 +107,7 @@ class ModelScheduler:
         if not isinstance(job, PromptJob):
             try:
                 self.prefix_cache.match_prefix(tree, self.trees.values())
-            except (CacheFullError, torch.OutOfMemoryError):
+            except CacheFullError:
                 tree.evict()  # its prompt is computed when slots are free
         self.trees[job.session] = tree
         return tree
@@ -107,8 +115,10 @@ class ModelScheduler:
     def step(self) -> list[JobOutcome]:
         """Runs one forward. Returns the updates and results that came of it."""
         only_sampling = len(self.sample_tasks) == len(self.tasks)
-        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, idle=only_sampling))
-        return [*failed, *self._run(self._schedule())]
+        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, idle=self._stalled or only_sampling))
+        step = self._schedule()
+        self._stalled = not step.batch.size
+        return [*failed, *self._run(step)]
 
     def drain_step_times(self) -> list[tuple[StepKind, float]]:
         """The kind and seconds of each forward since the last call."""
@@ -136,7 +146,7 @@ class ModelScheduler:
         while True:
             try:
                 add()
-            except (CacheFullError, torch.OutOfMemoryError):
+            except CacheFullError:  # anything else may have left KV half moved, and must end the worker
                 if not self._free_slots(tree, batch):
                     return False
             else:
@@ -174,8 +184,7 @@ class ModelScheduler:
         """Runs the forward and updates the tasks. An error fails the sessions in the batch, not the others."""
         started = time.perf_counter()
         masks = start_masks(self.grammars, step.rows)
-        if step.without_slots and not step.batch.size:
-            # Every session waits for slots and none can be freed for the oldest: it does not fit even alone.
+        if step.without_slots and not step.batch.size and self._only_resident(step.without_slots[0]):
             return self._fail_sessions(
                 step.without_slots[:1],
                 f"The sequences of this request have outgrown the KV cache of {self.runner.cache.slots} tokens. "
@@ -204,19 +213,32 @@ class ModelScheduler:
         self.runner.release_memory()
         return failed
 
+    def _only_resident(self, tree: TokenTree) -> bool:
+        """Whether no other session holds KV, so that a `tree` without slots does not fit even alone.
+
+        Another one that holds KV is older and asks for nothing in this step: its rows were stopped, its scores are
+        known, or its grammar is being compiled. `tree` waits for it.
+        """
+        return all(other is tree or not other.resident for other in self.trees.values())
+
     def _update_tasks(self, step: ScheduledStep, logits: torch.Tensor) -> list[JobOutcome]:
-        """Gives the tasks their logits, removes finished tasks and returns updates and results."""
-        if step.rows:
-            draw_next_tokens(step.batch, logits, step.rows)
-        if self.score_tasks:
-            score_answers(step.batch, logits, self.score_tasks)
-        collect_prompt_logprobs(step.batch, logits, self.prompt_tasks)
+        """Gives the tasks their logits, removes finished tasks and returns updates, results and failures."""
+        broken = [
+            *draw_next_tokens(step.batch, logits, step.rows),
+            *score_answers(step.batch, logits, self.score_tasks),
+            *collect_prompt_logprobs(step.batch, logits, self.prompt_tasks),
+        ]
+        failed = self._fail_sessions(
+            broken,
+            f"The model's logits are not finite numbers: its arithmetic overflows in {self._info.dtype}, or its "
+            "weights are damaged.",
+        )
         updates = [task.flush_update() for task in self.sample_tasks]
         done = [task for task in self.tasks if not isinstance(task, SampleTask) and task.done]
         self.sample_tasks = [task for task in self.sample_tasks if task.live_rows]
         self.score_tasks = [task for task in self.score_tasks if not task.done]
         self.prompt_tasks = [task for task in self.prompt_tasks if not task.done]
-        return [*(update for update in updates if update is not None), *(task.result() for task in done)]
+        return [*failed, *(update for update in updates if update is not None), *(task.result() for task in done)]
 
     def _fail_sessions(self, trees: list[TokenTree], message: str, field: str | None = None) -> list[JobOutcome]:
         """Closes these sessions without caching their KV, which may be half written, and fails their jobs."""

@@ -1,8 +1,12 @@
-"""What tasks do with one forward's logits: draw tokens, sum scores, collect prompt log-probabilities."""
+"""What tasks do with one forward's logits: draw tokens, sum scores, collect prompt log-probabilities.
+
+Each function returns the sessions whose log-probabilities are not finite: float16 overflowed, or weights are damaged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 
@@ -10,19 +14,29 @@ from w2s_core.worker.batch import Batch
 from w2s_core.worker.prompt_task import PromptTask
 from w2s_core.worker.sampling import draw_tokens
 from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
+from w2s_core.worker.token_tree import TokenTree
 from w2s_core.worker.top_logprobs import top_logprobs
 from w2s_core.worker.transfer import long_tensor
 
 
-def draw_next_tokens(batch: Batch, logits: torch.Tensor, rows: Sequence[tuple[SampleTask, RowState]]) -> None:
+def draw_next_tokens(
+    batch: Batch, logits: torch.Tensor, rows: Sequence[tuple[SampleTask, RowState]]
+) -> list[TokenTree]:
     """Draws each row's next token from its leaf's logits and appends it to the row."""
+    if not rows:
+        return []
     indices = [batch.logits_rows[row.leaf] for _, row in rows]
     in_order = indices == list(range(len(logits)))  # then the large tensor need not be copied
     row_logits = logits if in_order else logits[long_tensor(indices, logits.device)]
     _collect_top_logprobs(row_logits, rows)
     tokens, logprobs = draw_tokens(row_logits, [task.draw(row) for task, row in rows])
+    broken: list[TokenTree] = []
     for (task, row), token, logprob in zip(rows, tokens, logprobs, strict=True):
-        task.append(row, token, logprob)
+        if isfinite(logprob):
+            task.append(row, token, logprob)
+        else:
+            broken.append(task.tree)
+    return broken
 
 
 def _collect_top_logprobs(logits: torch.Tensor, rows: Sequence[tuple[SampleTask, RowState]]) -> None:
@@ -37,24 +51,30 @@ def _collect_top_logprobs(logits: torch.Tensor, rows: Sequence[tuple[SampleTask,
         row.alternatives.append(alternatives[: task.job.sampling.alternatives])
 
 
-def score_answers(batch: Batch, logits: torch.Tensor, tasks: Sequence[ScoreTask]) -> None:
+def score_answers(batch: Batch, logits: torch.Tensor, tasks: Sequence[ScoreTask]) -> list[TokenTree]:
     """Sets the log-probability of every node whose parent's logits are in the batch: its parent's plus its token's."""
-    scorable = [pair for task in tasks for pair in task.scorable(batch.logits_rows)]
+    scorable = [(task, node, row) for task in tasks for node, row in task.scorable(batch.logits_rows)]
+    broken: list[TokenTree] = []
     if scorable:
-        rows = long_tensor([row for _, row in scorable], logits.device)
-        tokens = long_tensor([node.token for node, _ in scorable], logits.device)
+        rows = long_tensor([row for _, _, row in scorable], logits.device)
+        tokens = long_tensor([node.token for _, node, _ in scorable], logits.device)
         values = (logits[rows, tokens] - logits.logsumexp(1)[rows]).tolist()
-        for (node, _), nats in sorted(zip(scorable, values, strict=True), key=lambda item: item[0][0].position):
+        for (task, node, _), nats in sorted(zip(scorable, values, strict=True), key=lambda item: item[0][1].position):
             assert node.parent is not None
             assert node.parent.logprob is not None
             node.logprob = node.parent.logprob + nats
+            if not isfinite(nats):
+                broken.append(task.tree)
     for task in tasks:
         task.drop_scored()
+    return broken
 
 
-def collect_prompt_logprobs(batch: Batch, logits: torch.Tensor, tasks: Sequence[PromptTask]) -> None:
+def collect_prompt_logprobs(batch: Batch, logits: torch.Tensor, tasks: Sequence[PromptTask]) -> list[TokenTree]:
     """Gives each prompt task the logits after its prompt's tokens in the batch."""
+    broken: list[TokenTree] = []
     for task in tasks:
         prompt_logits = logits[batch.prompt_logits_rows(task.tree)]
-        if len(prompt_logits):
-            task.add_logits(prompt_logits)
+        if len(prompt_logits) and not all(map(isfinite, task.add_logits(prompt_logits))):
+            broken.append(task.tree)
+    return broken

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 
 from llguidance import LLMatcher
 
-from w2s_core.pool.messages import Row, RowUpdate, SampleJob, SampleUpdate, ScoreJob, ScoreResult
+from w2s_core.pool.messages import PromptJob, Row, RowUpdate, SampleJob, SampleUpdate, ScoreJob, ScoreResult
 from w2s_core.search.randomness import uniform
 from w2s_core.types import Alternatives
 from w2s_core.worker.grammar_masks import resume_states
@@ -77,6 +77,7 @@ class SampleTask:
         self._end_tokens = (frozenset() if job.sampling.ignore_eos else eos) | frozenset(job.sampling.stop_token_ids)
         self._rules = LogitsRules(job.sampling, job.prompt, eos) if job.sampling.needs_processor else None
         self.rows = [RowState(i, tree.insert(row.tokens), row, self._rules) for i, row in enumerate(job.rows)]
+        self._unreported = 0  # as told in the last update
 
     @property
     def waiting_for_grammar(self) -> bool:
@@ -141,12 +142,15 @@ class SampleTask:
             self.rows[index].flush()
 
     def flush_update(self) -> SampleUpdate | None:
-        """The update that is due: rows that are done or have `report_every` new tokens. None if there is none."""
+        """The update after a step: rows that are done or have `report_every` new tokens. None if nothing is new."""
         finished = not self.live_rows
         due = [r for r in self.rows if r.logprobs and (r.done or len(r.logprobs) >= self.job.report_every)]
-        if not due and not finished:
+        rows = tuple(row.flush() for row in due)
+        unreported = sum(len(row.logprobs) for row in self.rows)
+        if not rows and not finished and unreported == self._unreported:
             return None
-        return SampleUpdate(self.job.id, tuple(row.flush() for row in due), finished)
+        self._unreported = unreported
+        return SampleUpdate(self.job.id, rows, finished, unreported)
 
 
 class ScoreTask:
@@ -182,6 +186,19 @@ class ScoreTask:
 
     def result(self) -> ScoreResult:
         return ScoreResult(self.job.id, tuple(leaf.logprob or 0.0 for leaf in self.leaves), self.tokens_run)
+
+
+def unknown_token(job: SampleJob | ScoreJob | PromptJob, vocabulary: int) -> int | None:
+    """A token id of the job that is not in [0, vocabulary); None if there is none."""
+    match job:
+        case SampleJob():
+            answers = [row.tokens for row in job.rows]
+        case ScoreJob():
+            answers = list(job.answers)
+        case PromptJob():
+            answers = []
+    ends = {end(tokens) for tokens in (job.prompt, *answers) if tokens for end in (min, max)}
+    return next((token for token in ends if not 0 <= token < vocabulary), None)
 
 
 def _unscored_nodes(leaves: Sequence[Node]) -> set[Node]:

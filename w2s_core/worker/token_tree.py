@@ -135,7 +135,7 @@ class TokenTree:
     def insert(self, answer: Tokens) -> Node:
         """The node of the answer's last token; missing nodes are created."""
         last, node = self._last_inserted
-        shared = _common_length(last, answer)
+        shared = common_length(last, answer)
         for _ in range(len(last) - shared):
             assert node.parent is not None
             node = node.parent
@@ -249,7 +249,7 @@ class TokenTree:
         assert self.resident or not (used or self.prompt_computed or self.root.computed), "computed without a region"
 
 
-def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the common prefix, by bisection: comparing slices is fast, looping over long answers is not."""
     same, end = 0, min(len(one), len(other))
     while same < end:

@@ -77,7 +77,7 @@ class GuidanceSummary(ResponseModel):
     """The parameters and the cost of a guided search.
 
     `sampled_tokens` are the large model's, including pruned ones; `scored_tokens` are the pairs'. `tree` contains, per
-    prompt and per chunk, all candidates.
+    prompt and per chunk, all candidates. `tree_truncated` is there, and true, if later chunks of a prompt are left out.
     """
 
     method: Method
@@ -89,17 +89,21 @@ class GuidanceSummary(ResponseModel):
     scored_tokens: int
     upstream: UpstreamUsage | None = None
     tree: list[list[list[CandidateNode]]] | None = None
+    tree_truncated: bool | None = None
 
     @classmethod
     def of(cls, report: GuidanceReport) -> GuidanceSummary:
         """The summary of the engine's report."""
-        fields = {name: getattr(report, name) for name in cls.model_fields if name not in ("tree", "upstream")}
+        optional = ("tree", "tree_truncated", "upstream")
+        fields = {name: getattr(report, name) for name in cls.model_fields if name not in optional}
         if report.upstream is not None:
             fields["upstream"] = UpstreamUsage(**asdict(report.upstream))
         if report.tree is not None:
             fields["tree"] = [
                 [[_candidate_node(candidate) for candidate in chunk] for chunk in prompt] for prompt in report.tree
             ]
+        if report.tree_truncated:
+            fields["tree_truncated"] = True
         return cls(**fields)
 
 

@@ -1,32 +1,23 @@
-"""API keys: their sources, rejected configurations, rate limits per key, and what the log contains."""
+"""API keys: their sources, rejected configurations, and what the log contains."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
-import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from server.access.keys import ApiKey, KeyRing, build_key_ring
-from server.access.limits import KeyUsage
+from server.access.keys import KeyRing, build_key_ring
 from server.access.policy import Policy, load_keys
 from server.settings.config import ServerConfig, load_settings
-from tests.fakes import FakeLargeModel, fake_engine, letters
 from tests.server.conftest import Connect
-from tests.server.fake_engine import Block, FakeEngine
-from w2s_core.engine.events import TextCommitted
-from w2s_core.errors import ConfigurationError, OverloadedError
+from w2s_core.errors import ConfigurationError
 
 PATH = "/v1/completions"
 BODY = {"model": "plain", "prompt": "x", "max_tokens": 5}
-SOON = 60  # seconds; only a failing test waits that long
 
 
 def written(folder: Path, text: str) -> Path:
@@ -183,95 +174,3 @@ async def test_the_log_has_the_keys_name_and_never_the_key(connect: Connect, cap
     lines: list[Any] = [record.msg for record in caplog.records if record.name == "w2s.request"]
     assert [(line["status"], line.get("api_key")) for line in lines] == [(200, "alice"), (401, None)]
     assert "sesame" not in caplog.text
-
-
-# What a key's holder may use
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def entered(usage: KeyUsage, key: ApiKey, sampled: int) -> None:
-    usage.acquire(key).release(sampled)
-
-
-def refused(enter: Callable[[], object]) -> OverloadedError:
-    with pytest.raises(OverloadedError) as refusal:
-        enter()
-    return refusal.value
-
-
-def test_tokens_are_a_bucket_that_fills_with_time(clock: Clock) -> None:
-    usage, key = KeyUsage(clock), ApiKey("alice", b"", tokens_per_minute=60)
-    entered(usage, key, 59)
-    entered(usage, key, 31)  # one token was left, so it was let in: 30 more than there were
-    error = refused(lambda: usage.acquire(key))
-    assert error.retry_after_s == 31
-    assert "`alice`" in str(error)
-    assert "tokens_per_minute of 60" in str(error)
-    clock.now += 30
-    assert refused(lambda: usage.acquire(key)).retry_after_s == 1
-    clock.now += error.retry_after_s - 30
-    entered(usage, key, 0)
-    clock.now += 10**6
-    entered(usage, key, 60)
-    refused(lambda: usage.acquire(key))  # a bucket holds a minute's worth, however long nobody came
-
-
-def test_each_key_has_its_own(clock: Clock) -> None:
-    usage = KeyUsage(clock)
-    alice, bob = (ApiKey(name, b"", max_concurrent_requests=1, tokens_per_minute=60) for name in ("alice", "bob"))
-    lease = usage.acquire(alice)
-    assert "max_concurrent_requests is 1" in str(refused(lambda: usage.acquire(alice)))
-    entered(usage, bob, 100)
-    lease.release(0)
-    entered(usage, alice, 0)
-    refused(lambda: usage.acquire(bob))
-
-
-def test_a_key_without_limits_is_never_refused(clock: Clock) -> None:
-    usage, key = KeyUsage(clock), ApiKey("alice", b"")
-    for _ in range(100):
-        usage.acquire(key)
-    entered(usage, key, 10**9)
-
-
-async def test_more_requests_at_once_than_a_key_may_have(connect: Connect) -> None:
-    engine = FakeEngine([TextCommitted(0, "Hello"), Block()])
-    keys = {"alice": {"key": "a", "max_concurrent_requests": 1}, "bob": "b"}
-    client = await connect(engine, ServerConfig(api_keys=keys))
-    asking = asyncio.create_task(client.post(PATH, json=BODY, headers=bearing("a")))
-    await asyncio.wait_for(engine.blocked.wait(), SOON)
-    response = await client.post(PATH, json=BODY, headers=bearing("a"))
-    assert response.status_code == 429
-    assert int(response.headers["retry-after"]) >= 1
-    error = response.json()["error"]
-    assert error["code"] == "rate_limit_exceeded"
-    assert "max_concurrent_requests" in error["message"]
-    assert (await client.get("/v1/models", headers=bearing("b"))).status_code == 200
-    asking.cancel()
-    await asyncio.wait({asking})
-    assert (await client.get("/v1/models", headers=bearing("a"))).status_code == 200, "whoever leaves gives its place"
-
-
-@pytest.mark.parametrize("stream", [True, False])
-async def test_tokens_that_were_sampled_are_what_a_request_costs(connect: Connect, stream: bool) -> None:
-    """Five tokens of answer with W·K = 4 cost twenty: pruned tokens count like returned ones."""
-    engine = fake_engine(FakeLargeModel(letters(eos=0.0)))
-    keys = {"alice": {"key": "a", "tokens_per_minute": 21}}
-    client: httpx.AsyncClient = await connect(engine, ServerConfig(api_keys=keys))
-    body = BODY | {"model": "guided", "stream": stream}
-    statuses = [(await client.post(PATH, json=body, headers=bearing("a"))).status_code for _ in range(3)]
-    assert statuses == [200, 200, 429]
-    response = await client.post(PATH, json=body, headers=bearing("a"))
-    assert 50 <= int(response.headers["retry-after"]) <= 56, "19 tokens too many at 21 a minute"
-    assert "tokens_per_minute" in json.loads(response.text)["error"]["message"]

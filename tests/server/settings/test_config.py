@@ -187,6 +187,10 @@ def test_a_template_of_null_and_an_empty_one_differ(tmp_path: Path) -> None:
             demo_with(served_models__x={"large": "smollm2", "guidance": {"pairs": {"nobody": 1}}}),
             "served_models.x.guidance.pairs.nobody: no pair is named `nobody`",
         ),
+        (
+            demo_with(served_models__x={"large": "smollm2", "guidance": {"pairs": {"positive": float("inf")}}}),
+            "served_models.x.guidance.pairs.positive: must be at most 1,000,000",
+        ),
         (demo_with(served_models__x={"large": "smollm2", "guidance": {}}), "served_models.x.guidance.pairs: names no"),
         (
             demo_with(**{"served_models__smollm2-positive__guidance__beam_width": 0}),
