@@ -34,6 +34,7 @@ from w2s_core.errors import (
 logger = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
+_JSON_TYPES = {list: "an array", str: "a string", bool: "a boolean"}
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; nobody receives this response
 
 
@@ -71,6 +72,7 @@ HTTP_ERROR_CODES: Mapping[int, str] = {
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
+    415: "unsupported_media_type",
     431: "request_header_fields_too_large",
 }
 
@@ -102,7 +104,7 @@ def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
     An internal error is logged with its traceback; the client gets only the request id to quote.
     """
     if isinstance(error, HTTPException):
-        return ErrorInfo.http(error.status_code, str(error.detail), error.headers)
+        return _from_http_exception(error)
     spec = next(ERROR_SPECS[ancestor] for ancestor in type(error).__mro__ if ancestor in ERROR_SPECS)
     if isinstance(error, RequestValidationError):
         return _from_validation_error(error, spec)
@@ -120,23 +122,43 @@ def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
     return ErrorInfo(spec, str(error), getattr(error, "param", None), headers)
 
 
+def _from_http_exception(error: HTTPException) -> ErrorInfo:
+    message, headers = str(error.detail), dict(error.headers or {})
+    if message == "There was an error parsing the body":  # FastAPI's, for UnicodeDecodeError and RecursionError
+        message = "The body is not valid JSON: it must be UTF-8, and not be nested too deeply."
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # see `server.http.middleware.HeadRequests`
+    return ErrorInfo.http(error.status_code, message, headers)
+
+
 def _from_validation_error(error: RequestValidationError, spec: ErrorSpec) -> ErrorInfo:
-    """Reports one of pydantic's problems: an unknown field if there is one, as a misspelled field often causes the
-    other problems; else the first."""
+    """Reports one of pydantic's problems: a field that does not exist if there is one, as a misspelled field often
+    causes the other problems; else the first."""
     problems: Sequence[Mapping[str, Any]] = error.errors()
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    problem = next((p for p in problems if p["type"] in ("unknown_field", "unsupported_field")), problems[0])
     if problem["type"] == "json_invalid":
         reason, position = problem["ctx"]["error"], problem["loc"][-1]
         return ErrorInfo(spec, f"The body is not valid JSON: {reason} at character {position}.")
     param = field_path(problem["loc"][1:], error.body, missing=problem["type"] == "missing") or None
     if param is None and not isinstance(error.body, dict):
-        return ErrorInfo(spec, "The body must be a JSON object, sent with `Content-Type: application/json`.")
-    if problem["type"] == "extra_forbidden":
-        return ErrorInfo(spec, f"Unknown or unsupported field, or an unsupported value of it: `{param}`.", param)
+        return ErrorInfo(spec, _body_problem(error.body))
+    if problem["type"] == "unknown_field":
+        return ErrorInfo(spec, f"Unknown field: `{param}`.{problem['ctx']['hint']}", param)
+    if problem["type"] == "unsupported_field":
+        return ErrorInfo(spec, problem["msg"], param)
     # A validator over several fields names the one at fault itself.
     param = problem.get("ctx", {}).get("param", param)
     message = problem["msg"].removeprefix("Value error, ")
     return ErrorInfo(spec, f"`{param}`: {message}" if param else message, param)
+
+
+def _body_problem(body: Any) -> str:
+    """What is wrong with a body that is no JSON object; bytes were not sent as JSON."""
+    if body is None:
+        return "The body is empty or null: send a JSON object."
+    if isinstance(body, bytes):
+        return "The body must be sent with `Content-Type: application/json`."
+    return f"The body must be a JSON object, not {_JSON_TYPES.get(type(body), 'a number')}."
 
 
 def field_path(loc: Sequence[int | str], body: Any, *, missing: bool = False) -> str:

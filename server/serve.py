@@ -16,7 +16,7 @@ import click
 
 from server.access.keys import KeyRing
 from server.access.policy import Policy, load_keys
-from server.app import create_app
+from server.app import create_app, system_fingerprint
 from server.engine_host import EngineHost
 from server.http.protocol import http_config
 from server.http.shutdown import GracefulServer
@@ -68,7 +68,8 @@ class _ServerRun:
         config = settings.server
         if config.admin_port is not None:  # 0 stands for a free port, which is known by now
             config = config.model_copy(update={"admin_port": sockets[-1].getsockname()[1]})
-        app = create_app(self._host, config)
+        app = create_app(self._host, config, settings.fingerprint)
+        self._state = app.state
         self._policy: Policy = app.state.policy
         self._server = GracefulServer(
             http_config(app, self._tls), self._host.drain, config.drain_timeout_s, self._reload
@@ -118,6 +119,7 @@ class _ServerRun:
     def _apply(self, settings: Settings, keys: KeyRing) -> None:
         self._settings = settings
         self._policy.update(settings.server, keys)
+        self._state.system_fingerprint = system_fingerprint(settings.fingerprint)
         self._server.timeout_s = settings.server.drain_timeout_s
         logging.getLogger().setLevel(settings.server.log_level.upper())
         if self._host.loaded_engine is not None:
@@ -188,4 +190,5 @@ def ready_message(url: str, names: Sequence[str], api_key: str | None) -> str:
     if api_key is not None:
         headers.append(f'-H "Authorization: Bearer {api_key}"')
     curl = " \\\n    ".join([f"curl {url}/v1/chat/completions", *headers, f"-d {shlex.quote(body)}"])
-    return f"\nReady at {url} · models: {', '.join(names)}\n\nTry:\n  {curl}\n"
+    hint = ", with one of the server's API keys in API_KEY (`export API_KEY=...`)" if api_key is not None else ""
+    return f"\nReady at {url} · models: {', '.join(names)}\n\nTry{hint}:\n  {curl}\n"

@@ -1,4 +1,6 @@
-"""API key authentication, as `Authorization: Bearer KEY`. Without configured keys every request is accepted."""
+"""API key authentication, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`. Without configured keys every request is
+accepted.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,16 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from server.access.policy import Policy
 from server.errors import InvalidApiKeyError
 
 bearer = HTTPBearer(
     auto_error=False, description="One of the configured API keys; any value when no key is configured."
+)
+api_key_header = APIKeyHeader(
+    name="X-Api-Key", auto_error=False, description="The same keys; `Authorization` takes precedence."
 )
 
 
@@ -39,9 +44,10 @@ async def _authenticate(request: Request) -> None:
     if not policy.keys:
         return
     credentials = await bearer(request)
-    if credentials is None:
+    given = await api_key_header(request) if credentials is None else credentials.credentials
+    if given is None:
         raise InvalidApiKeyError("You didn't provide an API key. Send it as `Authorization: Bearer YOUR_KEY`.")
-    key = policy.keys.find(credentials.credentials)
+    key = policy.keys.find(given)
     if key is None:
         raise InvalidApiKeyError("Incorrect API key provided.")
     request.state.api_key = key.name

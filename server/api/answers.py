@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from server.api.response_builders import ChoiceParts, ResponseBuilder
@@ -26,16 +26,17 @@ class ResponseMetadata:
     id: str
     model: str
     created: int
+    system_fingerprint: str | None = None
 
     @classmethod
-    def new(cls, id_prefix: str, model: str) -> ResponseMetadata:
+    def new(cls, id_prefix: str, model: str, system_fingerprint: str | None = None) -> ResponseMetadata:
         """Metadata with a fresh id and the current time."""
-        return cls(f"{id_prefix}-{uuid.uuid4().hex}", model, int(time.time()))
+        return cls(f"{id_prefix}-{uuid.uuid4().hex}", model, int(time.time()), system_fingerprint)
 
     @property
     def fields(self) -> dict[str, Any]:
         """The fields under their names in the response."""
-        return {"id": self.id, "model": self.model, "created": self.created, "system_fingerprint": None}
+        return asdict(self)
 
 
 def _finish_reason(event: ChoiceFinished) -> FinishReason:
@@ -150,8 +151,6 @@ class ChunkStream:
         return chunks
 
     def _chunk(self, choice: BaseChoice, prompt: PromptRead | None = None, **extras: Any) -> ResponseBody:
-        if self.options.continuous_usage_stats:
-            extras["usage"] = self._usage
-        elif self.options.include_usage:
-            extras["usage"] = None
+        if self.options.include_usage:
+            extras["usage"] = self._usage if self.options.continuous_usage_stats else None
         return self.builder.chunk([choice], prompt, **self.metadata.fields, **extras)

@@ -61,6 +61,10 @@ _ERRORS: Mapping[int, tuple[str, ErrorInfo]] = {
         "The body is larger than `server.max_body_bytes`",
         ErrorInfo.http(413, "The body is larger than 4194304 bytes."),
     ),
+    415: (
+        "The `Content-Encoding` of the body is neither gzip nor deflate",
+        ErrorInfo.http(415, "This `Content-Encoding` is not supported: br. Send gzip, deflate, or none."),
+    ),
     431: (
         "The request has more headers than `server.max_headers`, or its request line and headers are larger than "
         "`server.max_header_bytes`",
@@ -92,7 +96,7 @@ _ERRORS: Mapping[int, tuple[str, ErrorInfo]] = {
 _REFERENCE = "#/components/schemas/{model}"
 _CHUNKS = {"/v1/completions": Completion.__name__, "/v1/chat/completions": ChatChunk.__name__}
 COMMON_ERRORS = (401, 429, 431, 500, 503)
-BODY_ERRORS = (400, *COMMON_ERRORS, 404, 408, 413)
+BODY_ERRORS = (400, *COMMON_ERRORS, 404, 408, 413, 415)
 GENERATION_ERRORS = (*BODY_ERRORS, 502, 504)
 
 

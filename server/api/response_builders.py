@@ -78,7 +78,7 @@ class ChoiceParts:
 
 
 class CompletionBuilder:
-    """Builds the responses of `POST /v1/completions`."""
+    """Builds the responses of `POST /v1/completions`. A complete one has vLLM's fields, null if not asked for."""
 
     id_prefix = "cmpl"
 
@@ -92,6 +92,7 @@ class CompletionBuilder:
 
     def full_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> CompletionChoice:
         options, prompt = self.output_options, parts.prompt
+        extras = {"prompt_logprobs": None, "prompt_token_ids": None, **extras}
         echo = prompt if options.echo else None
         if prompt is not None and options.prompt_logprobs is not None:
             extras["prompt_logprobs"] = prompt_logprobs(prompt.tokens, options.prompt_logprobs)
@@ -137,7 +138,7 @@ class CompletionBuilder:
 
 
 class ChatBuilder:
-    """Builds the responses of `POST /v1/chat/completions` for requests without tools."""
+    """Builds the responses of `POST /v1/chat/completions` for requests without tools, with vLLM's fields as well."""
 
     id_prefix = "chatcmpl"
 
@@ -145,9 +146,10 @@ class ChatBuilder:
         self.output_options = output_options
 
     def full_response(self, choices: list[Any], prompt: PromptRead | None, **fields: Any) -> ChatCompletion:
+        fields = {"prompt_logprobs": None, "prompt_token_ids": None, **fields, **self._prompt_ids(prompt)}
         if prompt is not None and self.output_options.prompt_logprobs is not None:
             fields["prompt_logprobs"] = prompt_logprobs(prompt.tokens, self.output_options.prompt_logprobs)
-        return ChatCompletion(object="chat.completion", choices=choices, **self._prompt_ids(prompt), **fields)
+        return ChatCompletion(object="chat.completion", choices=choices, **fields)
 
     def chunk(self, choices: list[Any], prompt: PromptRead | None = None, **fields: Any) -> ChatChunk:
         return ChatChunk(object="chat.completion.chunk", choices=choices, **self._prompt_ids(prompt), **fields)

@@ -91,7 +91,7 @@ def _forced_call_grammar(
         raise RequestError(
             f"Cannot be combined with `{body.grammar.field}`: an answer follows one grammar.", "tool_choice"
         )
-    schemas = [tool.for_template() for tool in tools]
+    schemas = [tool.for_grammar() for tool in tools]
     return Grammar(
         "grammar",
         tool_call_grammar(tool_format, schemas, max_calls=max_calls, opening_token=opening_token),

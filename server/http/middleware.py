@@ -1,4 +1,4 @@
-"""ASGI middleware: request ids, processing time, size limits, the admin port, and a 500 for unexpected exceptions.
+"""ASGI middleware: request ids, processing time, HEAD, limits, the admin port, and a 500 for unexpected exceptions.
 
 It is plain ASGI, because Starlette's BaseHTTPMiddleware hides a client's disconnect from a streaming response.
 """
@@ -20,7 +20,7 @@ from server.errors import error_response
 from w2s_core.errors import ShuttingDownError
 
 _METRICS = "/metrics"
-_ADMIN_PATHS = (_METRICS, "/health", "/ready", "/version")
+_ADMIN_PATHS = (_METRICS, "/health", "/ready", "/ping", "/version")
 REQUEST_ID_PATTERN = r"[A-Za-z0-9._:/+=@-]{1,128}"  # what is accepted from a caller
 _REQUEST_ID = re.compile(REQUEST_ID_PATTERN, re.ASCII)
 
@@ -65,6 +65,23 @@ class RequestContext:
             if started:  # the status is already sent
                 raise
             await error_response(error, request_id)(scope, receive, send_with_headers)
+
+
+class HeadRequests:
+    """Answers HEAD as GET, with its status and headers and without its body: some load balancers probe with HEAD."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_without_body)
 
 
 class HeaderLimit:
@@ -134,7 +151,7 @@ class BodyLimit:
         limit = self.policy.config.max_body_bytes
         content_length = Headers(scope=scope).get("content-length", "0")
         if content_length.isdecimal() and int(content_length) > limit:
-            await error_response(_too_large(limit), scope["state"]["request_id"])(scope, receive, send)
+            await error_response(body_too_large(limit), scope["state"]["request_id"])(scope, receive, send)
             return
         received = 0
 
@@ -143,13 +160,14 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise _too_large(limit)
+                raise body_too_large(limit)
             return message
 
         await self.app(scope, receive_within_limit, send)
 
 
-def _too_large(limit: int) -> HTTPException:
+def body_too_large(limit: int) -> HTTPException:
+    """The error of a body over `server.max_body_bytes`."""
     return HTTPException(413, f"The body is larger than {limit} bytes.")
 
 

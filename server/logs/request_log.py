@@ -18,7 +18,7 @@ from server.access.policy import Policy
 from w2s_core.telemetry.request_record import RequestRecord
 
 logger = logging.getLogger("w2s.request")
-_PROBES = ("/health", "/ready", "/metrics")  # polled every few seconds, so logged at level debug
+_PROBES = ("/health", "/ready", "/ping", "/metrics")  # polled every few seconds, so logged at level debug
 _MAX_PATH_LENGTH = 200  # characters; the rest is cut
 _DECIMALS = 6  # of a time in seconds
 

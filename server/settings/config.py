@@ -5,6 +5,8 @@ An unknown key is an error that names it, so that a misspelled key cannot turn i
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -171,6 +173,12 @@ class Settings(BaseSettings):
         for key, model in models.items():
             if isinstance(model, RemoteModelConfig):
                 yield from (f"{key}.{problem}" for problem in model.problems())
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of everything that can change an answer: models, pairs, served models and workers."""
+        dumped = self.model_dump(mode="json", exclude={"server"})
+        return hashlib.sha256(json.dumps(dumped, sort_keys=True).encode()).hexdigest()[:8]
 
     def engine_config(self) -> EngineConfig:
         """The configuration of `w2s_core`'s engine."""

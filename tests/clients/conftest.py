@@ -26,6 +26,7 @@ TEMPLATE = (
     "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
     "<assistant>"
 )
+CONTEXT = 4096  # tokens, which are bytes
 KEY = "sesame"
 MAX_BODY_BYTES = 100_000
 GUIDED: dict[str, Guidance | None] = {
@@ -40,7 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     """An engine that serves a plain and a guided model; its template renders tools and tool calls."""
     root = tmp_path_factory.mktemp("tiny")
     large, tuned, untuned = (
-        str(save_tiny(root / name, seed=seed, template=TEMPLATE, context_length=1024))
+        str(save_tiny(root / name, seed=seed, template=TEMPLATE, context_length=CONTEXT))
         for seed, name in enumerate(("large", "tuned", "untuned"))
     )
     return EngineConfig(

@@ -14,7 +14,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel, ConfigDict, Field
 
-from tests.clients.conftest import KEY
+from tests.clients.conftest import CONTEXT, KEY
 from tests.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -154,4 +154,4 @@ async def test_errors_are_the_official_clients(chat: Chat) -> None:
     with pytest.raises(openai.NotFoundError):
         await chat("nobody").ainvoke("Hi")
     with pytest.raises(openai.BadRequestError, match="maximum context length"):
-        await chat().ainvoke("x" * 2000)
+        await chat().ainvoke("x" * CONTEXT)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clients.conftest import KEY
+from tests.clients.conftest import CONTEXT, KEY
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -93,5 +93,5 @@ async def test_legacy_completions(home: Path) -> None:
 
 
 async def test_an_error_is_told(home: Path) -> None:
-    said = await llm(home, "-m", "w2s", "x" * 2000, fails=True)
-    assert "This model's maximum context length is 1024 tokens" in said
+    said = await llm(home, "-m", "w2s", "x" * CONTEXT, fails=True)
+    assert f"This model's maximum context length is {CONTEXT} tokens" in said

@@ -14,7 +14,7 @@ import pytest
 from server.app import create_app
 from server.engine_host import EngineHost
 from server.settings.config import ServerConfig
-from tests.clients.conftest import KEY, MAX_BODY_BYTES, Caller, caller
+from tests.clients.conftest import CONTEXT, KEY, MAX_BODY_BYTES, Caller, caller
 from tests.fakes import FakeLargeModel, fake_engine
 from tests.server.conftest import uvicorn_server
 from tests.server.fake_engine import FakeEngine
@@ -32,7 +32,7 @@ STREAM = pytest.mark.parametrize("stream", [False, True])
 async def test_models(call: Caller) -> None:
     assert [model.id for model in (await call("models.list")).data] == ["plain", "cbs", "best"]
     model = await call("models.retrieve", model="cbs")
-    assert (model.id, model.object, model.model_extra["max_model_len"]) == ("cbs", "model", 1024)
+    assert (model.id, model.object, model.model_extra["max_model_len"]) == ("cbs", "model", CONTEXT)
     with pytest.raises(openai.NotFoundError) as raised:
         await call("models.retrieve", model="nobody")
     assert raised.value.code == "model_not_found"
@@ -64,7 +64,7 @@ async def test_models(call: Caller) -> None:
         (COMPLETIONS, {"max_tokens": 0}, openai.BadRequestError, None, "max_tokens"),
         (COMPLETIONS, {"stop": list("abcde")}, openai.BadRequestError, None, "stop"),
         (COMPLETIONS, {"prompt": [300]}, openai.BadRequestError, None, "prompt"),
-        (COMPLETIONS, {"prompt": "x" * 1020}, openai.BadRequestError, "context_length_exceeded", "prompt"),
+        (COMPLETIONS, {"prompt": "x" * (CONTEXT - 4)}, openai.BadRequestError, "context_length_exceeded", "prompt"),
         (COMPLETIONS, {"prompt": "x" * MAX_BODY_BYTES}, openai.APIStatusError, "request_too_large", None),
     ],
 )
@@ -83,7 +83,7 @@ async def test_what_is_refused(
     assert (raised.value.code, raised.value.param) == (code, param)
     assert raised.value.request_id
     if code == "context_length_exceeded":
-        assert "This model's maximum context length is 1024 tokens" in raised.value.message
+        assert f"This model's maximum context length is {CONTEXT} tokens" in raised.value.message
     if code == "request_too_large":
         assert raised.value.status_code == 413
 

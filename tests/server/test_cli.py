@@ -117,6 +117,14 @@ def curl_of(message: str) -> list[str]:
     return shlex.split(message[message.index("curl ") :].replace("\\\n", " "))
 
 
+def test_the_curl_says_what_its_placeholder_stands_for() -> None:
+    """The server keeps only hashes of keys, so it cannot print one."""
+    message = ready_message("http://h:1", ["plain"], "$API_KEY")
+    assert "Try, with one of the server's API keys in API_KEY (`export API_KEY=...`):" in message
+    assert "Bearer $API_KEY" in message
+    assert "API_KEY" not in ready_message("http://h:1", ["plain"], None)
+
+
 @pytest.mark.parametrize("key", [None, "sesame"])
 def test_the_curl_can_be_pasted(key: str | None) -> None:
     command = curl_of(ready_message("http://h:1", ["plain", "guided"], key))

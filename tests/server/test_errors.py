@@ -119,6 +119,29 @@ async def test_a_body_that_is_no_json_object(connect: Connect, content: bytes, c
     check(await client.post(PATH, content=content, headers={"content-type": content_type}), 400, INVALID, None)
 
 
+@pytest.mark.parametrize(
+    ("content", "content_type", "message"),
+    [
+        (b"", "application/json", "The body is empty or null: send a JSON object."),
+        (b"", None, "The body is empty or null: send a JSON object."),
+        (b"null", "application/json", "The body is empty or null: send a JSON object."),
+        (b"[]", "application/json", "The body must be a JSON object, not an array."),
+        (b'"x"', "application/json", "The body must be a JSON object, not a string."),
+        (b"3", "application/json", "The body must be a JSON object, not a number."),
+        (b"true", "application/json", "The body must be a JSON object, not a boolean."),
+        (b"{}", "text/plain", "The body must be sent with `Content-Type: application/json`."),
+        (b"{}", None, "The body must be sent with `Content-Type: application/json`."),
+    ],
+)
+@pytest.mark.parametrize("path", [PATH, "/tokenize"])
+async def test_what_is_wrong_with_the_whole_body(
+    connect: Connect, path: str, content: bytes, content_type: str | None, message: str
+) -> None:
+    client = await connect()
+    headers = {} if content_type is None else {"content-type": content_type}
+    assert check(await client.post(path, content=content, headers=headers), 400, INVALID, None) == message
+
+
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999"])
 async def test_numbers_that_json_does_not_have(connect: Connect, value: str) -> None:
     client = await connect()
@@ -135,7 +158,7 @@ async def test_a_name_that_is_not_text_can_still_be_refused(connect: Connect) ->
         assert response.status_code in (400, 404)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/completions/", "/v2/models"])
+@pytest.mark.parametrize("path", ["/v2", "/v1", "/v1/nothing", "/v1/completions/", "/v2/models"])
 async def test_unknown_route(connect: Connect, path: str) -> None:
     client = await connect()
     check(await client.get(path), 404, INVALID, "not_found")

@@ -115,7 +115,7 @@ async def test_the_description_tells_of_fields_and_errors(connect: Connect) -> N
     client = await connect()
     schema = (await client.get("/openapi.json")).json()
     operation = schema["paths"]["/v1/chat/completions"]["post"]
-    statuses = {"200", "400", "401", "404", "408", "413", "429", "431", "500", "502", "503", "504"}
+    statuses = {"200", "400", "401", "404", "408", "413", "415", "429", "431", "500", "502", "503", "504"}
     assert set(operation["responses"]) == statuses, "no 422 that is never sent"
     assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
     assert operation["security"]

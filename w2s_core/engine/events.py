@@ -95,11 +95,15 @@ class GuidanceReport:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """The last event of a request. `completion_tokens` counts returned tokens only, EOS tokens included."""
+    """The last event of a request. `completion_tokens` counts returned tokens only, EOS tokens included.
+
+    `cached_tokens` are the tokens of the prompts whose KV was cached, as far as that is known.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     guidance: GuidanceReport | None
+    cached_tokens: int = 0
 
 
 Event: TypeAlias = PromptRead | TextCommitted | ChoiceFinished | RequestFinished

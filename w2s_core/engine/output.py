@@ -91,10 +91,16 @@ class TokenStreamer(ChoiceStreamer):
         ]
 
 
-def prompt_token_infos(decoder: TokenDecoder, prompt: Tokens, logprobs: PromptLogprobs | None) -> list[TokenInfo]:
-    """The tokens of a prompt with their offsets in its decoded text, and their log-probabilities if there are any."""
-    offsets = OffsetTracker(decoder)
-    spans = [*offsets.feed(prompt), *offsets.flush(len(decoder.decode(prompt)))]
+def prompt_token_infos(
+    decoder: TokenDecoder, prompt: Tokens, logprobs: PromptLogprobs | None, *, verbatim: bool = False
+) -> list[TokenInfo]:
+    """The tokens of a prompt with their offsets in its decoded text, and their log-probabilities if there are any.
+
+    `verbatim`: the text shows special tokens.
+    """
+    offsets = OffsetTracker(decoder, verbatim=verbatim)
+    text = (decoder.verbatim if verbatim else decoder).decode(prompt)
+    spans = [*offsets.feed(prompt), *offsets.flush(len(text))]
     if logprobs is None:
         return [token_info(decoder, span, None, ()) for span in spans]
     first, *others = spans

@@ -162,7 +162,7 @@ class Planner:
         self, request: GenerationRequest, prompt: Prompt, large: LargeModel, guidance: Guidance | None
     ) -> Plan:
         prompt, tokens = _encode(request, prompt, large)
-        pair_prompt, text_to_score = _split_scored_text(request, large.decode_prompt(prompt), guidance)
+        pair_prompt, text_to_score = _split_scored_text(request, _decode(request, prompt, large), guidance)
         scorer = self._scorer(guidance)
         budget = context_budget(request, prompt, tokens, large)
         if scorer is not None:
@@ -239,6 +239,13 @@ def _encode(request: GenerationRequest, prompt: Prompt, large: LargeModel) -> tu
         # A conversation is rendered by the pair's own template, so the pair may read what the large model does not.
         prompt = prompt if isinstance(prompt, ChatPrompt) else TokenPrompt(tokens)
     return prompt, tokens
+
+
+def _decode(request: GenerationRequest, prompt: Prompt, large: LargeModel) -> Prompt:
+    """The prompt, token ids as text, with the names of special tokens if the request shows those."""
+    if isinstance(prompt, TokenPrompt) and large.exposes_token_ids and not request.sampling.skip_special_tokens:
+        return TextPrompt(large.decoder.verbatim.decode(prompt.tokens))
+    return large.decode_prompt(prompt)
 
 
 def _split_scored_text(

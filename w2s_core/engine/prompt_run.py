@@ -161,8 +161,10 @@ class PromptRun:
         source = self.plan.pair_prompt
         text = source.text + (self.plan.text_to_score or "") if isinstance(source, TextPrompt) else ""
         choices = range(self._first_choice, self._first_choice + self.plan.n)
-        tokens = prompt_token_infos(large.decoder, prompt, logprobs) if large.exposes_token_ids else ()
-        return PromptRead(choices, text, tokens)
+        if not large.exposes_token_ids:
+            return PromptRead(choices, text, ())
+        verbatim = text == large.decoder.verbatim.decode(prompt)  # the text shows special tokens
+        return PromptRead(choices, text, prompt_token_infos(large.decoder, prompt, logprobs, verbatim=verbatim))
 
 
 def _proposer(proposals: Proposals, scoring: Scoring) -> Proposer:

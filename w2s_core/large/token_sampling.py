@@ -9,6 +9,7 @@ from w2s_core.pool.messages import Sampling
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import SamplingParams, Tokens
 
+_MAX_NAMED_IDS = 10  # in an error message
 _ID_FIELDS = ("logit_bias", "stop_token_ids", "allowed_token_ids")
 
 
@@ -34,11 +35,12 @@ def resolve_sampling(sampling: SamplingParams, tokenizer: HFTokenizer, vocabular
 
 
 def check_token_ids(sampling: SamplingParams, size: int) -> None:
-    """Raises RequestError, naming the field, for a token id that is not in [0, size)."""
+    """Raises RequestError, naming the field and the ids, for token ids that are not in [0, size)."""
     for field in _ID_FIELDS:
-        for token in _ids(sampling, field):
-            if not 0 <= token < size:
-                raise RequestError(f"There is no token {token}: ids are between 0 and {size - 1}.", field)
+        if wrong := [token for token in _ids(sampling, field) if not 0 <= token < size]:
+            named = ", ".join(map(str, wrong[:_MAX_NAMED_IDS]))
+            more = f" and {len(wrong) - _MAX_NAMED_IDS:,} more" if len(wrong) > _MAX_NAMED_IDS else ""
+            raise RequestError(f"There is no token {named}{more}: ids are between 0 and {size - 1}.", field)
 
 
 def check_possible(sampling: Sampling, eos: Collection[int], vocabulary: int) -> None:

@@ -8,6 +8,7 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from w2s_core.errors import RequestError
+from w2s_core.text.conversation import fit_call_ids, merge_system_messages, system_texts
 from w2s_core.types import ChatPrompt
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._reserved = {*inspect.signature(tokenizer.apply_chat_template).parameters, "self", "messages"}
+        parameters = inspect.signature(tokenizer.apply_chat_template).parameters
+        self._reserved = {*parameters, "self", "messages"} - {"documents"}
 
     @property
     def exists(self) -> bool:
@@ -44,10 +46,11 @@ class ChatTemplate:
         Raises RequestError, naming the field, where the template refuses or would ignore something it was given.
         """
         self._check(prompt)
+        messages = fit_call_ids([dict(message) for message in prompt.messages], self.source(tools=bool(prompt.tools)))
         if not prompt.continues:
-            return self._apply(prompt, [dict(message) for message in prompt.messages])
+            return self._apply(prompt, messages)
         # A marker shows where the last message ends, whatever the template appends, and keeps its trailing blanks.
-        *before, last = [dict(message) for message in prompt.messages]
+        *before, last = messages
         marker = f"[continued:{secrets.token_hex(8)}]"
         text = last.get("content")
         if not isinstance(text, str):
@@ -56,6 +59,18 @@ class ChatTemplate:
         return _restore_leading_blanks(rendered[: rendered.rfind(marker)] if marker in rendered else None, text)
 
     def _apply(self, prompt: ChatPrompt, messages: list[dict[str, Any]]) -> str:
+        """Renders the messages, with one system message if the template refuses several or leaves one out."""
+        merged = merge_system_messages(messages)
+        if merged == messages:
+            return self._render(prompt, messages)
+        try:
+            rendered = self._render(prompt, messages)
+        except RequestError:
+            return self._render(prompt, merged)
+        complete = all(text.strip() in rendered for text in system_texts(messages))
+        return rendered if complete else self._render(prompt, merged)
+
+    def _render(self, prompt: ChatPrompt, messages: list[dict[str, Any]]) -> str:
         try:
             rendered = str(
                 self._tokenizer.apply_chat_template(
@@ -78,6 +93,9 @@ class ChatTemplate:
                     f"`{name}` is set by the server and cannot be a variable of the chat template.",
                     f"chat_template_kwargs.{name}",
                 )
+        documents = prompt.template_variables.get("documents") or []
+        if not isinstance(documents, list) or not all(isinstance(document, dict) for document in documents):
+            raise RequestError("Documents must be a list of objects.", "chat_template_kwargs.documents")
         source = self.source(tools=bool(prompt.tools))
         if source and prompt.tools and not self.supports_tools:
             raise RequestError("The model's chat template does not support tools.", "tools")

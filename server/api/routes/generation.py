@@ -50,7 +50,7 @@ async def generate(
     if served is None:
         raise UnknownModelError(body.model)
     generation_request = adjust(body.to_request(served.guidance))
-    metadata = ResponseMetadata.new(builder.id_prefix, body.model)
+    metadata = ResponseMetadata.new(builder.id_prefix, body.model, request.app.state.system_fingerprint)
     record: RequestRecord = request.state.record
     events = engine.generate(generation_request, record)
     if body.stream:

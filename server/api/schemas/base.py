@@ -1,19 +1,20 @@
-"""The request fields that both generating endpoints share, and fields whose neutral values are accepted."""
+"""The request fields that both generating endpoints share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NoReturn, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import INT32_MAX, JsonObject, NonEmptyText, StrictModel, drop_neutral_values
+from server.api.schemas.fields import INT32_MAX, JsonObject, NonEmptyText, StrictModel, raise_at
 from server.api.schemas.guidance import GuidanceOptions
 from server.api.schemas.logprobs import OutputOptions, TopLogprobs
 from server.api.schemas.sampling import SamplingExtras
 from server.api.schemas.structured import StructuredFields
+from server.api.schemas.unsupported import UNSUPPORTED_FIELDS
 from w2s_core.types import SamplingParams
 
 INT64_MAX = 2**63 - 1
@@ -36,18 +37,17 @@ class StreamOptions(StrictModel):
 
     include_usage: Annotated[bool, Field(description="Send a last chunk with the usage and no choices.")] = False
     continuous_usage_stats: Annotated[
-        bool, Field(description="Send the usage so far with every chunk (a vLLM extension).")
+        bool, Field(description="With `include_usage`: send the usage so far with every chunk (a vLLM extension).")
     ] = False
+    include_obfuscation: Annotated[bool, Field(description="Accepted and ignored: chunks are never padded.")] = False
 
 
 class GenerationBody(SamplingExtras, StructuredFields, ABC):
-    """The fields of both generating endpoints. Null means "not given", as with OpenAI.
+    """The fields of both generating endpoints."""
 
-    `neutral_values` lists unsupported fields, each with the values that change nothing, which clients send by default.
-    Any other value is rejected like an unknown field. To support a field, declare it and remove it from the list.
-    """
-
-    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        name: (None, *field.accepted) for name, field in UNSUPPORTED_FIELDS.items()
+    }
 
     model: str
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
@@ -80,10 +80,18 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
     prompt_cache_key: str | None = None
     parallel_tool_calls: bool | None = None
 
-    @model_validator(mode="before")
     @classmethod
-    def _drop_neutral_values(cls, body: Any) -> Any:
-        return drop_neutral_values(body, cls.neutral_values)
+    def reject_name(cls, name: str, value: Any) -> NoReturn:
+        if (field := UNSUPPORTED_FIELDS.get(name)) is not None:
+            message = field.message(name)
+            raise_at(name, value, PydanticCustomError("unsupported_field", "{message}", {"message": message}))
+        super().reject_name(name, value)
+
+    @classmethod
+    def suggestions(cls) -> Mapping[str, str]:
+        """Keys of `guidance` as well, which are easily put into the body itself."""
+        keys = {name: f"guidance.{name}" for name in GuidanceOptions.field_names()}
+        return {**keys, **super().suggestions()}
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> Self:

@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import GenerationBody
+from server.api.schemas.conversation import Conversation
 from server.api.schemas.fields import INT32_MAX
 from server.api.schemas.guidance import merge_guidance
 from server.api.schemas.logprobs import ChatLogprobs, PromptLogprobs, TopLogprobs
-from server.api.schemas.messages import Conversation
 from server.api.schemas.responses import BaseChoice, ResponseBody, ResponseModel
 from server.api.schemas.tools import NamedChoice, Tool, ToolCall, ToolCallDelta, ToolChoice
 from w2s_core.types import FinishReason, GenerationRequest, Guidance
@@ -23,16 +23,7 @@ ChatFinishReason: TypeAlias = FinishReason | Literal["tool_calls"]
 class ChatBody(Conversation, GenerationBody):
     """A chat request. Without a token limit the answer may use all of the context that the prompt leaves."""
 
-    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **GenerationBody.neutral_values,
-        "tools": (None, []),
-        "functions": (None, []),
-        "function_call": (None, "none", "auto"),
-        "audio": (None,),
-        "modalities": (None, ["text"]),
-        "prediction": (None,),
-        "web_search_options": (None,),
-    }
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {**GenerationBody.neutral_values, "tools": ([],)}
 
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     logprobs: Annotated[bool | None, Field(description="Return the log-probabilities of the answer's tokens.")] = None
@@ -65,7 +56,7 @@ class ChatBody(Conversation, GenerationBody):
             raise PydanticCustomError(
                 "tool_choice", "is not the name of a function in `tools`", {"param": "tool_choice.function.name"}
             )
-        if self.tool_choice == "required" and not names:
+        if self.tool_choice in ("auto", "required") and not names:
             raise PydanticCustomError("tool_choice", "only allowed with `tools`", {"param": "tool_choice"})
         return self
 

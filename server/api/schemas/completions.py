@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -38,11 +37,6 @@ PromptField = Annotated[
 
 class CompletionBody(GenerationBody):
     """A request to continue one or several prompts. Choice i of a prompt has index `i + prompt_index * n`."""
-
-    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        **GenerationBody.neutral_values,
-        "suffix": (None,),
-    }
 
     prompt: PromptField
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None

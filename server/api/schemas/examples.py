@@ -16,9 +16,15 @@ _SUMMARY = {
     "scored_tokens": 310,
 }
 _SCORE = {"score": 4.25, "scores": {"positive": 4.25}}
-_USAGE = {"prompt_tokens": 38, "completion_tokens": 17, "total_tokens": 55}
+_USAGE = {
+    "prompt_tokens": 38,
+    "completion_tokens": 17,
+    "total_tokens": 55,
+    "prompt_tokens_details": {"cached_tokens": 0},
+}
 _TEXT = "It is a warm and funny film that I would gladly see again."
-_ENVELOPE = {"created": 1763900000, "model": "smollm2-positive", "system_fingerprint": None}
+_FINGERPRINT = "w2s-0.1.0-483cb08e"
+_ENVELOPE = {"created": 1763900000, "model": "smollm2-positive", "system_fingerprint": _FINGERPRINT}
 
 
 def _examples(**bodies: Any) -> dict[str, Any]:
@@ -82,7 +88,7 @@ CHAT_ANSWER = _response(
         "guidance": _SUMMARY,
     },
     'data: {"id": "chatcmpl-4f1c", "object": "chat.completion.chunk", "created": 1763900000, '
-    '"model": "smollm2-positive", "system_fingerprint": null, "choices": [{"index": 0, '
+    '"model": "smollm2-positive", "system_fingerprint": "w2s-0.1.0-483cb08e", "choices": [{"index": 0, '
     '"delta": {"content": "It is a warm"}, "logprobs": null, "finish_reason": null}]}\n\ndata: [DONE]\n\n',
 )
 COMPLETION = _examples(
@@ -100,7 +106,7 @@ COMPLETION_ANSWER = _response(
         "guidance": _SUMMARY,
     },
     'data: {"id": "cmpl-9b2e", "object": "text_completion", "created": 1763900000, "model": "smollm2-positive", '
-    '"system_fingerprint": null, "choices": [{"index": 0, "text": " a delight", "logprobs": null, '
+    '"system_fingerprint": "w2s-0.1.0-483cb08e", "choices": [{"index": 0, "text": " a delight", "logprobs": null, '
     '"finish_reason": null}]}\n\ndata: [DONE]\n\n',
 )
 TOKENIZE = _examples(
@@ -121,3 +127,4 @@ _MODEL = {"id": "smollm2", "object": "model", "created": 1763900000, "owned_by":
 MODEL = _response(_MODEL)
 MODELS = _response({"object": "list", "data": [_MODEL]})
 VERSION = _response({"version": "0.1.0"})
+ABOUT = _response({"name": "w2s", "version": "0.1.0", "links": {"docs": "/docs", "models": "/v1/models"}})

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from server.api.schemas.fields import INT32_MAX, Text
-from w2s_core.types import Guidance, Method
+from server.api.schemas.fields import INT32_MAX, StrictModel, Text
+from w2s_core.types import MAX_PAIR_WEIGHT, Guidance, Method
 
 Positive = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Weight = Annotated[float, Field(ge=-MAX_PAIR_WEIGHT, le=MAX_PAIR_WEIGHT, allow_inf_nan=False)]
 
 
-class GuidanceOptions(BaseModel):
+class GuidanceOptions(StrictModel):
     """How to search. A key that is left out keeps the served model's value; if that has none, the default applies."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     method: Method = "cbs"
-    pairs: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+    pairs: dict[str, Weight] = Field(
         default_factory=dict,
         description="Weights by the pair's name. A negative weight steers away from what the pair prefers.",
     )

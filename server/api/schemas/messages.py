@@ -1,164 +1,121 @@
-"""Chat messages: their schema in a request, and their conversion for chat templates."""
+"""Chat messages: records of what this server or another one said, and their conversion for chat templates.
+
+Every field is accepted that an OpenAI-compatible server, or an official client's helper, puts into a message. What a
+chat template can use is kept, the rest is dropped.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, model_validator
+from pydantic_core import PydanticCustomError, from_json
 
-from server.api.schemas.fields import JsonObject, NonEmptyText, StrictModel, Text, check_nesting, drop_neutral_values
-from server.api.schemas.tools import Tool
-from w2s_core.types import ChatPrompt
+from server.api.schemas.content import Content, LooseText, content_reasoning, content_text
+from server.api.schemas.fields import NonEmptyText, RecordModel, Text, check_encodable, check_nesting
 
 
-class TextPart(StrictModel):
-    """A part of a message's content."""
+def _parse_arguments(arguments: Any) -> dict[str, Any] | str:
+    """The arguments of a call as an object.
 
-    type: Literal["text"]
-    text: Text
-
-
-def _content_tag(value: Any) -> str:
-    return "parts" if isinstance(value, list) else "string"
-
-
-Content = Annotated[
-    Annotated[Text, Tag("string")] | Annotated[list[TextPart], Field(min_length=1), Tag("parts")],
-    Discriminator(_content_tag),
-]
-
-
-def _check_json_object(text: str) -> str:
-    """Rejects text that is not a JSON object. Empty text stands for no arguments."""
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise PydanticCustomError("json_object", "must be a string that contains a JSON object")
-    check_nesting(value)
-    return text
+    Those that `max_tokens` cut off are read as far as they go. What never was an object stays the text that it is.
+    """
+    if not isinstance(arguments, str | dict | None):
+        raise PydanticCustomError("arguments", "must be a string that contains a JSON object")
+    if isinstance(arguments, str):
+        text = check_encodable(arguments)
+        try:
+            arguments = from_json(text or "{}", allow_partial="trailing-strings")
+        except ValueError:
+            return text
+        if not isinstance(arguments, dict):
+            return text
+    found: dict[str, Any] = check_nesting(arguments or {})
+    return found
 
 
-class MessageFunctionCall(StrictModel):
+class MessageFunctionCall(RecordModel):
     """The name and the arguments of a tool call; `arguments` is a JSON object as text."""
 
     name: NonEmptyText
-    arguments: Annotated[Text, AfterValidator(_check_json_object)]
-
-
-class MessageToolCall(StrictModel):
-    """A tool call of an earlier answer."""
-
-    id: Text
-    type: Literal["function"] = "function"
-    function: MessageFunctionCall
+    arguments: Annotated[Any, AfterValidator(_parse_arguments)] = None
 
     def for_template(self) -> dict[str, Any]:
         """The call for a chat template, which writes the arguments as JSON itself and so gets them parsed."""
-        arguments = json.loads(self.function.arguments or "{}")
-        return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
+        return {"name": self.name, "arguments": self.arguments or {}}
 
 
-class Message(StrictModel):
-    """A message of the conversation. An answer may be sent back as the server sent it, with its empty fields."""
+class MessageToolCall(RecordModel):
+    """A tool call of an earlier answer. OpenAI's custom tools become functions with the argument `input`."""
 
-    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "refusal": (None,),
-        "annotations": (None, []),
-        "audio": (None,),
-        "function_call": (None,),
-        "tool_calls": (None, []),
-    }
+    id: Text | None = None
+    function: MessageFunctionCall
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    @model_validator(mode="before")
+    @classmethod
+    def _read_custom_call(cls, call: Any) -> Any:
+        custom = call.get("custom") if isinstance(call, dict) else None
+        if not isinstance(custom, dict) or call.get("function") is not None:
+            return call
+        function = {"name": custom.get("name"), "arguments": json.dumps({"input": custom.get("input")})}
+        return {"id": call.get("id"), "function": function}
+
+    def for_template(self) -> dict[str, Any]:
+        """The call for a chat template."""
+        return {"id": self.id, "type": "function", "function": self.function.for_template()}
+
+
+class Message(RecordModel):
+    """A message of the conversation. `function` and `function_call` are the older names of `tool` and `tool_calls`."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: Text | None = None
     tool_call_id: Text | None = None
     tool_calls: list[MessageToolCall] | None = None
+    function_call: MessageFunctionCall | None = None
+    refusal: LooseText = None
+    reasoning_content: LooseText = None
+    reasoning: LooseText = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral_values(cls, message: Any) -> Any:
-        return drop_neutral_values(message, cls.neutral_values)
+    @property
+    def calls(self) -> list[MessageToolCall]:
+        """The tool calls."""
+        if self.function_call is not None and not self.tool_calls:
+            return [MessageToolCall(function=self.function_call)]
+        return self.tool_calls or []
 
     @property
     def problem(self) -> tuple[str, str] | None:
-        """The name of a field at fault and the message about it; None if the message is valid."""
+        """The name of a field at fault and the message about it; None if the message is valid.
+
+        A model can answer nothing and so can a tool, but not a person.
+        """
         if self.tool_calls and self.role != "assistant":
             return "tool_calls", "only allowed in messages with role `assistant`"
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role in ("system", "developer", "user"):
             return "content", "Field required"
         return None
 
     def for_template(self) -> dict[str, Any]:
         """The message for a chat template.
 
-        The role `developer` becomes `system`, its older name, which templates know. Text parts are joined by newlines,
-        as in vLLM.
+        The role `developer` becomes `system`, its older name, which templates know. Reasoning is given under both of
+        its names, as in vLLM. A message with tool calls and no content has none, as templates expect.
         """
-        parts = self.content if isinstance(self.content, list) else []
+        text = content_text(self.content)
+        if not text and self.refusal:
+            text = self.refusal
+        reasoning = self.reasoning_content or self.reasoning or content_reasoning(self.content)
+        calls = [call.for_template() for call in self.calls] if self.role == "assistant" else []
         message = {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": "\n".join(part.text for part in parts) if parts else self.content,
+            "role": {"developer": "system", "function": "tool"}.get(self.role, self.role),
+            "content": text if text is not None or calls else "",
             "name": self.name,
             "tool_call_id": self.tool_call_id,
-            "tool_calls": [call.for_template() for call in self.tool_calls] if self.tool_calls else None,
+            "tool_calls": calls or None,
+            "reasoning_content": reasoning,
+            "reasoning": reasoning,
         }
         return {key: value for key, value in message.items() if value is not None}
-
-
-class Conversation(StrictModel):
-    """The request fields that make up a chat prompt, shared by `/v1/chat/completions` and `/tokenize`."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]
-    add_generation_prompt: Annotated[
-        bool | None,
-        Field(
-            description="Begin the assistant's turn after the messages. Default: true, unless "
-            "`continue_final_message` is true."
-        ),
-    ] = None
-    continue_final_message: Annotated[
-        bool | None,
-        Field(description="Continue the last message instead of a new turn; whitespace at its end is kept."),
-    ] = None
-    chat_template_kwargs: Annotated[
-        JsonObject | None, Field(description="Variables for the chat template, by name.")
-    ] = None
-
-    tools: Annotated[
-        list[Tool] | None,
-        Field(description="The functions that the model may call; the chat template describes them to the model."),
-    ] = None
-
-    @model_validator(mode="after")
-    def _check_messages(self) -> Self:
-        for number, message in enumerate(self.messages):
-            if message.problem:
-                field, problem = message.problem
-                raise PydanticCustomError("message", problem, {"param": f"messages.{number}.{field}"})
-        return self
-
-    @model_validator(mode="after")
-    def _continue_excludes_generation_prompt(self) -> Self:
-        if self.continue_final_message and self.add_generation_prompt:
-            raise PydanticCustomError(
-                "turn", "cannot be true together with `add_generation_prompt`", {"param": "continue_final_message"}
-            )
-        return self
-
-    def chat_prompt(self, tools: Sequence[Tool], *, special_tokens: bool) -> ChatPrompt:
-        """The conversation as the engine's chat prompt, with the tools that the template describes."""
-        continues = bool(self.continue_final_message)
-        return ChatPrompt(
-            tuple(message.for_template() for message in self.messages),
-            special_tokens=special_tokens,
-            opens_answer=self.add_generation_prompt is not False and not continues,
-            continues=continues,
-            tools=tuple(tool.for_template() for tool in tools),
-            template_variables=self.chat_template_kwargs or {},
-        )

@@ -20,12 +20,19 @@ class ResponseModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PromptTokensDetails(ResponseModel):
+    """`cached_tokens` are those of the prompts that the large model did not have to compute again."""
+
+    cached_tokens: int
+
+
 class Usage(ResponseModel):
     """The tokens of the prompts and of the returned answers. The response's `guidance` counts what a search sampled."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
 
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
@@ -160,4 +167,6 @@ class ModelList(ResponseModel):
 
 def usage_of(finished: RequestFinished) -> Usage:
     """The usage of a finished request."""
-    return Usage.of(finished.prompt_tokens, finished.completion_tokens)
+    usage = Usage.of(finished.prompt_tokens, finished.completion_tokens)
+    details = PromptTokensDetails(cached_tokens=finished.cached_tokens)
+    return usage.model_copy(update={"prompt_tokens_details": details})

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.fields import JsonObject, StrictModel, Text
+from server.api.schemas.strict import close_objects
 from w2s_core.types import Grammar
 
 Choices = Annotated[list[Text], Field(min_length=1)]
@@ -35,14 +36,25 @@ class JsonObjectFormat(StrictModel):
 
 
 class NamedSchema(StrictModel):
-    """A JSON schema with a name. `name`, `description` and `strict` have no effect: the schema is always enforced."""
+    """A JSON schema with a name. It is always enforced; `name` and `description` have no effect."""
 
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: Text | None = None
     json_schema: Annotated[
         JsonObject | None, Field(alias="schema", description="The schema. Default: any JSON object.")
     ] = None
-    strict: bool | None = None
+    strict: Annotated[
+        bool,
+        Field(
+            description="Allow no properties that the schema does not describe, and require all if it requires none."
+        ),
+    ] = False
+
+    @property
+    def enforced_schema(self) -> dict[str, Any]:
+        """The schema that the answer follows."""
+        schema = self.json_schema or {}
+        return close_objects(schema) if self.strict else schema
 
 
 class JsonSchemaFormat(StrictModel):
@@ -52,7 +64,21 @@ class JsonSchemaFormat(StrictModel):
     json_schema: NamedSchema
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+def _format_tag(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if kind in ("text", "json_object", "json_schema") else None
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("text")]
+    | Annotated[JsonObjectFormat, Tag("json_object")]
+    | Annotated[JsonSchemaFormat, Tag("json_schema")],
+    Discriminator(
+        _format_tag,
+        custom_error_type="response_format",
+        custom_error_message="must be an object whose `type` is `text`, `json_object` or `json_schema`",
+    ),
+]
 
 
 class StructuredOutputs(StrictModel):
@@ -124,7 +150,7 @@ class StructuredFields(StrictModel):
             case JsonSchemaFormat(json_schema=named) if named.json_schema is None:
                 yield Grammar("json_object", "", "response_format")
             case JsonSchemaFormat(json_schema=named):
-                yield _schema_grammar(named.json_schema or {}, "response_format.json_schema.schema")
+                yield _schema_grammar(named.enforced_schema, "response_format.json_schema.schema")
             case _:
                 pass
         if self.structured_outputs is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Field, Tag
 
+from server.api.schemas.conversation import Conversation
 from server.api.schemas.fields import StrictModel, Text, TokenId
-from server.api.schemas.messages import Conversation
 from server.api.schemas.responses import ResponseModel
 
 ModelName = Annotated[
@@ -28,6 +29,8 @@ class _TokenizeFields(StrictModel):
 class TokenizeText(_TokenizeFields):
     """A request to tokenize a text prompt."""
 
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = dict.fromkeys(Conversation.model_fields, (None,))
+
     prompt: Text
     add_special_tokens: Annotated[
         bool | None, Field(description="Whether the tokenizer adds special tokens such as BOS.")
@@ -37,6 +40,8 @@ class TokenizeText(_TokenizeFields):
 class TokenizeChat(Conversation, _TokenizeFields):
     """A request to tokenize a conversation, rendered by the model's chat template."""
 
+    neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {"prompt": (None,)}
+
     add_special_tokens: Annotated[
         bool | None,
         Field(description="Whether the tokenizer adds special tokens such as BOS to those that the template writes."),
@@ -44,7 +49,7 @@ class TokenizeChat(Conversation, _TokenizeFields):
 
 
 def _body_tag(body: Any) -> str:
-    return "conversation" if isinstance(body, dict) and "messages" in body else "raw"
+    return "conversation" if isinstance(body, dict) and body.get("messages") is not None else "raw"
 
 
 TokenizeBody = Annotated[

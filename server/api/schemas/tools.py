@@ -8,20 +8,29 @@ from pydantic import Discriminator, Field, Tag
 
 from server.api.schemas.fields import JsonObject, StrictModel, Text
 from server.api.schemas.responses import ResponseModel
+from server.api.schemas.strict import close_objects
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+CacheControl = Annotated[
+    JsonObject | None, Field(description="Accepted and ignored: prompts are cached without being asked (Anthropic's).")
+]
 
 
 class Function(StrictModel):
     """A function that the model may call. `parameters` is the JSON schema of its arguments.
 
-    `strict` has no effect: calls that `tool_choice` requires always follow the schema.
+    Calls that `tool_choice` requires follow the schema; with `strict` it is closed first.
     """
 
     name: FunctionName
     description: Text | None = None
     parameters: JsonObject | None = None
-    strict: bool | None = None
+    strict: Annotated[
+        bool,
+        Field(description="Allow no arguments that the schema does not describe, and require all if it requires none."),
+    ] = False
+    cache_control: CacheControl = None
 
 
 class Tool(StrictModel):
@@ -29,12 +38,20 @@ class Tool(StrictModel):
 
     type: Literal["function"]
     function: Function
+    cache_control: CacheControl = None
 
     def for_template(self) -> dict[str, Any]:
         """The tool for a chat template. Templates expect `parameters`, so a missing schema becomes an empty one."""
         function = {"name": self.function.name, "description": self.function.description or ""}
         parameters = self.function.parameters or {"type": "object", "properties": {}}
         return {"type": "function", "function": {**function, "parameters": parameters}}
+
+    def for_grammar(self) -> dict[str, Any]:
+        """The tool for the grammar of a call, with the schema that its arguments follow."""
+        tool = self.for_template()
+        if self.function.strict:
+            tool["function"]["parameters"] = close_objects(tool["function"]["parameters"])
+        return tool
 
 
 class NamedFunction(StrictModel):

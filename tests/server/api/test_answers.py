@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from server.api.answers import ChunkStream, ResponseMetadata, full_response
 from server.api.response_builders import ChatBuilder, CompletionBuilder
 from server.api.schemas.base import StreamOptions
+from server.app import VERSION
 from server.http.sse import DONE, encode_chunk
 from tests.server.conftest import Connect
 from tests.server.fake_engine import REPORT, FakeEngine, Script, hypothesis
@@ -21,6 +22,8 @@ from w2s_core.types import Candidate
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 TEXT = "Hello wörld\n"
+CACHED = {"prompt_tokens_details": {"cached_tokens": 0}}
+NOT_ASKED_FOR = {"prompt_logprobs": None, "prompt_token_ids": None}
 
 
 def body(path: str, **changes: Any) -> dict[str, Any]:
@@ -47,13 +50,13 @@ async def test_a_completion(connect: Connect) -> None:
     answer = await whole(await connect(), COMPLETIONS, n=2)
     assert answer.pop("id").startswith("cmpl-")
     assert answer.pop("created") > 1_700_000_000
-    choice = {"text": TEXT, "logprobs": None, "finish_reason": "stop"}
+    choice = {"text": TEXT, "logprobs": None, "finish_reason": "stop", **NOT_ASKED_FOR}
     assert answer == {
         "object": "text_completion",
         "model": "plain",
-        "system_fingerprint": None,
+        "system_fingerprint": f"w2s-{VERSION}",
         "choices": [{"index": 0, **choice}, {"index": 1, **choice}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, **CACHED},
     }
 
 
@@ -65,9 +68,10 @@ async def test_a_chat_completion(connect: Connect) -> None:
     assert answer == {
         "object": "chat.completion",
         "model": "plain",
-        "system_fingerprint": None,
+        "system_fingerprint": f"w2s-{VERSION}",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, **CACHED},
+        **NOT_ASKED_FOR,
     }
 
 
@@ -109,7 +113,7 @@ async def test_include_usage_adds_one_chunk_and_null_to_the_others(connect: Conn
     *others, last = await chunks(client, path, stream_options={"include_usage": True})
     assert all(chunk["usage"] is None and chunk["choices"] for chunk in others)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, **CACHED}
     assert len(others) == len(await chunks(client, path))
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from server.api.schemas.chat import ChatBody
 from server.api.schemas.completions import CompletionBody
 from server.api.schemas.guidance import GuidanceOptions
+from server.api.schemas.unsupported import UNSUPPORTED_FIELDS
 from server.errors import ERROR_SPECS, HTTP_ERROR_CODES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "api.md").read_text(encoding="utf-8")
@@ -63,6 +64,21 @@ def test_what_is_said_to_be_refused_is(endpoint: str, name: str) -> None:
     with pytest.raises(ValidationError) as refused:
         BODIES[endpoint].model_validate({**MINIMAL[endpoint], name: ["something"]})
     assert [problem["loc"] for problem in refused.value.errors()] == [(name,)]
+
+
+def test_what_is_refused_has_its_hint_on_the_page() -> None:
+    said = {}
+    for name, field in UNSUPPORTED_FIELDS.items():
+        accepted = f"except {field.accepted_values}" if field.accepted else ""
+        said[name] = "; ".join(part for part in (accepted, field.hint) if part)
+    assert said == {name: cells[4].strip(" |") for name, cells in REFUSED.items()}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED_FIELDS)
+def test_what_a_hint_names_exists(name: str) -> None:
+    """Every workaround that the page names works: a field, or a header."""
+    exist = {"x-request-id", *CompletionBody.model_fields, *ChatBody.model_fields}
+    assert {*re.findall("`([^`]+)`", UNSUPPORTED_FIELDS[name].hint)} <= exist
 
 
 def test_fields_that_only_their_neutral_value_may_have_are_told() -> None:

@@ -12,6 +12,13 @@ from w2s_core.types import Guidance
 
 
 @BOTH
+@pytest.mark.parametrize("weight", [1e308, -1e308, 1e6 + 1])
+async def test_a_weight_cannot_make_a_score_infinite(ask: Asker, endpoint: str, weight: float) -> None:
+    assert await ask.refused(endpoint, guidance={"pairs": {"positive": weight}}) == "guidance.pairs.positive"
+    assert (await ask.asked(endpoint, guidance={"pairs": {"positive": 1e6, "polite": -1e6}})).guidance is not None
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("model", "asked", "effective"),
     [

@@ -17,7 +17,7 @@ from tests.server.conftest import Connect
 from w2s_core.structured.tool_formats import HERMES
 
 SCHEMA = create_app(EngineHost(fake_engine)).openapi()
-OPEN = {"/version", "/health", "/ready", "/metrics"}
+OPEN = {"/", "/version", "/health", "/ready", "/ping", "/metrics"}
 PATHS = {
     "/v1/completions",
     "/v1/chat/completions",
@@ -91,7 +91,7 @@ def test_example_answers_have_the_shape_that_they_illustrate(path: str, method: 
         assert set(contents) == {"text/plain"}
         return
     content = contents["application/json"]
-    if path not in ("/health", "/ready"):
+    if path not in ("/health", "/ready", "/ping"):
         assert "example" in content
         valid(operation, "200", content["example"])
 
@@ -106,7 +106,7 @@ async def test_refusals_have_the_promised_shape(client: httpx.AsyncClient, path:
 @pytest.mark.parametrize(("path", "method", "operation"), [pytest.param(*found, id=found[0]) for found in operations()])
 def test_every_error_is_described_with_an_example(path: str, method: str, operation: dict[str, Any]) -> None:
     errors = {int(status): response for status, response in operation["responses"].items() if status != "200"}
-    assert bool(errors) == (path not in ("/health", "/version", "/metrics"))
+    assert bool(errors) == (path not in OPEN - {"/ready", "/ping"})
     for status, response in errors.items():
         example = response["content"]["application/json"]["example"]
         valid(operation, str(status), example)
@@ -117,7 +117,7 @@ def test_every_error_is_described_with_an_example(path: str, method: str, operat
 
 def test_every_row_of_the_table_of_errors_is_described() -> None:
     told = {int(s) for _, _, operation in operations() for s in operation["responses"] if s != "200"}
-    assert told == {kind.status for kind in ERROR_SPECS.values()} | {408, 413, 431}
+    assert told == {kind.status for kind in ERROR_SPECS.values()} | {408, 413, 415, 431}
 
 
 async def test_the_pages_are_served(client: httpx.AsyncClient) -> None:

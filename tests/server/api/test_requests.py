@@ -142,7 +142,6 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("guidance", {"beam_width": True}, "guidance.beam_width"),
     ("guidance", {"successors": 0}, "guidance.successors"),
     ("guidance", {"chunk_length": 0}, "guidance.chunk_length"),
-    ("guidance", {"chunk_length": None}, "guidance.chunk_length"),
     ("guidance", {"trace": 1}, "guidance.trace"),
     ("guidance", {"pairs": ["positive"]}, "guidance.pairs"),
     ("guidance", {"pairs": {"positive": "1"}}, "guidance.pairs.positive"),
@@ -165,7 +164,7 @@ async def test_what_is_out_of_range_is_refused_by_name(
     ("endpoint", "fields"),
     [
         ("completions", {"echo": False, "suffix": None}),
-        ("chat", {"logprobs": False, "top_logprobs": 0, "tools": None, "tool_choice": "auto", "functions": None}),
+        ("chat", {"logprobs": False, "top_logprobs": 0, "tools": None, "functions": None}),
         ("chat", {"tools": [], "tool_choice": "none", "audio": None, "modalities": ["text"], "prediction": None}),
     ],
 )
@@ -190,6 +189,32 @@ async def test_what_real_clients_send_without_meaning_it(ask: Asker, endpoint: s
 )
 async def test_what_is_not_honoured_is_refused_by_name(ask: Asker, endpoint: str, field: str, value: Any) -> None:
     assert await ask.refused(endpoint, **{field: value}) == field
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperatur": 1}, "Unknown field: `temperatur`. Did you mean `temperature`?"),
+        ({"beam_widht": 4}, "Unknown field: `beam_widht`. Did you mean `guidance.beam_width`?"),
+        ({"successors": 4}, "Unknown field: `successors`. Did you mean `guidance.successors`?"),
+        ({"guidance": {"chunk_len": 4}}, "Unknown field: `guidance.chunk_len`. Did you mean `chunk_length`?"),
+        ({"qqq": 1}, "Unknown field: `qqq`."),
+        ({"qqq": 1, "temperature": "x"}, "Unknown field: `qqq`."),
+        ({"x" * 10_000: 1}, f"Unknown field: `{'x' * 10_000}`."),
+        ({"suffix": "x"}, "`suffix` is not supported."),
+        ({"documents": []}, "`documents` is not supported: pass them in `chat_template_kwargs`."),
+        ({"modalities": ["audio"]}, 'This value of `modalities` is not supported, only `["text"]`.'),
+        (
+            {"function_call": {"name": "f"}},
+            "This value of `function_call` is not supported, only `none` and `auto`: use `tool_choice`.",
+        ),
+    ],
+)
+async def test_the_message_says_which_fault_a_field_has(
+    ask: Asker, endpoint: str, fields: dict[str, Any], message: str
+) -> None:
+    assert (await ask.post(endpoint, **fields)).json()["error"]["message"] == message
 
 
 @BOTH

@@ -78,7 +78,8 @@ async def test_several_choices_are_the_same(client: httpx.AsyncClient) -> None:
 
 async def test_nothing_is_sampled_and_the_cost_is_told(client: httpx.AsyncClient) -> None:
     body = (await post(client)).json()
-    assert body["usage"] == {"prompt_tokens": 8, "completion_tokens": 0, "total_tokens": 8}
+    details = {"prompt_tokens_details": {"cached_tokens": 0}}
+    assert body["usage"] == {"prompt_tokens": 8, "completion_tokens": 0, "total_tokens": 8, **details}
     report = body["guidance"]
     assert (report["chunks"], report["sampled_tokens"]) == (0, 0)
 

@@ -99,6 +99,7 @@ def test_limits_and_served_models_change(tmp_path: Path, keys_file: dict[str, st
         server.running.run_free()
         assert [server.ask(model=name).status_code for name in ("plain", "guided", "wide")] == [200, 200, 404]
         assert server.ask(n=5).status_code == 200
+        fingerprint = server.ask().json()["system_fingerprint"]
         changed = settings(**keys_file, max_rows_per_request=4, max_body_bytes=200, log_level="debug")
         changed["served_models"]["wide"] = {"large": "large", "guidance": GUIDED | {"chunk_length": 1}}
         del changed["served_models"]["guided"]
@@ -107,6 +108,7 @@ def test_limits_and_served_models_change(tmp_path: Path, keys_file: dict[str, st
             assert f"server.{key}" in line
         assert "served_models.wide" in line
         assert "served_models.guided" in line
+        assert server.ask().json()["system_fingerprint"] != fingerprint
         assert [server.ask(model=name).status_code for name in ("plain", "guided", "wide")] == [200, 404, 200]
         assert server.ask(n=5).json()["error"]["param"] == "n"
         assert server.ask(prompt="x" * 200).status_code == 413
