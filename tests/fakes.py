@@ -147,7 +147,7 @@ class FakeProposals:
     provider_usage = ProviderUsage()
 
     def __init__(self, model: FakeLargeModel, prompt: Tokens, sampling: SamplingParams) -> None:
-        self.sampled_tokens = 0
+        self.sampled_tokens = self.cached_tokens = 0
         self.prompt_tokens = len(prompt)
         self._model = model
         self._prompt = prompt

@@ -89,6 +89,11 @@ class Proposals(Proposer, Protocol):
         ...
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that need not be computed because their KV was cached; 0 where that is not known."""
+        ...
+
+    @property
     def provider_usage(self) -> ProviderUsage:
         """Calls and tokens that a provider has delivered so far."""
         ...

@@ -36,7 +36,7 @@ class PromptRun:
         self.plan = plan
         self.choice_lengths = [0] * plan.n
         self.prompt_tokens = plan.large.count_tokens(plan.prompt)
-        self.sampled_tokens = 0
+        self.sampled_tokens = self.cached_tokens = 0
         self.scored_tokens = 0
         self.provider_usage = ProviderUsage()
         self.tree = SearchTree(max_characters=plan.tree_characters)
@@ -66,7 +66,7 @@ class PromptRun:
                 async for event in source:
                     self.prompt_tokens = proposals.prompt_tokens
                     yield event
-            self.sampled_tokens = proposals.sampled_tokens
+            self.sampled_tokens, self.cached_tokens = proposals.sampled_tokens, proposals.cached_tokens
             self.provider_usage += proposals.provider_usage
 
     async def _sample_choices(self, proposals: Proposals) -> AsyncGenerator[ChoiceEvent]:

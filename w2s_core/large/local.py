@@ -112,10 +112,15 @@ class LocalProposals:
         self._successors = successors
         self._streams: set[SampleStream] = set()  # that are open
         self._drawn = 0  # tokens of closed streams
+        self._cached_tokens: int | None = None  # as the first stream was told
 
     @property
     def sampled_tokens(self) -> int:
         return self._drawn + sum(stream.drawn for stream in self._streams)
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._cached_tokens or 0
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         parents = [(y, index) for y in beam for index in range(k)]
@@ -175,3 +180,5 @@ class LocalProposals:
         finally:
             self._streams.remove(stream)
             self._drawn += stream.drawn
+            if self._cached_tokens is None:
+                self._cached_tokens = stream.cached_tokens

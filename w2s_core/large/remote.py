@@ -113,7 +113,7 @@ class RemoteProposals:
         sampling: SamplingParams,
         affinity: int,
     ) -> None:
-        self.sampled_tokens = 0
+        self.sampled_tokens = self.cached_tokens = 0
         self.prompt_tokens = 0
         self.provider_usage = ProviderUsage()
         self._provider = provider
