@@ -10,7 +10,13 @@ from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.parameters import check_extras, check_public, common_fields, per_call_fields
 from w2s_core.large.prompts import decode_prompt, encode_prompt
-from w2s_core.large.text_tokens import TextTokenTable, bytes_of, token_bytes_of_choice, whole_character_tokens
+from w2s_core.large.text_tokens import (
+    TextTokenDecoder,
+    bytes_of,
+    token_bytes_of_choice,
+    token_id,
+    whole_character_tokens,
+)
 from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
@@ -149,11 +155,11 @@ class TextDialect:
     def __init__(self, provider_name: str, tokenizer: HFTokenizer | None) -> None:
         self._provider_name = provider_name
         self._tokenizer = tokenizer
-        self._table = TextTokenTable()
+        self._decoder = TextTokenDecoder()
 
     @property
-    def decoder(self) -> TextTokenTable:
-        return self._table
+    def decoder(self) -> TextTokenDecoder:
+        return self._decoder
 
     def check(self, sampling: SamplingParams) -> None:
         check_public(sampling, self._provider_name)
@@ -171,7 +177,7 @@ class TextDialect:
         return TextPrompt(self._prompt_text(prompt)) if isinstance(prompt, TokenPrompt) else prompt
 
     def open(self, prompt: Tokens, sampling: SamplingParams) -> TextSession:
-        return TextSession(self._table, _from_code_points(prompt), sampling)
+        return TextSession(self._decoder, _from_code_points(prompt), sampling)
 
     def _prompt_text(self, prompt: Prompt) -> str:
         if isinstance(prompt, TextPrompt):
@@ -201,15 +207,15 @@ class TextSession:
 
     retry_tokens = 3  # a character has at most four bytes, and a token at least one
 
-    def __init__(self, table: TextTokenTable, prompt: str, sampling: SamplingParams) -> None:
-        self._table = table
+    def __init__(self, decoder: TextTokenDecoder, prompt: str, sampling: SamplingParams) -> None:
+        self._decoder = decoder
         self._prompt = prompt
         self._sampling = sampling
         self._common = common_fields(sampling) | {"logprobs": sampling.logprobs or 1}
 
     def request_body(self, parent: Hypothesis, length: int) -> dict[str, Any]:
         # A hypothesis ends with a whole character, so its text is all that was drawn, as far as text can say it.
-        text = self._prompt + self._table.decode(parent.tokens)
+        text = self._prompt + self._decoder.decode(parent.tokens)
         return self._common | per_call_fields(self._sampling, parent, length) | {"prompt": text, "max_tokens": length}
 
     def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
@@ -222,11 +228,8 @@ class TextSession:
             tokens = tokens[:-1]
         kept = len(tokens) if ended else whole_character_tokens(tokens[:length] if exact else tokens, length)
         values = tuple(map(nats, logprobs.token_logprobs))[: kept + ended]
-        alternatives = _alternatives(choice, self._token_id)[: kept + ended] if self._sampling.logprobs else ()
-        return DrawnChoice(self._table.intern(tokens[:kept]), values, ended, None, alternatives)
-
-    def _token_id(self, token: str) -> int:
-        return self._table.intern([bytes_of(token)])[0]
+        alternatives = _alternatives(choice, _id_of_text)[: kept + ended] if self._sampling.logprobs else ()
+        return DrawnChoice(tuple(map(token_id, tokens[:kept])), values, ended, None, alternatives)
 
 
 def _alternatives(choice: Choice, token_id: Callable[[str], int]) -> tuple[Alternatives, ...]:
@@ -244,6 +247,10 @@ def _parse_token_id(token: str) -> int:
         return int(token.removeprefix("token_id:"))
     except ValueError:
         raise UpstreamError("The provider does not name the tokens of top_logprobs by their ids.") from None
+
+
+def _id_of_text(token: str) -> int:
+    return token_id(bytes_of(token))
 
 
 def _from_code_points(prompt: Tokens) -> str:

@@ -6,51 +6,41 @@ import codecs
 import re
 from collections.abc import Sequence
 
-from w2s_core.errors import UpstreamError
 from w2s_core.text.detokenizer import REPLACEMENT
 from w2s_core.text.token_bytes import decode_utf8
-from w2s_core.types import Tokens, TokenText
+from w2s_core.types import TokenText
 
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # how OpenAI writes a token that is not whole characters
-_MAX_TOKENS = 2**22
 
+def token_id(token: bytes) -> int:
+    """The id of a token: its bytes, read as a number behind a leading 1.
 
-class TextTokenTable:
-    """A provider's vocabulary as far as it has been seen: an id for each distinct token, in order of appearance.
-
-    It is the `TokenDecoder` of these ids.
+    So ids need no table, which would have to forget some day, and they hold as long as anybody keeps them.
     """
+    return int.from_bytes(b"\x01" + token)
 
-    def __init__(self) -> None:
-        self._ids: dict[bytes, int] = {}
-        self._tokens: list[bytes] = []
 
-    def intern(self, tokens: Sequence[bytes]) -> Tokens:
-        """Returns the tokens' ids, new ones for tokens not seen before.
+def token_bytes(token: int) -> bytes:
+    """The bytes of the token with this id."""
+    return token.to_bytes((token.bit_length() + 7) // 8)[1:]
 
-        Raises UpstreamError when the table grows larger than any vocabulary.
-        """
-        for token in tokens:
-            if len(self._tokens) >= _MAX_TOKENS:
-                raise UpstreamError("The provider sends more distinct tokens than any vocabulary has.")
-            if token not in self._ids:
-                self._ids[token] = len(self._tokens)
-                self._tokens.append(token)
-        return tuple(self._ids[token] for token in tokens)
+
+class TextTokenDecoder:
+    """The `TokenDecoder` of `token_id`'s ids."""
 
     @property
-    def verbatim(self) -> TextTokenTable:
-        """The same table: whether special tokens are text is the provider's choice."""
+    def verbatim(self) -> TextTokenDecoder:
+        """The same decoder: whether special tokens are text is the provider's choice."""
         return self
 
     def token_text(self, token: int) -> TokenText:
         """As `HFTokenizer.token_text`."""
-        data = self._tokens[token]
+        data = token_bytes(token)
         return TokenText(decode_utf8(data), data)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """As `HFTokenizer.decode`."""
-        return b"".join(self._tokens[token] for token in tokens).decode("utf-8", "replace")
+        return b"".join(map(token_bytes, tokens)).decode("utf-8", "replace")
 
 
 def token_bytes_of_choice(tokens: Sequence[str], text: str) -> list[bytes]:
