@@ -50,7 +50,7 @@ def cap_to_pair_context(request: GenerationRequest, budget: int, pair_budget: in
 
 
 def cap_to_sampled_tokens(
-    request: GenerationRequest, guidance: Guidance | None, budget: int, server_limit: int | None
+    request: GenerationRequest, guidance: Guidance | None, budget: int, server_limit: int | None, large: LargeModel
 ) -> int:
     """The budget, capped so that the request cannot sample more tokens than it may, whatever the search prunes.
 
@@ -61,14 +61,15 @@ def cap_to_sampled_tokens(
     if not limits or not budget:
         return budget
     sequences = _sequences_per_prompt(request, guidance) * len(request.prompts)
-    longest = min(limits) // sequences
-    if longest < 1:
+    drawn = min(limits) // sequences
+    if drawn < 1:
         raise RequestError(
             f"This request samples {sequences} sequences but may sample only {min(limits)} tokens in total: "
             "not one token for each.",
             "n" if guidance is None else "guidance.max_sampled_tokens",
         )
-    return min(budget, longest)
+    chunk_length = None if guidance is None else guidance.chunk_length if guidance.method == "cbs" else drawn
+    return min(budget, large.longest_answer(drawn, chunk_length))
 
 
 def _sequences_per_prompt(request: GenerationRequest, guidance: Guidance | None) -> int:

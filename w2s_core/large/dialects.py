@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,23 +44,29 @@ class DrawnChoice:
         """Whether the choice adds anything to its parent: tokens, or an end."""
         return self.ended or bool(self.tokens)
 
+    def __add__(self, other: DrawnChoice) -> DrawnChoice:
+        """This choice continued by `other`, which was drawn behind it."""
+        return DrawnChoice(
+            self.tokens + other.tokens,
+            self.logprobs + other.logprobs,
+            other.ended,
+            other.ending,
+            self.alternatives + other.alternatives,
+        )
+
 
 class DialectSession(Protocol):
     """Writes the calls for one prompt and parses their answers."""
-
-    @property
-    def retry_tokens(self) -> int:
-        """Tokens to ask for beyond a chunk's length after an answer that held no whole character."""
-        ...
 
     def request_body(self, parent: Hypothesis, length: int) -> dict[str, Any]:
         """Returns the fields of a call that draws successors of `parent`, of at most `length` more tokens."""
         ...
 
-    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
-        """Returns at most `length` tokens, or, unless `exact`, as many more as complete the first character.
+    def parse(self, choice: Choice, length: int, room: int) -> DrawnChoice:
+        """Returns the first `length` tokens, or as many more as complete a character.
 
-        An answer that the model ended may be returned whole. Raises UpstreamError where the provider left out what was
+        `room`: tokens that the answer may still have; the last of them need not complete one. Where no character ends
+        at `length` or later, there are fewer tokens, or none. Raises UpstreamError where the provider left out what was
         asked for.
         """
         ...
@@ -74,6 +80,11 @@ class Dialect(Protocol):
         """Decodes the tokens that a session parses."""
         ...
 
+    @property
+    def spare_tokens(self) -> int:
+        """Tokens to ask for beyond a chunk's length, so that the chunk can end with a whole character."""
+        ...
+
     def check(self, sampling: SamplingParams) -> None: ...
     def encode(self, prompt: Prompt) -> Tokens: ...
     def count_tokens(self, prompt: Tokens) -> int: ...
@@ -83,6 +94,8 @@ class Dialect(Protocol):
 
 class TokenIdDialect:
     """vLLM's dialect: token ids both ways, so an answer is continued from exactly the tokens that were drawn."""
+
+    spare_tokens = 0
 
     def __init__(self, provider_name: str, tokenizer: HFTokenizer) -> None:
         self._provider_name = provider_name
@@ -111,8 +124,6 @@ class TokenIdDialect:
 class TokenIdSession:
     """Calls in vLLM's dialect: `prompt` is token ids, and `return_token_ids` brings them back."""
 
-    retry_tokens = 0
-
     def __init__(self, provider_name: str, tokenizer: HFTokenizer, prompt: Tokens, sampling: SamplingParams) -> None:
         self._tokenizer = tokenizer
         self._provider_name = provider_name
@@ -127,7 +138,7 @@ class TokenIdSession:
         per_call = per_call_fields(self._sampling, parent, length)
         return self._common | per_call | {"prompt": [*self._prompt, *parent.tokens], "max_tokens": length}
 
-    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:  # noqa: ARG002
+    def parse(self, choice: Choice, length: int, room: int) -> DrawnChoice:  # noqa: ARG002
         if choice.token_ids is None:
             raise UpstreamError(f"The provider of `{self._provider_name}` returns no token_ids; set flavor to openai.")
         tokens = tuple(choice.token_ids)
@@ -151,6 +162,8 @@ class TextDialect:
     A prompt's "tokens" are the code points of the text that is sent. Without a `tokenizer` prompts cannot be counted,
     and token ids and conversations are refused.
     """
+
+    spare_tokens = 3  # a character has at most four bytes, and a token at least one
 
     def __init__(self, provider_name: str, tokenizer: HFTokenizer | None) -> None:
         self._provider_name = provider_name
@@ -205,8 +218,6 @@ class TextSession:
     `SuccessorBuilder` finds them.
     """
 
-    retry_tokens = 3  # a character has at most four bytes, and a token at least one
-
     def __init__(self, decoder: TextTokenDecoder, prompt: str, sampling: SamplingParams) -> None:
         self._decoder = decoder
         self._prompt = prompt
@@ -218,7 +229,7 @@ class TextSession:
         text = self._prompt + self._decoder.decode(parent.tokens)
         return self._common | per_call_fields(self._sampling, parent, length) | {"prompt": text, "max_tokens": length}
 
-    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
+    def parse(self, choice: Choice, length: int, room: int) -> DrawnChoice:
         logprobs = choice.logprobs
         if logprobs is None or len(logprobs.tokens) != len(logprobs.token_logprobs):
             raise UpstreamError("The provider returns no logprobs with its tokens, which flavor openai needs.")
@@ -226,10 +237,26 @@ class TextSession:
         ended = choice.finish_reason == "stop"
         if ended and tokens and not tokens[-1]:  # EOS, where the provider returns it
             tokens = tokens[:-1]
-        kept = len(tokens) if ended else whole_character_tokens(tokens[:length] if exact else tokens, length)
+        kept, ended = _chunk_size(tokens, length, room, ended=ended)
         values = tuple(map(nats, logprobs.token_logprobs))[: kept + ended]
         alternatives = _alternatives(choice, _id_of_text)[: kept + ended] if self._sampling.logprobs else ()
         return DrawnChoice(tuple(map(token_id, tokens[:kept])), values, ended, None, alternatives)
+
+
+def _chunk_size(tokens: Sequence[bytes], length: int, room: int, *, ended: bool) -> tuple[int, bool]:
+    """Returns how many of a choice's tokens belong to a chunk of `length` tokens, and whether it is ended.
+
+    `ended`: EOS follows `tokens`. It counts as a token, so it is drawn anew where the chunk ends before it.
+    """
+    if ended and len(tokens) < length:
+        return len(tokens), True
+    kept = whole_character_tokens(tokens[:room], length)
+    if kept >= length:
+        return kept, False
+    if len(tokens) >= room:  # the answer ends here, inside a character
+        return room, False
+    # Otherwise some tokens in a row hold the end of one character and the beginning of the next.
+    return (len(tokens), True) if ended else (kept, False)
 
 
 def _alternatives(choice: Choice, token_id: Callable[[str], int]) -> tuple[Alternatives, ...]:

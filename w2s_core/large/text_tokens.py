@@ -12,6 +12,7 @@ from w2s_core.types import TokenText
 
 _BYTES = re.compile(r"bytes:((?:\\x[0-9a-fA-F]{2})+)")  # how OpenAI writes a token that is not whole characters
 
+
 def token_id(token: bytes) -> int:
     """The id of a token: its bytes, read as a number behind a leading 1.
 
@@ -61,17 +62,18 @@ def token_bytes_of_choice(tokens: Sequence[str], text: str) -> list[bytes]:
 def whole_character_tokens(tokens: Sequence[bytes], length: int) -> int:
     """How many of the first tokens to keep so that the last one ends a character.
 
-    The largest such number ≤ `length`, else the smallest above it, else 0. Bytes that are not UTF-8 count as
-    characters. An empty token is the beginning of the next one's character, as vLLM writes it.
+    The fewest such number ≥ `length`, because a rule that looks no further than it keeps does not change how likely a
+    text is. Where there is none, the largest below `length`, which is 0 if no token ends a character. Bytes that are
+    not UTF-8 count as characters. An empty token is the beginning of the next one's character, as vLLM writes it.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     kept = 0
     for count, token in enumerate(tokens, start=1):
         decoder.decode(token)
         if token and not decoder.getstate()[0]:
-            if count > length and kept:
-                break
             kept = count
+            if count >= length:
+                break
     return kept
 
 
