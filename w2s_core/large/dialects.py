@@ -21,6 +21,7 @@ from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
+_MAX_DIGITS = 10  # of a token's id
 # vLLM fills fields that a call omits from generation_config.json, which often sets a top_k.
 _VLLM_DEFAULTS: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -142,9 +143,9 @@ class TokenIdSession:
         if choice.token_ids is None:
             raise UpstreamError(f"The provider of `{self._provider_name}` returns no token_ids; set flavor to openai.")
         tokens = tuple(choice.token_ids)
-        logprobs = tuple(map(nats, choice.logprobs.token_logprobs)) if choice.logprobs else ()
-        if len(logprobs) < len(tokens):
-            raise UpstreamError(f"The provider of `{self._provider_name}` returns no logprobs with its tokens.")
+        if any(not 0 <= token < self._tokenizer.size for token in tokens):
+            raise UpstreamError(f"The provider of `{self._provider_name}` drew a token that `tokenizer` does not have.")
+        logprobs = _values(choice, len(tokens))
         ended = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
         ending = None
         if ended and tokens and (tokens[-1] == choice.stop_reason or self._tokenizer.is_special(tokens[-1])):
@@ -152,8 +153,14 @@ class TokenIdSession:
         if len(tokens) > length:  # more than it was asked for
             tokens, ended, ending = tokens[:length], False, None
         size = len(tokens) + ended
-        alternatives = _alternatives(choice, _parse_token_id)[:size] if self._sampling.logprobs else ()
+        alternatives = self._alternatives(choice)[:size] if self._sampling.logprobs else ()
         return DrawnChoice(tokens, logprobs[:size], ended, ending, alternatives)
+
+    def _alternatives(self, choice: Choice) -> tuple[Alternatives, ...]:
+        """Without those that `tokenizer` does not have: a model may have more logits than tokens."""
+        size = self._tokenizer.size
+        entries = _alternatives(choice, _parse_token_id)
+        return tuple(tuple((token, value) for token, value in entry if 0 <= token < size) for entry in entries)
 
 
 class TextDialect:
@@ -230,17 +237,17 @@ class TextSession:
         return self._common | per_call_fields(self._sampling, parent, length) | {"prompt": text, "max_tokens": length}
 
     def parse(self, choice: Choice, length: int, room: int) -> DrawnChoice:
-        logprobs = choice.logprobs
-        if logprobs is None or len(logprobs.tokens) != len(logprobs.token_logprobs):
-            raise UpstreamError("The provider returns no logprobs with its tokens, which flavor openai needs.")
-        tokens = token_bytes_of_choice(logprobs.tokens, choice.text)
+        if choice.logprobs is None:
+            raise UpstreamError("The provider returns no logprobs, which flavor openai needs.")
+        logprobs = _values(choice, len(choice.logprobs.tokens))
+        tokens = token_bytes_of_choice(choice.logprobs.tokens, choice.text)
         ended = choice.finish_reason == "stop"
         if ended and tokens and not tokens[-1]:  # EOS, where the provider returns it
             tokens = tokens[:-1]
         kept, ended = _chunk_size(tokens, length, room, ended=ended)
-        values = tuple(map(nats, logprobs.token_logprobs))[: kept + ended]
-        alternatives = _alternatives(choice, _id_of_text)[: kept + ended] if self._sampling.logprobs else ()
-        return DrawnChoice(tuple(map(token_id, tokens[:kept])), values, ended, None, alternatives)
+        size = kept + ended
+        alternatives = _alternatives(choice, _id_of_text)[:size] if self._sampling.logprobs else ()
+        return DrawnChoice(tuple(map(token_id, tokens[:kept])), logprobs[:size], ended, None, alternatives)
 
 
 def _chunk_size(tokens: Sequence[bytes], length: int, room: int, *, ended: bool) -> tuple[int, bool]:
@@ -259,10 +266,20 @@ def _chunk_size(tokens: Sequence[bytes], length: int, room: int, *, ended: bool)
     return (len(tokens), True) if ended else (kept, False)
 
 
+def _values(choice: Choice, count: int) -> tuple[float, ...]:
+    """The log-probabilities of a choice's `count` tokens. Raises UpstreamError unless there is one for each."""
+    values = choice.logprobs.token_logprobs if choice.logprobs else []
+    told = tuple(nats(value) for value in values if value is not None)
+    if not len(told) == len(values) == count:
+        raise UpstreamError("The provider returns no logprobs with its tokens.")
+    return told
+
+
 def _alternatives(choice: Choice, token_id: Callable[[str], int]) -> tuple[Alternatives, ...]:
-    """The top log-probabilities at each position, best first. Raises UpstreamError where the provider sent none."""
-    top_logprobs = choice.logprobs.top_logprobs if choice.logprobs else None
-    if top_logprobs is None:
+    """The top log-probabilities of each token, best first. Raises UpstreamError where the provider left some out."""
+    assert choice.logprobs is not None
+    top_logprobs = choice.logprobs.top_logprobs
+    if top_logprobs is None or len(top_logprobs) != len(choice.logprobs.token_logprobs):
         raise UpstreamError("The provider returns no top_logprobs.")
     ranked = [sorted((entry or {}).items(), key=lambda item: -item[1]) for entry in top_logprobs]
     return tuple(tuple((token_id(token), nats(value)) for token, value in entry) for entry in ranked)
@@ -270,10 +287,10 @@ def _alternatives(choice: Choice, token_id: Callable[[str], int]) -> tuple[Alter
 
 def _parse_token_id(token: str) -> int:
     """Reads vLLM's `token_id:123` (`return_tokens_as_token_ids`)."""
-    try:
-        return int(token.removeprefix("token_id:"))
-    except ValueError:
-        raise UpstreamError("The provider does not name the tokens of top_logprobs by their ids.") from None
+    number = token.removeprefix("token_id:")
+    if not (number.isascii() and number.isdecimal() and len(number) < _MAX_DIGITS):
+        raise UpstreamError("The provider does not name the tokens of top_logprobs by their ids.")
+    return int(number)
 
 
 def _id_of_text(token: str) -> int:

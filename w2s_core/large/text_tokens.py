@@ -47,9 +47,10 @@ class TextTokenDecoder:
 def token_bytes_of_choice(tokens: Sequence[str], text: str) -> list[bytes]:
     """Returns the bytes of each token of a choice whose text is `text`.
 
-    Some providers write half a character as U+FFFD or as nothing. Where the tokens do not join to the text, it is
+    Half of a surrogate pair becomes "?". Some providers write half a character as U+FFFD or as nothing. Where the tokens do not join to the text, it is
     divided evenly among them, so that at least their number is right.
     """
+    text = text.encode("utf-8", "replace").decode()
     encoded = [bytes_of(token) for token in tokens]
     if _complete(b"".join(encoded).decode("utf-8", "replace")) == _complete(text):
         return encoded

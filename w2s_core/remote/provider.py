@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from http.cookiejar import CookieJar
 from types import TracebackType
 from typing import Any, Self
 
@@ -131,6 +132,7 @@ class Provider:
         config = self.config
         self._client = httpx.AsyncClient(
             headers=headers,
+            cookies=_NoCookies(),
             verify=_certificates(),
             timeout=httpx.Timeout(config.call_timeout_s, connect=config.connect_timeout_s),
             limits=httpx.Limits(max_keepalive_connections=config.max_concurrency, keepalive_expiry=_KEEPALIVE_S),
@@ -245,6 +247,13 @@ class Provider:
 
     def _unavailable(self) -> UnavailableError:
         return UnavailableError(f"The provider of `{self.name}` is down.", self._endpoints.retry_after_s)
+
+
+class _NoCookies(CookieJar):
+    """Keeps no cookies: one that httpx cannot send would fail all later calls, and their number has no bound."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        pass
 
 
 @cache
