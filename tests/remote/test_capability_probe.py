@@ -40,9 +40,7 @@ def failing_probe(tokenizer: HFTokenizer, *errors: Exception) -> tuple[Capabilit
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-async def test_no_failure_ends_the_probing(
-    tokenizer: HFTokenizer, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_no_failure_ends_the_probing(tokenizer: HFTokenizer, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     part, pauses = failing_probe(tokenizer, UnavailableError("down", 1), *[FAILURES[kind]()] * 6)
     with caplog.at_level(logging.WARNING):
         await part.start()

@@ -61,8 +61,8 @@ class Enumerating(FakeProvider):
         drawn, _ = self.drawable(context, length)[seed]
         return drawn, [-1.0] * len(drawn)
 
-    async def post(self, path: str, body: Mapping[str, Any], *, affinity: int | None = None) -> dict[str, Any]:
-        return await super().post(path, {**body, "seed": 0}, affinity=affinity)
+    async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        return await super().post(path, {**body, "seed": 0}, **options)
 
 
 async def law_of_search(provider: Enumerating, model: RemoteLargeModel, length: int) -> dict[tuple[str, bool], float]:
@@ -157,6 +157,26 @@ async def test_a_chunk_without_a_character_is_drawn_anew_and_longer(tokenizer: H
         with pytest.raises(UpstreamError, match="0 of 1 choices"):
             await answer(engine, replace(ASK, model="plain", sampling=SamplingParams(max_tokens=40)))
     assert [call["max_tokens"] for call in provider.calls] == [4 + 3, 4 + 6, 4 + 9]
+
+
+@pytest.mark.parametrize("chunk_length", [None, 1, 2, 5, 70])
+async def test_the_longest_answer_is_one_that_may_be_drawn(tokenizer: HFTokenizer, chunk_length: int | None) -> None:
+    part = remote_model(FakeProvider(tokenizer, flavor="openai"), flavor="openai")
+    await part.start()
+    model: RemoteLargeModel = part.model  # type: ignore[attr-defined]
+    previous = 0
+    for drawn in range(1, 400):
+        answer = room = model.longest_answer(drawn, chunk_length)
+        cost = 0
+        for size in [4, 8, 16, 32, *[64] * 99] if chunk_length is None else [chunk_length] * 999:
+            cost += min(size + 3, room)
+            room -= min(size, room)
+        assert previous <= answer <= drawn
+        assert cost <= drawn
+        assert answer > 0
+        previous = answer
+    assert model.longest_answer(10**15, chunk_length) > 10**14, "at once"
+    await part.stop()
 
 
 @pytest.mark.parametrize("method", ["cbs", "best_of_n", "none"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,9 +13,9 @@ from w2s_core.large.prompts import decode_prompt, encode_prompt
 from w2s_core.large.text_tokens import (
     TextTokenDecoder,
     bytes_of,
+    chunk_size,
     token_bytes_of_choice,
     token_id,
-    whole_character_tokens,
 )
 from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
@@ -153,14 +153,8 @@ class TokenIdSession:
         if len(tokens) > length:  # more than it was asked for
             tokens, ended, ending = tokens[:length], False, None
         size = len(tokens) + ended
-        alternatives = self._alternatives(choice)[:size] if self._sampling.logprobs else ()
+        alternatives = _alternatives(choice, _parse_token_id)[:size] if self._sampling.logprobs else ()
         return DrawnChoice(tokens, logprobs[:size], ended, ending, alternatives)
-
-    def _alternatives(self, choice: Choice) -> tuple[Alternatives, ...]:
-        """Without those that `tokenizer` does not have: a model may have more logits than tokens."""
-        size = self._tokenizer.size
-        entries = _alternatives(choice, _parse_token_id)
-        return tuple(tuple((token, value) for token, value in entry if 0 <= token < size) for entry in entries)
 
 
 class TextDialect:
@@ -240,30 +234,16 @@ class TextSession:
         if choice.logprobs is None:
             raise UpstreamError("The provider returns no logprobs, which flavor openai needs.")
         logprobs = _values(choice, len(choice.logprobs.tokens))
+        if choice.text and not logprobs:
+            raise UpstreamError("The provider returns no logprobs with its tokens.")
         tokens = token_bytes_of_choice(choice.logprobs.tokens, choice.text)
         ended = choice.finish_reason == "stop"
         if ended and tokens and not tokens[-1]:  # EOS, where the provider returns it
             tokens = tokens[:-1]
-        kept, ended = _chunk_size(tokens, length, room, ended=ended)
+        kept, ended = chunk_size(tokens, length, room, ended=ended)
         size = kept + ended
         alternatives = _alternatives(choice, _id_of_text)[:size] if self._sampling.logprobs else ()
         return DrawnChoice(tuple(map(token_id, tokens[:kept])), logprobs[:size], ended, None, alternatives)
-
-
-def _chunk_size(tokens: Sequence[bytes], length: int, room: int, *, ended: bool) -> tuple[int, bool]:
-    """Returns how many of a choice's tokens belong to a chunk of `length` tokens, and whether it is ended.
-
-    `ended`: EOS follows `tokens`. It counts as a token, so it is drawn anew where the chunk ends before it.
-    """
-    if ended and len(tokens) < length:
-        return len(tokens), True
-    kept = whole_character_tokens(tokens[:room], length)
-    if kept >= length:
-        return kept, False
-    if len(tokens) >= room:  # the answer ends here, inside a character
-        return room, False
-    # Otherwise some tokens in a row hold the end of one character and the beginning of the next.
-    return (len(tokens), True) if ended else (kept, False)
 
 
 def _values(choice: Choice, count: int) -> tuple[float, ...]:

@@ -6,18 +6,18 @@ import sys
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from itertools import repeat
+from itertools import repeat, takewhile
 from zlib import crc32
 
 from w2s_core.aio import merge
-from w2s_core.errors import RequestError, UpstreamError, UpstreamRefusedError
+from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.capabilities import LargeModelCapabilities
 from w2s_core.large.dialects import Dialect, DrawnChoice, TextDialect, TokenIdDialect
 from w2s_core.large.parameters import check_schema
+from w2s_core.large.sampling_calls import SamplingCalls
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.remote.capability_probe import CapabilityProbe
-from w2s_core.remote.completion import COMPLETIONS_PATH, Completion, read_completion
 from w2s_core.remote.provider import Provider
 from w2s_core.search.randomness import call_seed
 from w2s_core.text.tokenizer import HFTokenizer
@@ -81,18 +81,22 @@ class RemoteLargeModel:
 
     def longest_answer(self, drawn: int, chunk_length: int | None) -> int:
         length, spare = 0, self._dialect.spare_tokens
-        for size in _call_sizes() if chunk_length is None else repeat(chunk_length):
-            if drawn <= size + spare:  # the last call asks for no more than the answer may still have
+        for size in takewhile(_MAX_CALL_TOKENS.__gt__, _call_sizes()) if chunk_length is None else ():
+            if drawn <= size + spare:
                 return length + min(drawn, size)
             length, drawn = length + size, drawn - size - spare
-        raise AssertionError("call sizes never end")
+        size = _MAX_CALL_TOKENS if chunk_length is None else chunk_length
+        calls, rest = divmod(drawn, size + spare)
+        return length + calls * size + min(rest, size)  # the last call asks for no more than the answer may still have
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return self._dialect.decode_prompt(prompt)
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[RemoteProposals]:  # noqa: ARG002
-        yield RemoteProposals(self._provider, self._dialect, prompt, sampling)
+        streams = self._probe.capabilities.streams
+        calls = SamplingCalls(self._provider, affinity(prompt), streams=streams, grammar=sampling.grammar)
+        yield RemoteProposals(calls, self._dialect, prompt, sampling)
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:  # noqa: ARG002
         raise RequestError(
@@ -110,18 +114,23 @@ class RemoteLargeModel:
 class RemoteProposals:
     """One prompt's session with a provider's model. It holds nothing there: every call carries the whole prefix."""
 
-    def __init__(self, provider: Provider, dialect: Dialect, prompt: Tokens, sampling: SamplingParams) -> None:
-        self.sampled_tokens = 0
+    def __init__(self, calls: SamplingCalls, dialect: Dialect, prompt: Tokens, sampling: SamplingParams) -> None:
         self.prompt_tokens = dialect.count_tokens(prompt)
-        self.provider_usage = ProviderUsage()
-        self._provider = provider
+        self._calls = calls
         self._session = dialect.open(prompt, sampling)
         self._spare_tokens = dialect.spare_tokens
-        self._affinity = affinity(prompt)
         self._greedy = sampling.temperature == 0
         self._max_tokens = sampling.max_tokens
         self._grammar = sampling.grammar
         self._successors = SuccessorBuilder(dialect.decoder, sampling)
+
+    @property
+    def sampled_tokens(self) -> int:
+        return self._calls.sampled_tokens
+
+    @property
+    def provider_usage(self) -> ProviderUsage:
+        return self._calls.provider_usage
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         by_parent = {index: ys async for index, ys in self.propose_as_completed(beam, k=k, length=length)}
@@ -176,7 +185,7 @@ class RemoteProposals:
                 "n": n - len(drawn),
                 "seed": call_seed(parent.key, len(parent.tokens), attempt),
             }
-            completion = await self._call(body)
+            completion = await self._calls(body)
             if not parent.tokens and completion.usage and not self.prompt_tokens:
                 self.prompt_tokens = completion.usage.prompt_tokens
             choices = sorted(completion.choices, key=lambda choice: choice.index)
@@ -184,24 +193,7 @@ class RemoteProposals:
             drawn += [choice for choice in parsed if choice.advances]
             if len(drawn) >= n:
                 return drawn[:n]
-        raise UpstreamError(f"The provider of `{self._provider.name}` returned {len(drawn)} of {n} choices.")
-
-    async def _call(self, body: dict[str, object]) -> Completion:
-        provider = self._provider
-        try:
-            body = {"model": provider.config.model, **body}
-            answer = await provider.post(COMPLETIONS_PATH, body, affinity=self._affinity)
-        except RequestError as error:  # the provider says that the prompt is too long
-            error.param = error.param or "prompt"
-            raise
-        except UpstreamRefusedError as error:
-            if self._grammar is None:
-                raise
-            raise RequestError(str(error), self._grammar.field) from None
-        completion = read_completion(answer, provider.name)
-        self.provider_usage += completion.provider_usage
-        self.sampled_tokens += completion.provider_usage.completion_tokens
-        return completion
+        raise UpstreamError(f"The provider of `{self._calls.provider_name}` returned {len(drawn)} of {n} choices.")
 
     def _build(self, parent: Hypothesis, index: int, choice: DrawnChoice, *, already_decoded: int = 0) -> Hypothesis:
         return self._successors.build(

@@ -47,8 +47,8 @@ class TextTokenDecoder:
 def token_bytes_of_choice(tokens: Sequence[str], text: str) -> list[bytes]:
     """Returns the bytes of each token of a choice whose text is `text`.
 
-    Half of a surrogate pair becomes "?". Some providers write half a character as U+FFFD or as nothing. Where the tokens do not join to the text, it is
-    divided evenly among them, so that at least their number is right.
+    Some providers write half a character as U+FFFD or as nothing. Where the tokens do not join to the text, it is
+    divided evenly among them, so that at least their number is right. Half a surrogate pair becomes "?".
     """
     text = text.encode("utf-8", "replace").decode()
     encoded = [bytes_of(token) for token in tokens]
@@ -76,6 +76,22 @@ def whole_character_tokens(tokens: Sequence[bytes], length: int) -> int:
             if count >= length:
                 break
     return kept
+
+
+def chunk_size(tokens: Sequence[bytes], length: int, room: int, *, ended: bool) -> tuple[int, bool]:
+    """Returns how many of a choice's tokens belong to a chunk of `length` tokens, and whether it is ended.
+
+    `ended`: EOS follows `tokens`. It counts as a token, so it is drawn anew where the chunk ends before it.
+    """
+    if ended and len(tokens) < length:
+        return len(tokens), True
+    kept = whole_character_tokens(tokens[:room], length)
+    if kept >= length:
+        return kept, False
+    if len(tokens) >= room:  # the answer ends here, inside a character
+        return room, False
+    # Otherwise some tokens in a row hold the end of one character and the beginning of the next.
+    return (len(tokens), True) if ended else (kept, False)
 
 
 def bytes_of(token: str) -> bytes:

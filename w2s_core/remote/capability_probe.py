@@ -71,7 +71,7 @@ class CapabilityProbe(Generic[T]):
         await self._provider.stop()
 
     async def _probe_once(self) -> None:
-        """Raises ConfigurationError. No other answer of a provider, whatever it is, keeps it from being probed again."""
+        """Raises ConfigurationError. After any other answer the provider is probed again."""
         try:
             self._capabilities = await self._probe()
         except (UpstreamError, UnavailableError, RequestError) as error:

@@ -22,6 +22,9 @@ class _Schema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
+S = TypeVar("S", bound=_Schema)
+
+
 class Logprobs(_Schema):
     """OpenAI's legacy log-probabilities, as parallel lists.
 
@@ -84,13 +87,29 @@ class Completion(_Schema):
         return ProviderUsage(1, 0, sum(len(choice.logprobs.tokens) for choice in self.choices if choice.logprobs))
 
 
+class CompletionEvent(_Schema):
+    """An event of a streamed response. Its choices hold what is new in each; the last event may have none."""
+
+    choices: _List[Choice]
+    usage: TokenCounts | None = None
+
+
 _FIELDS = {name for schema in _Schema.__subclasses__() for name in schema.model_fields}
 
 
 def read_completion(answer: Mapping[str, Any], provider_name: str) -> Completion:
     """Validates a response. Raises UpstreamError, which names the invalid field and never its value."""
+    return _validate(Completion, answer, provider_name)
+
+
+def read_event(event: Mapping[str, Any], provider_name: str) -> CompletionEvent:
+    """Validates an event of a streamed response, as `read_completion` does."""
+    return _validate(CompletionEvent, event, provider_name)
+
+
+def _validate(schema: type[S], answer: Mapping[str, Any], provider_name: str) -> S:
     try:
-        return Completion.model_validate(answer)
+        return schema.model_validate(answer)
     except ValidationError as error:
         loc = error.errors(include_input=False)[0]["loc"]
         field = ".".join(str(part) for part in loc if isinstance(part, int) or part in _FIELDS)

@@ -64,9 +64,7 @@ class Exchange:
         try:
             async with asyncio.timeout(self._timeout_s), self._client.stream(method, url, content=content) as response:
                 yield response
-        except httpx.InvalidURL:  # httpx reads the target of a redirect, although it does not follow it
-            raise self._classifier.malformed("a redirect to something that is no URL") from None
-        except (httpx.RequestError, httpx.StreamError, TimeoutError) as error:
+        except (httpx.RequestError, httpx.StreamError, httpx.InvalidURL, TimeoutError) as error:
             raise self._classifier.from_exception(error, self._timeout_s) from None
 
     async def _read(self, response: httpx.Response, limit: int) -> bytes:

@@ -72,6 +72,10 @@ class FaultClassifier:
             return _unhealthy(
                 UpstreamTimeoutError(f"{self._provider} did not answer within {timeout_s:g} seconds."), "timeout"
             )
+        if isinstance(error, httpx.DecodingError):
+            return self.malformed("a response that cannot be decoded")
+        if isinstance(error, httpx.InvalidURL):  # httpx reads the target of a redirect, although it follows none
+            return Fault(UpstreamError(f"{self._provider} answered with a redirect; check base_url."), "redirect")
         return self.dropped()
 
     def dropped(self) -> Fault:
