@@ -124,6 +124,9 @@ class FakeLargeModel:
     def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
+    def longest_answer(self, drawn: int, chunk_length: int | None) -> int:
+        return drawn
+
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self.decoder.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 

@@ -171,6 +171,14 @@ class LargeModel(Protocol):
         """Tokens of an encoded prompt; 0 where only a provider can count them."""
         ...
 
+    def longest_answer(self, drawn: int, chunk_length: int | None) -> int:
+        """The most tokens that an answer may have if at most `drawn` tokens are to be drawn for it.
+
+        It is `drawn` itself unless chunks are drawn longer than they are kept. The answer is drawn in chunks of
+        `chunk_length` tokens, or, where that is None, by `Proposals.grow`.
+        """
+        ...
+
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         """Decodes a TokenPrompt to a TextPrompt, so that pairs can read it; returns other prompts as they are."""
         ...

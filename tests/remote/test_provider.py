@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ DROPS: dict[str, Behaviour] = {
     "half body": misbehaving.half_body,
     "half chunk": misbehaving.half_chunk,
     "not HTTP": misbehaving.not_http,
+    "absurd length": misbehaving.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999999\r\n\r\n{}"),
+    "negative length": misbehaving.raw(b"HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\n{}"),
 }
 GARBAGE: dict[str, Behaviour] = {
     "half JSON": misbehaving.half_json,
@@ -33,6 +37,9 @@ GARBAGE: dict[str, Behaviour] = {
     "overflow": answer(b'{"choices": [{"logprobs": [-1e999]}]}'),
     "a list": answer([1]),
     "null": answer(None),
+    "gzip garbage": answer(b"garbage", content_encoding="gzip"),
+    "not asked for": answer(b"garbage", content_encoding="zstd"),
+    "twice packed": answer(gzip.compress(gzip.compress(b"{}")), content_encoding="gzip, gzip"),
 }
 OVERLOAD: dict[str, Behaviour] = {
     "429": answer({"error": {"message": "slow down"}}, 429),
@@ -127,7 +134,35 @@ async def test_a_refusal_is_final(world: World, status: int) -> None:
     assert provider.available, "it is alive"
 
 
-@pytest.mark.parametrize("behaviour", [answer(b" " * 2000), misbehaving.drip], ids=["at once", "slowly"])
+BOMB = answer(gzip.compress(b" " * 10**6), content_encoding="gzip")
+
+
+async def test_a_packed_answer_is_read_although_none_was_asked_for(world: World) -> None:
+    packed = answer(gzip.compress(json.dumps(ANSWER).encode()), content_encoding="gzip")
+    assert await soon((await world.provider(await world.server(packed))).post("/completions", BODY)) == ANSWER
+
+
+async def test_no_cookie_is_kept(world: World) -> None:
+    """One that is not ASCII could not be sent, and each later call would fail of it."""
+    server = await world.server(answer(set_cookie="a=b"), answer(set_cookie="é=☃"))
+    provider = await world.provider(server)
+    for _ in range(3):
+        assert await soon(provider.post("/completions", BODY)) == ANSWER
+    assert all("cookie" not in call.headers for call in server.calls)
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:1/", "mailto:x", "http://[", "//[::1", ""])
+async def test_a_redirect_is_not_followed(world: World, target: str) -> None:
+    server = await world.server(otherwise=answer({}, 301, location=target))
+    provider = await world.provider(server, max_retries=0)
+    with pytest.raises(UpstreamError, match=r"redirect|301|closed"):
+        await soon(provider.post("/completions", BODY))
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "behaviour", [answer(b" " * 2000), misbehaving.drip, BOMB], ids=["at once", "slowly", "packed"]
+)
 async def test_an_answer_without_end_is_refused(world: World, behaviour: Behaviour) -> None:
     server = await world.server(otherwise=behaviour)
     provider = await world.provider(server, max_answer_bytes=10)

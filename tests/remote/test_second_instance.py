@@ -150,7 +150,9 @@ async def test_guided_streamed_and_not(client: httpx.AsyncClient, model: str, le
     pieces = await ask_streamed(client, model, **asked)
     assert "".join(pieces) == whole["choices"][0]["text"]
     assert len(pieces) > 1
-    assert whole["guidance"]["upstream"]["completion_tokens"] == whole["guidance"]["sampled_tokens"] == 32 * 6
+    # By text alone, three tokens more are drawn for each of eight chunks but the last.
+    drawn = 6 * (32 if model.startswith(("ids", "found")) else 32 + 7 * 3)
+    assert whole["guidance"]["upstream"]["completion_tokens"] == whole["guidance"]["sampled_tokens"] == drawn
     other = await ask(client, model, **{**asked, "seed": 5})
     assert other["choices"][0]["text"] != whole["choices"][0]["text"]
 

@@ -167,7 +167,7 @@ class Planner:
         budget = context_budget(request, prompt, tokens, large)
         if scorer is not None:
             budget = scorer.check(pair_prompt, budget)
-        budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens)
+        budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens, large)
         check_min_tokens(request, budget)
         chunked = guidance is not None and guidance.method == "cbs"
         # Best of n is a search with one chunk as long as the answer, of whose candidates the n best are kept.
@@ -179,7 +179,7 @@ class Planner:
             scorer=scorer,
             prompt=tokens,
             pair_prompt=pair_prompt,
-            sampling=request.sampling,
+            sampling=replace(request.sampling, max_tokens=budget),
             guidance=guidance,
             seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
             budget=budget,

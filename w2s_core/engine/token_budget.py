@@ -43,7 +43,7 @@ def context_budget(request: GenerationRequest, prompt: Prompt, tokens: Tokens, l
 
 
 def cap_to_sampled_tokens(
-    request: GenerationRequest, guidance: Guidance | None, budget: int, server_limit: int | None
+    request: GenerationRequest, guidance: Guidance | None, budget: int, server_limit: int | None, large: LargeModel
 ) -> int:
     """The budget, capped so that the request cannot sample more tokens than it may, whatever the search prunes.
 
@@ -54,14 +54,15 @@ def cap_to_sampled_tokens(
     if not limits or not budget:
         return budget
     sequences = _sequences_per_prompt(request, guidance) * len(request.prompts)
-    longest = min(limits) // sequences
-    if longest < 1:
+    drawn = min(limits) // sequences
+    if drawn < 1:
         raise RequestError(
             f"This request samples {sequences} sequences but may sample only {min(limits)} tokens in total: "
             "not one token for each.",
             _field_of_sequences(request, guidance, min(limits)),
         )
-    return min(budget, longest)
+    chunk_length = None if guidance is None else guidance.chunk_length if guidance.method == "cbs" else drawn
+    return min(budget, large.longest_answer(drawn, chunk_length))
 
 
 def _sequences_per_prompt(request: GenerationRequest, guidance: Guidance | None) -> int:

@@ -80,6 +80,9 @@ class LocalLargeModel:
     def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
+    def longest_answer(self, drawn: int, chunk_length: int | None) -> int:  # noqa: ARG002
+        return drawn
+
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return decode_prompt(self._tokenizer, prompt)
 
