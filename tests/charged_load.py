@@ -93,7 +93,10 @@ def tiny_server(folder: Path) -> Iterator[Replica]:
             "guided": {"large": "large", "guidance": {"method": "cbs", "pairs": {"pair": 1.0}}},
         },
         "workers": {"devices": ["cpu"], "threads": 1, "dtype": "float32", "kv_cache_gb": 0.05},
-        "server": {"api_keys": {key: {"key": key, "tokens_per_minute": 10**9} for key in KEYS}},
+        "server": {
+            "request_timeout_s": 3600,
+            "api_keys": {key: {"key": key, "tokens_per_minute": 10**9} for key in KEYS},
+        },
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "counts").mkdir()
@@ -108,7 +111,7 @@ class Load:
 
     def __init__(self, url: str, key: str) -> None:
         self.endings: Counter[str] = Counter()
-        self._http = httpx.AsyncClient(base_url=url, timeout=600, headers={"Authorization": f"Bearer {key}"})
+        self._http = httpx.AsyncClient(base_url=url, timeout=None, headers={"Authorization": f"Bearer {key}"})
         self._chance = random.Random(key)
 
     async def short(self, until: asyncio.Event) -> None:
@@ -124,9 +127,15 @@ class Load:
             "guidance": {"trace": True},
         }
         while not until.is_set():
-            response = await self._http.post("/v1/completions", json=body)
-            self.endings[f"long {response.status_code}"] += 1
-            self.endings["truncated"] += response.json()["guidance"].get("tree_truncated", False)
+            asking, over = asyncio.ensure_future(self._http.post("/v1/completions", json=body)), until.wait()
+            await asyncio.wait({asking, stopping := asyncio.ensure_future(over)}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if asking.cancel():
+                await asyncio.wait({asking})
+                self.endings["hung up"] += 1
+            else:
+                self.endings[f"long {asking.result().status_code}"] += 1
+                self.endings["truncated"] += asking.result().json()["guidance"].get("tree_truncated", False)
 
     async def aclose(self) -> None:
         await self._http.aclose()
