@@ -106,21 +106,32 @@ async def test_what_does_not_pass_is_one_clear_error(world: World, behaviour: Be
 
 
 @pytest.mark.parametrize("behaviour", HANGS.values(), ids=HANGS)
-async def test_one_that_hangs_is_given_up_in_time(world: World, behaviour: Behaviour) -> None:
-    """Every attempt has its deadline, and the connection is closed each time."""
+async def test_one_that_hangs_is_given_up_in_time_and_not_asked_again(world: World, behaviour: Behaviour) -> None:
     server = await world.server(otherwise=behaviour)
-    provider = await world.provider(server, max_retries=1, call_timeout_s=BRIEF_S)
+    provider = await world.provider(server, max_retries=3, call_timeout_s=BRIEF_S)
     with pytest.raises(UpstreamTimeoutError, match=r"did not answer within 0\.3 seconds"):
         await soon(provider.post("/completions", BODY))
-    assert world.statuses == ["timeout", "timeout"]
+    assert world.statuses == ["timeout"]
     await server.until(lambda: server.connections == 0)
 
 
 @pytest.mark.parametrize("behaviour", HANGS.values(), ids=HANGS)
-async def test_one_that_hung_once_is_asked_again(world: World, behaviour: Behaviour) -> None:
-    provider = await world.provider(await world.server(behaviour), call_timeout_s=1.0)
-    assert await soon(provider.post("/completions", BODY)) == ANSWER
-    assert world.statuses[0] == "timeout"
+async def test_another_base_url_has_its_turn_before_a_hung_one_has_used_all_time(
+    world: World, behaviour: Behaviour
+) -> None:
+    hung, well = await world.server(otherwise=behaviour), await world.server()
+    provider = await world.provider(hung, well, call_timeout_s=1.0)
+    affinity = next(a for a in range(99) if provider._endpoints.choose(a).url == hung.url)  # type: ignore[union-attr]
+    assert await soon(provider.post("/completions", BODY, affinity=affinity)) == ANSWER
+    assert world.statuses == ["timeout", "200"]
+
+
+async def test_a_call_waits_for_no_retry_that_would_come_too_late(world: World) -> None:
+    storm = answer({"error": {"message": "slow down"}}, 429, retry_after="20")
+    provider = await world.provider(await world.server(otherwise=storm), call_timeout_s=50)
+    with pytest.raises(UpstreamError, match="slow down"):
+        await soon(provider.post("/completions", BODY))
+    assert len(world.time.slept) == 2, "a third pause would end after 60 s"
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 408, 413, 422])
@@ -175,7 +186,7 @@ async def test_an_answer_without_end_is_refused(world: World, behaviour: Behavio
 @pytest.mark.parametrize(("asked", "least"), [("7", 7.0), ("86400", MAX_RETRY_AFTER_S), ("0", 0.0)])
 async def test_retry_after_is_honoured_within_bounds(world: World, asked: str, least: float) -> None:
     storm = answer({"error": {"message": "slow down"}}, 429, retry_after=asked)
-    provider = await world.provider(await world.server(storm, storm))
+    provider = await world.provider(await world.server(storm, storm), call_timeout_s=100)
     assert await soon(provider.post("/completions", BODY)) == ANSWER
     assert len(world.time.slept) == 2
     assert all(least <= pause <= least + 8 for pause in world.time.slept)

@@ -21,37 +21,38 @@ _MAX_DRAIN_S = 1.0  # how long the end of a response is awaited behind [DONE], s
 
 
 class Exchange:
-    """Sends requests over `client`. `timeout_s` bounds an exchange from its first to its last byte.
+    """Sends requests over `client`.
 
-    All methods raise Fault. Cancelling them closes the connection.
+    The methods' `timeout_s` bounds an exchange from its first to its last byte. All of them raise Fault. Cancelling one
+    closes its connection.
     """
 
     def __init__(
         self,
         client: httpx.AsyncClient,
         classifier: FaultClassifier,
-        timeout_s: float,
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self._client = client
         self._classifier = classifier
-        self._timeout_s = timeout_s
         self._max_bytes = max_bytes
 
-    async def __call__(self, method: str, url: str, content: bytes | None) -> dict[str, Any]:
+    async def __call__(self, method: str, url: str, content: bytes | None, timeout_s: float) -> dict[str, Any]:
         """Returns the JSON object of a successful response."""
-        async with self._response(method, url, content) as response:
+        async with self._response(method, url, content, timeout_s) as response:
             body = await self._read(response, self._max_bytes)
         return self._parse_response(response, body)
 
-    async def stream(self, url: str, content: bytes, feed: Callable[[dict[str, Any]], None], more_bytes: int) -> None:
+    async def stream(
+        self, url: str, content: bytes, feed: Callable[[dict[str, Any]], None], timeout_s: float, more_bytes: int
+    ) -> None:
         """Posts, and calls `feed` with each JSON object of a successful response, which is a stream of events.
 
         A response that is no stream is one object. `feed` may raise UpstreamError. The response may have `more_bytes`
         bytes more than one that is not streamed.
         """
         limit = self._max_bytes + more_bytes
-        async with self._response("POST", url, content) as response:
+        async with self._response("POST", url, content, timeout_s) as response:
             if response.status_code == httpx.codes.OK and _is_event_stream(response):
                 await self._read_events(response, feed, limit)
                 return
@@ -60,12 +61,14 @@ class Exchange:
             feed(self._parse_response(response, body))
 
     @asynccontextmanager
-    async def _response(self, method: str, url: str, content: bytes | None) -> AsyncIterator[httpx.Response]:
+    async def _response(
+        self, method: str, url: str, content: bytes | None, timeout_s: float
+    ) -> AsyncIterator[httpx.Response]:
         try:
-            async with asyncio.timeout(self._timeout_s), self._client.stream(method, url, content=content) as response:
+            async with asyncio.timeout(timeout_s), self._client.stream(method, url, content=content) as response:
                 yield response
         except (httpx.RequestError, httpx.StreamError, httpx.InvalidURL, TimeoutError) as error:
-            raise self._classifier.from_exception(error, self._timeout_s) from None
+            raise self._classifier.from_exception(error, timeout_s) from None
 
     async def _read(self, response: httpx.Response, limit: int) -> bytes:
         body = bytearray()

@@ -70,7 +70,7 @@ class FaultClassifier:
             return _unhealthy(error_type(f"{self._provider} cannot be reached."), "unreachable")
         if isinstance(error, httpx.TimeoutException | TimeoutError):
             return _unhealthy(
-                UpstreamTimeoutError(f"{self._provider} did not answer within {timeout_s:g} seconds."), "timeout"
+                UpstreamTimeoutError(f"{self._provider} did not answer within {timeout_s:.3g} seconds."), "timeout"
             )
         if isinstance(error, httpx.DecodingError):
             return self.malformed("a response that cannot be decoded")

@@ -1,8 +1,9 @@
-"""The httpx client of a provider: headers, certificates, time-outs, kept connections, and no cookies."""
+"""The httpx client of a provider: API key, headers, certificates, time-outs, kept connections, and no cookies."""
 
 from __future__ import annotations
 
 import logging
+import os
 import ssl
 from functools import cache
 from http.cookiejar import CookieJar
@@ -10,8 +11,23 @@ from http.cookiejar import CookieJar
 import httpx
 
 from w2s_core.config import ProviderConfig
+from w2s_core.errors import ConfigurationError
 
 _KEEPALIVE_S = 4.0  # uvicorn, which vLLM uses, closes idle connections after 5 s: we must close them first
+
+
+def read_api_key(config: ProviderConfig, key: str) -> str | None:
+    """Reads the API key from the environment variable `config.api_key_env`; None where none is configured.
+
+    Raises ConfigurationError, which names `key` (the model's place in the configuration), when the variable is missing
+    or cannot be an API key. Only the composition root calls this.
+    """
+    if config.api_key_env is None:
+        return None
+    api_key = os.environ.get(config.api_key_env, "").strip()
+    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise ConfigurationError(f"{key}.api_key_env: set the environment variable {config.api_key_env} to an API key.")
+    return api_key
 
 
 def make_http_client(config: ProviderConfig, api_key: str | None) -> httpx.AsyncClient:

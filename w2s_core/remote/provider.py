@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from w2s_core.config import ProviderConfig
-from w2s_core.errors import ConfigurationError, UnavailableError
+from w2s_core.errors import ConfigurationError, UnavailableError, UpstreamTimeoutError
 from w2s_core.remote.endpoints import Endpoint, Endpoints
 from w2s_core.remote.exchange import MAX_ANSWER_BYTES, Exchange
 from w2s_core.remote.faults import Fault, FaultClassifier
@@ -63,28 +63,15 @@ class Attempt:
 
 @dataclass(eq=False, slots=True)
 class _Call(Generic[T]):
-    """A call and its attempts so far. `attempt` makes one, at a base_url."""
+    """A call and its attempts so far. `attempt` makes one, at a base_url and within so many seconds."""
 
-    attempt: Callable[[Exchange, str], Awaitable[T]]
+    attempt: Callable[[Exchange, str, float], Awaitable[T]]
     affinity: int | None
     on_cancelled: Callable[[], None] = lambda: None
     tried: set[Endpoint] = field(default_factory=set)
     counted: set[Endpoint] = field(default_factory=set)  # whose breakers have counted this call's failure
     attempts: int = 0
-
-
-def read_api_key(config: ProviderConfig, key: str) -> str | None:
-    """Reads the API key from the environment variable `config.api_key_env`; None where none is configured.
-
-    Raises ConfigurationError, which names `key` (the model's place in the configuration), when the variable is missing
-    or cannot be an API key. Only the composition root calls this.
-    """
-    if config.api_key_env is None:
-        return None
-    api_key = os.environ.get(config.api_key_env, "").strip()
-    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
-        raise ConfigurationError(f"{key}.api_key_env: set the environment variable {config.api_key_env} to an API key.")
-    return api_key
+    deadline: float = math.inf  # of all attempts together; set when the first one begins
 
 
 class Provider:
@@ -137,7 +124,7 @@ class Provider:
         """Creates the HTTP client; the first calls make the connections."""
         self._client = make_http_client(self.config, self._api_key)
         classifier = FaultClassifier(self.name, self.config.model, self._api_key)
-        self._exchange = Exchange(self._client, classifier, self.config.call_timeout_s, self._max_answer_bytes)
+        self._exchange = Exchange(self._client, classifier, self._max_answer_bytes)
 
     async def stop(self) -> None:
         """Closes the connections; calls in flight fail."""
@@ -173,7 +160,7 @@ class Provider:
         UnavailableError where every circuit breaker is open.
         """
         content = _encode(body)
-        attempt = lambda exchange, url: exchange("POST", url + path, content)  # noqa: E731
+        attempt = lambda exchange, url, timeout_s: exchange("POST", url + path, content, timeout_s)  # noqa: E731
         return await self._call(_Call(attempt, affinity, on_cancelled))
 
     async def stream(
@@ -192,16 +179,17 @@ class Provider:
         """
         content = _encode(body)
 
-        async def attempt(exchange: Exchange, url: str) -> R:
+        async def attempt(exchange: Exchange, url: str, timeout_s: float) -> R:
             events = reader()
-            await exchange.stream(url + path, content, events.feed, tokens * _STREAMED_TOKEN_BYTES)
+            await exchange.stream(url + path, content, events.feed, timeout_s, tokens * _STREAMED_TOKEN_BYTES)
             return events
 
         return await self._call(_Call(attempt, affinity))
 
     async def get(self, path: str) -> dict[str, Any]:
         """Gets `base_url` + `path`, as `post` does."""
-        return await self._call(_Call(lambda exchange, url: exchange("GET", url + path, None), None))
+        attempt = lambda exchange, url, timeout_s: exchange("GET", url + path, None, timeout_s)  # noqa: E731
+        return await self._call(_Call(attempt, None))
 
     async def _call(self, call: _Call[T]) -> T:
         def wait(state: RetryCallState) -> float:
@@ -209,15 +197,25 @@ class Provider:
 
         retrying = AsyncRetrying(
             sleep=self._sleep,
-            stop=stop_after_attempt(1 + self.config.max_retries),
+            stop=lambda state: self._is_over(call, state),
             wait=wait,
-            retry=retry_if_exception(lambda error: isinstance(error, Fault) and error.transient),
+            retry=retry_if_exception(lambda error: self._may_retry(call, error)),
             reraise=True,
         )
         try:
             return await retrying(self._attempt, call)
         except Fault as fault:
             raise fault.error from None
+
+    def _may_retry(self, call: _Call[T], error: BaseException) -> bool:
+        """Whether another attempt may succeed. One that timed out would most likely do so again at its base_url."""
+        if not isinstance(error, Fault) or not error.transient:
+            return False
+        return not isinstance(error.error, UpstreamTimeoutError) or self._endpoints.can_fail_over(call.tried)
+
+    def _is_over(self, call: _Call[T], state: RetryCallState) -> bool:
+        """Whether the call may have no further attempt, or no time is left for one."""
+        return call.attempts > self.config.max_retries or self._clock() + state.upcoming_sleep >= call.deadline
 
     def _wait_s(self, call: _Call[T], state: RetryCallState) -> float:
         """Seconds before a retry: 0 where another base_url can take over, else `Retry-After` plus a random back-off."""
@@ -239,7 +237,14 @@ class Provider:
                 raise UnavailableError("The server is shutting down.", _STOPPED_RETRY_S)
             call.attempts += 1
             with self._recorded(endpoint, call):
-                return await call.attempt(self._exchange, endpoint.url)
+                return await call.attempt(self._exchange, endpoint.url, self._timeout_s(call, endpoint))
+
+    def _timeout_s(self, call: _Call[T], endpoint: Endpoint) -> float:
+        """Seconds that an attempt may take: half of what is left if another base_url is to have a turn."""
+        if call.attempts == 1:
+            call.deadline = self._clock() + self.config.call_timeout_s
+        left_s = call.deadline - self._clock()
+        return left_s / 2 if self._endpoints.can_fail_over({*call.tried, endpoint}) else left_s
 
     @contextmanager
     def _recorded(self, endpoint: Endpoint, call: _Call[T]) -> Iterator[None]:
