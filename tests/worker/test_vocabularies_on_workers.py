@@ -35,9 +35,10 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     PreTrainedTokenizerFast.from_pretrained(padded, eos_token=TURN_END).save_pretrained(padded)
     pair = [str(save_tiny(root / name, seed=seed)) for name, seed in (("tuned", 1), ("untuned", 2))]
     guidance = Guidance("cbs", {"pair": 1.0}, beam_width=4, successors=4, chunk_length=6)
+    short_pair = PairConfig(str(short), str(short), prompt_template="{prompt}")
     return EngineConfig(
         large_models={"padded": LargeModelConfig(str(padded)), "short": LargeModelConfig(str(short))},
-        pairs={"pair": PairConfig(pair[0], pair[1], prompt_template="Q: {prompt}")},
+        pairs={"pair": PairConfig(pair[0], pair[1], prompt_template="Q: {prompt}"), "short": short_pair},
         served_models={
             "padded": ServedModelConfig("padded"),
             "short": ServedModelConfig("short"),
@@ -86,6 +87,9 @@ async def test_what_the_embedding_lacks_is_refused_and_neighbours_go_on(uneven: 
             with pytest.raises(RequestError, match=f"{BEYOND}|between 0 and 299") as refused:
                 await answer(engine, replace(ASK, model="short", prompts=(prompt,)))
             assert refused.value.param == field
+        guided = replace(ASK, model="padded", guidance=Guidance("cbs", {"short": 1.0}, 1, 2, 6))
+        with pytest.raises(RequestError, match=f"pair cannot read `{BEYOND}`"):
+            await answer(engine, replace(guided, prompts=(TextPrompt(BEYOND),)))
         assert [y.tokens for y in await company] == alone
         await assert_nothing_is_held(engine)
 

@@ -28,9 +28,10 @@ class LocalScorer:
             model.check_template(template)
 
     def check(self, prompt: Prompt, max_tokens: int) -> int:
+        infos = [self._pool.info(model.name) for model in self._models]
         return min(
-            model.max_answer_tokens(prompt, self._template, self._pool.info(model.name).max_length, max_tokens)
-            for model in self._models
+            model.max_answer_tokens(prompt, self._template, info.max_length, max_tokens, info.vocabulary)
+            for model, info in zip(self._models, infos, strict=True)
         )
 
     @asynccontextmanager

@@ -46,16 +46,26 @@ class PairModel:
         text = pair_prompt_text(prompt, template)
         return self.tokenizer.encode_escaped(text, separator, special_tokens=True) or self.tokenizer.empty_prompt
 
-    def max_answer_tokens(self, prompt: Prompt, template: str | None, limit: int, max_tokens: int) -> int:
+    def max_answer_tokens(
+        self, prompt: Prompt, template: str | None, limit: int, max_tokens: int, vocabulary: int | None = None
+    ) -> int:
         """Tokens of answer, at most `max_tokens`, that fit after the prompt in a context of `limit` tokens.
+
+        `vocabulary`: ids below it can be read by the model; None where only a provider knows.
 
         Where the vocabulary is not shared, that depends on the text: then `max_tokens` is returned, and `check_length`
         decides later. Raises RequestError where no token fits.
         """
-        prompt_tokens = len(self.prompt(prompt, template))
+        tokens = self.prompt(prompt, template)
+        prompt_tokens = len(tokens)
         field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
         if not prompt_tokens:
             raise RequestError(f"The prompt must not be empty, because the pair's model {self.name} has no BOS.", field)
+        if vocabulary is not None and max(tokens) >= vocabulary:
+            [name] = self.tokenizer.convert_ids_to_tokens([max(tokens)])
+            raise RequestError(
+                f"The pair cannot read `{name}`: its tokenizer has this token, its embedding has not.", field
+            )
         if prompt_tokens >= limit:
             raise ContextLengthError(limit, prompt_tokens, 1, field)
         return min(max_tokens, limit - prompt_tokens) if self.shares_tokens else max_tokens
