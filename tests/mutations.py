@@ -170,7 +170,7 @@ MUTATIONS = (
              "endpoint.calls if affinity is None else 0", "endpoint.calls"),
     Mutation("w2s_core/remote/exchange.py", "tests/remote/test_provider.py",
              'if answer.get("error"):', 'if "error" in answer:'),
-    Mutation("w2s_core/scorers/remote.py", "tests/remote/test_pairs.py",
+    Mutation("w2s_core/scorers/remote.py", "tests/remote/test_pair_calls.py",
              "await session.aclose()", "pass"),
     Mutation("w2s_core/scorers/pair_model.py", "tests/remote/test_pairs.py",
              "and (y.ended or not y.finished) else", "else"),
