@@ -46,7 +46,7 @@ def build_engine(config: EngineConfig) -> Engine:
     return Engine(
         large_models,
         scorers,
-        config.served,
+        config.served_models,
         limits=config.limits,
         worker_pool=local.pool,
         components=[*remote.probes, *local.checkers],
