@@ -40,7 +40,7 @@ def build_engine(config: EngineConfig) -> Engine:
     scorers: dict[str, Scorer] = {
         name: remote.scorer(name, pair, shares_tokens)
         if isinstance(pair, RemotePairConfig)
-        else local.scorer(pair, shares_tokens)
+        else local.scorer(name, pair, shares_tokens)
         for name, pair in config.pairs.items()
     }
     return Engine(

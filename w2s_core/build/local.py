@@ -46,12 +46,12 @@ class LocalModels:
         self.checkers.append(model.checker)
         return model
 
-    def scorer(self, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> LocalScorer:
+    def scorer(self, name: str, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> LocalScorer:
         """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""
         assert self.pool is not None
         tuned, untuned = (
-            PairModel(model_source(reference), tokenizer, shares_tokens(tokenizer))
-            for reference in (config.tuned, config.untuned)
+            PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), model_source(reference))
+            for role, reference in (("tuned", config.tuned), ("untuned", config.untuned))
             for tokenizer in [self._tokenizers.load(reference)]
         )
         return LocalScorer(self.pool, tuned, untuned, config.prompt_template)

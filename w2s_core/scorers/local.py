@@ -15,7 +15,7 @@ from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score, Tokens
 
 
 class LocalScorer:
-    """A `Scorer` whose two models run in the worker pool, under their names there.
+    """A `Scorer` whose two models run in the worker pool.
 
     `template`: see `PairConfig.prompt_template`. Raises ConfigurationError where a model cannot use it.
     """
@@ -29,14 +29,14 @@ class LocalScorer:
 
     def check(self, prompt: Prompt, max_tokens: int) -> int:
         return min(
-            model.max_answer_tokens(prompt, self._template, self._pool.info(model.name).max_length, max_tokens)
+            model.max_answer_tokens(prompt, self._template, self._pool.info(model.pool_name).max_length, max_tokens)
             for model in self._models
         )
 
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[LocalScoring]:
-        async with self._pool.session(0, {model.name for model in self._models}) as session:
-            limits = [self._pool.info(model.name).max_length for model in self._models]
+        async with self._pool.session(0, {model.pool_name for model in self._models}) as session:
+            limits = [self._pool.info(model.pool_name).max_length for model in self._models]
             prompts = [model.prompt(prompt, self._template) for model in self._models]
             yield LocalScoring(session, self._models, prompts, limits)
 
@@ -73,4 +73,4 @@ class LocalScoring:
     async def _logprobs(self, index: int, answers: Sequence[Tokens]) -> ScoreResult:
         model, prompt = self._models[index], self._prompts[index]
         model.check_length(prompt, answers, self._limits[index])
-        return await self._session.score(model.name, prompt, answers)
+        return await self._session.score(model.pool_name, prompt, answers)
