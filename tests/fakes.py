@@ -125,6 +125,9 @@ class FakeLargeModel:
     def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
+    def longest_answer(self, drawn: int, chunk_length: int | None) -> int:
+        return drawn
+
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self.decoder.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
 
@@ -148,7 +151,7 @@ class FakeProposals:
     provider_usage = ProviderUsage()
 
     def __init__(self, model: FakeLargeModel, prompt: Tokens, sampling: SamplingParams) -> None:
-        self.sampled_tokens = 0
+        self.sampled_tokens = self.cached_tokens = 0
         self.prompt_tokens = len(prompt)
         self._model = model
         self._prompt = prompt

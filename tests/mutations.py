@@ -149,7 +149,7 @@ MUTATIONS = (
     Mutation("w2s_core/large/remote.py", "tests/remote/test_large_responses.py",
              "sorted(completion.choices, key=lambda choice: choice.index)", "list(completion.choices)"),
     Mutation("w2s_core/large/dialects.py", "tests/remote/test_large_responses.py",
-             "token_logprobs))[: kept + ended]", "token_logprobs))[:kept]"),
+             "logprobs[:size], ended, None", "logprobs[:kept], ended, None"),
     Mutation("w2s_core/large/dialects.py", "tests/remote/test_large_responses.py",
              "tokens[:length], False, None", "tokens[:length], ended, ending"),
     Mutation("w2s_core/large/text_tokens.py", "tests/remote/test_large_responses.py",

@@ -60,8 +60,9 @@ class ProviderConfig:
 
     `base_url`: one URL or several that serve the same model, each with its path (`http://host:8000/v1`).
     `model`: the provider's name of the model. `api_key_env`: the environment variable that holds the API key.
-    `call_timeout_s` bounds one attempt, its whole response included. `max_concurrency`: concurrent calls.
-    `max_retries`: attempts after the first, including those at another base_url.
+    `call_timeout_s` bounds a call, its retries and its whole response included: an attempt may take what is left, or
+    half of that while another base_url can be tried. `max_concurrency`: concurrent calls. `max_retries`: attempts after
+    the first, including those at another base_url; an attempt that timed out is repeated only there.
     Circuit breaker: after `breaker_failures` failed calls in a row a base_url gets no calls for `breaker_cooldown_s`,
     then one that probes it.
     """
@@ -71,7 +72,7 @@ class ProviderConfig:
     model: str
     api_key_env: str | None = None
     connect_timeout_s: float = 5.0
-    call_timeout_s: float = 120.0
+    call_timeout_s: float = 50.0
     max_concurrency: int = 64
     max_retries: int = 3
     breaker_failures: int = 5

@@ -5,7 +5,7 @@
     ├── RequestError                           the request is invalid (400); `param` names the field
     │   ├── ContextLengthError                 prompt and answer exceed the context (400, context_length_exceeded)
     │   │   └── UpstreamContextLengthError     the same, found by a provider
-    │   ├── PairContextLengthError             prompt and answer exceed a pair's context (400)
+    │   ├── PairContextLengthError             an answer exceeds a pair's context; the engine cuts it
     │   └── UnknownModelError                  no such served model (404)
     ├── OverloadedError                        the queue is full, or an API key is at a limit (429); `retry_after_s`
     ├── UnavailableError                       loading, no worker alive, or a provider down (503); `retry_after_s`
@@ -20,6 +20,8 @@
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class W2SError(Exception):
@@ -61,20 +63,23 @@ class UpstreamContextLengthError(ContextLengthError):
 
 
 class PairContextLengthError(RequestError):
-    """Prompt and answer exceed the context of the pair's model `name`, all counted in tokens of that model.
+    """Answers exceed the context of the pair's model `name`, all counted in tokens of that model.
 
-    This can happen in the middle of a search, because a pair may need more tokens for a text than the large model.
+    This can happen in the middle of a search, because a pair may need more tokens for a text than the large model; the
+    engine then cuts the answers. `lengths` are the tokens of each answer by its text, `room` is how many fit behind the
+    prompt.
     """
 
-    def __init__(self, name: str, limit: int, prompt_tokens: int, answer_tokens: int) -> None:
+    def __init__(self, name: str, limit: int, prompt_tokens: int, lengths: Mapping[str, int]) -> None:
         super().__init__(
-            f"The answer has outgrown the pair: {prompt_tokens} + {answer_tokens} tokens exceed the {limit} tokens of "
-            f"{name}. Please lower max_tokens.",
+            f"The answer has outgrown the pair: {prompt_tokens} + {max(lengths.values())} tokens exceed the {limit} "
+            f"tokens of {name}.",
             "max_tokens",
         )
         self.limit = limit
         self.prompt_tokens = prompt_tokens
-        self.answer_tokens = answer_tokens
+        self.lengths = lengths
+        self.room = limit - prompt_tokens
 
 
 class UnknownModelError(RequestError):

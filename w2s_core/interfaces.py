@@ -89,6 +89,11 @@ class Proposals(Proposer, Protocol):
         ...
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that need not be computed because their KV was cached; 0 where that is not known."""
+        ...
+
+    @property
     def provider_usage(self) -> ProviderUsage:
         """Calls and tokens that a provider has delivered so far."""
         ...
@@ -169,6 +174,14 @@ class LargeModel(Protocol):
 
     def count_tokens(self, prompt: Tokens) -> int:
         """Tokens of an encoded prompt; 0 where only a provider can count them."""
+        ...
+
+    def longest_answer(self, drawn: int, chunk_length: int | None) -> int:
+        """The most tokens that an answer may have if at most `drawn` tokens are to be drawn for it.
+
+        It is `drawn` itself unless chunks are drawn longer than they are kept. The answer is drawn in chunks of
+        `chunk_length` tokens, or, where that is None, by `Proposals.grow`.
+        """
         ...
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.test_engine import ASK, choices, events_of, texts
-from tests.fakes import DEFAULT_GUIDANCE, FakeLargeModel, FakeScorer, fake_engine, letters
+from tests.fakes import DEFAULT_GUIDANCE, FakeLargeModel, FakeScorer, answer, fake_engine, letters
 from w2s_core.config import Limits, ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished
@@ -125,10 +125,11 @@ async def test_what_cannot_be_served_is_refused_naming_the_field(
     assert engine.admission.rows_running == 0
 
 
-async def test_a_pair_without_room_for_max_tokens_is_refused() -> None:
-    with pytest.raises(RequestError, match="room for 5 tokens") as caught:
-        await events_of(fake_engine(scorers={"positive": FakeScorer(room=5)}), ASK)
-    assert caught.value.param == "max_tokens"
+async def test_an_answer_ends_where_the_pairs_context_is_full() -> None:
+    sampling = replace(ASK.sampling, max_tokens=20, ignore_eos=True)
+    engine = fake_engine(scorers={"positive": FakeScorer(room=5)})
+    [y] = await answer(engine, replace(ASK, sampling=sampling))
+    assert (y.length, y.finish_reason) == (5, "length")
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from w2s_core.config import RemoteLargeModelConfig
@@ -14,6 +17,7 @@ from w2s_core.types import Tokens
 
 MODEL = "remote-model"
 PUBLIC = {"model", "prompt", "max_tokens", "temperature", "top_p", "n", "seed", "logprobs", "echo", "logit_bias"}
+PUBLIC |= {"stream", "stream_options"}
 Distribution = Callable[[Tokens], Mapping[int, float]]
 
 
@@ -46,7 +50,8 @@ class FakeProvider:
     """Looks like `Provider`. `flavor` "openai" refuses fields that the public API has not. `calls` are the bodies.
 
     `down` makes it refuse everything; `spoil(answer)` may change an answer; `fewer` leaves out that many choices of the
-    first call; `lists_context` tells max_model_len.
+    first call; `lists_context` tells max_model_len; without `streams` a stream is refused. `gate` is awaited before
+    every answer, and `event_gate` before every event of a stream.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class FakeProvider:
         *,
         flavor: str = "vllm",
         lists_context: bool = True,
+        streams: bool = True,
     ) -> None:
         self.name = "far"
         self.config = RemoteLargeModelConfig(base_url="http://far/v1", model=MODEL)
@@ -63,11 +69,13 @@ class FakeProvider:
         self.distribution = distribution or words(tokenizer)
         self.flavor = flavor
         self.lists_context = lists_context
+        self.streams = streams
         self.down = False
         self.running = False
         self.fewer = 0
         self.spoil: Callable[[dict[str, Any]], object] = lambda answer: None
         self.gate: Callable[[], Any] | None = None
+        self.event_gate: Callable[[], Any] | None = None
         self.open_calls = 0
         self.calls: list[dict[str, Any]] = []
 
@@ -87,22 +95,56 @@ class FakeProvider:
         length = {"max_model_len": 500} if self.lists_context else {}
         return {"data": [{"id": MODEL, **length}]}
 
-    async def post(self, path: str, body: Mapping[str, Any], *, affinity: int | None = None) -> dict[str, Any]:
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        affinity: int | None = None,
+        on_cancelled: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         assert path == "/completions"
         assert body["model"] == MODEL
         self._check_up()
         if self.flavor == "openai" and (unknown := set(body) - PUBLIC):
             raise UpstreamRefusedError(f"Unknown fields: {unknown}")
+        if body.get("stream") and not self.streams:
+            raise UpstreamRefusedError("Streaming is not supported.")
         self.calls.append(dict(body))
-        self.open_calls += 1
-        try:
+        with self._open_call(on_cancelled):
             if self.gate:
                 await self.gate()
-        finally:
-            self.open_calls -= 1
         answer = self._answer(body)
         self.spoil(answer)
         return answer
+
+    async def stream(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        reader: Callable[[], Any],
+        *,
+        affinity: int | None = None,
+        tokens: int = 0,
+    ) -> Any:
+        answer, stream = await self.post(path, body, affinity=affinity), reader()
+        for event in events_of(answer):
+            with self._open_call():
+                if self.event_gate:
+                    await self.event_gate()
+            stream.feed(event)
+        return stream
+
+    @contextmanager
+    def _open_call(self, on_cancelled: Callable[[], None] = lambda: None) -> Iterator[None]:
+        self.open_calls += 1
+        try:
+            yield
+        except asyncio.CancelledError:
+            on_cancelled()
+            raise
+        finally:
+            self.open_calls -= 1
 
     def draw(self, context: Tokens, *, seed: int, length: int, greedy: bool = False) -> tuple[Tokens, list[float]]:
         """What one choice is, EOS included."""
@@ -163,6 +205,28 @@ class FakeProvider:
     def _check_up(self) -> None:
         if self.down:
             raise UnavailableError("The provider is down.", 3)
+
+
+def events_of(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The events that stream this answer: the choices in turn, a token in each, and the usage."""
+    streams = [_deltas(choice) for choice in answer["choices"]]
+    deltas = [delta for turn in zip_longest(*streams) for delta in turn if delta is not None]
+    return [*({"choices": [delta]} for delta in deltas), {"choices": [], "usage": answer.get("usage")}]
+
+
+def _deltas(choice: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """At least one. A character's text comes with its last token."""
+    logprobs = choice["logprobs"]
+    ids, names, index = choice.get("token_ids"), logprobs["tokens"], choice["index"]
+    count, offsets, sent = max(1, len(names if ids is None else ids)), logprobs.get("text_offset", ()), 0
+    for i in range(count):
+        last = i == count - 1
+        end = len(choice["text"]) if last else (*offsets, *[len(choice["text"])] * count)[i + 1]
+        delta = {"index": index, "text": choice["text"][sent:end], "finish_reason": None}
+        sent = end
+        delta["logprobs"] = {key: values[i : i + 1] for key, values in logprobs.items()}
+        delta |= {} if ids is None else {"token_ids": ids[i : i + 1]}
+        yield delta | {key: choice[key] for key in ("finish_reason", "stop_reason") if last and key in choice}
 
 
 def _pick(table: Mapping[int, float], u: float) -> int:

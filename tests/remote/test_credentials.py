@@ -12,7 +12,8 @@ from tests.remote.conftest import KEY, World
 from tests.remote.misbehaving import SOON, Behaviour, Call, Connection, answer
 from w2s_core.config import ProviderConfig
 from w2s_core.errors import ConfigurationError, UpstreamError
-from w2s_core.remote.provider import Provider, read_api_key
+from w2s_core.remote.http_client import read_api_key
+from w2s_core.remote.provider import Provider
 
 CONFIG = ProviderConfig(base_url="http://host/v1", model="m", api_key_env="LLM_KEY")
 

@@ -76,10 +76,10 @@ async def test_a_schema_that_is_none_is_refused_here(tokenizer: HFTokenizer, sou
 class Strict(FakeProvider):
     """Refuses every grammar."""
 
-    async def post(self, path: str, body: Mapping[str, Any], *, affinity: int | None = None) -> dict[str, Any]:
+    async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         if "structured_outputs" in body:
             raise UpstreamRefusedError("The provider of `far` rejected the call (400): no such type.")
-        return await super().post(path, body, affinity=affinity)
+        return await super().post(path, body, **options)
 
 
 async def test_what_the_provider_refuses_is_the_callers_mistake(tokenizer: HFTokenizer) -> None:

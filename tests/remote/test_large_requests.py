@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.fakes import answer
-from tests.remote.fake_provider import FakeProvider, words
+from tests.remote import fake_provider
+from tests.remote.fake_provider import FakeProvider, events_of, words
 from tests.remote.test_large import ASK, CBS, FLAVORS, KEY, remote_model, serving
 from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
@@ -123,6 +125,42 @@ async def test_what_is_found_at_the_start(
     part = remote_model(FakeProvider(tokenizer, flavor=speaks), with_tokenizer=with_tokenizer, flavor=flavor)
     await part.start()
     assert (part.capabilities.context_length, part.capabilities.token_ids) == (500, token_ids)
+    await part.stop()
+
+
+def _without(*keys: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """A function that drops these fields of every choice."""
+    return lambda events: [
+        {**event, "choices": [{k: v for k, v in choice.items() if k not in keys} for choice in event["choices"]]}
+        for event in events
+    ]
+
+
+STREAMS: dict[str, tuple[Callable[[list[dict[str, Any]]], list[dict[str, Any]]], bool]] = {
+    "as usual": (lambda events: events, True),
+    "in one event": (lambda events: [{"choices": [c for e in events[:2] for c in e["choices"]], **events[-1]}], False),
+    "each token twice": (lambda events: [*events[:-1], *events[:-1], events[-1]], False),
+    "no usage": (lambda events: events[:-1], False),
+    "one choice": (lambda events: [event for event in events if not any(c["index"] for c in event["choices"])], False),
+    "no finish reasons": (_without("finish_reason"), False),
+    "no log-probabilities": (_without("logprobs"), False),
+    "no token ids": (_without("token_ids"), False),
+    "no choices": (lambda events: [{"usage": None}], False),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("flavor", FLAVORS)
+async def test_whether_a_provider_streams_is_found_at_the_start(
+    tokenizer: HFTokenizer, kind: str, flavor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, expected = STREAMS[kind]
+    provider = FakeProvider(tokenizer, words(tokenizer, ("a", "b"), eos=0.0), flavor=flavor)
+    monkeypatch.setattr(fake_provider, "events_of", lambda answer: change(events_of(answer)))
+    part = remote_model(provider)
+    await part.start()
+    assert part.capabilities.streams is (expected or (kind == "no token ids" and flavor == "openai"))
+    assert part.capabilities.token_ids == (flavor == "vllm")
     await part.stop()
 
 

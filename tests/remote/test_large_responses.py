@@ -14,8 +14,8 @@ from tests.fakes import answer
 from tests.remote.fake_provider import FakeProvider, words
 from tests.remote.test_large import ASK, CBS, FLAVORS, serving
 from w2s_core.errors import UpstreamError
-from w2s_core.large.dialects import DrawnChoice, TokenIdSession
-from w2s_core.large.text_tokens import token_bytes_of_choice, whole_character_tokens
+from w2s_core.large.dialects import DrawnChoice, TextSession, TokenIdSession
+from w2s_core.large.text_tokens import TextTokenDecoder, token_bytes_of_choice, whole_character_tokens
 from w2s_core.remote.completion import Choice, Logprobs
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Guidance, SamplingParams
@@ -98,12 +98,23 @@ def test_an_eos_behind_more_tokens_than_asked_for_is_dropped(tokenizer: HFTokeni
     logprobs = Logprobs(token_logprobs=[-1.0, -2.0, -3.0], top_logprobs=[{"token_id:7": -1.0}] * 3)
     choice = Choice(finish_reason="stop", token_ids=[64, 65, tokenizer.eos], logprobs=logprobs)
     session = TokenIdSession("far", tokenizer, (1,), sampling)
-    assert session.parse(choice, 2, exact=False) == DrawnChoice(
+    assert session.parse(choice, 2, room=9) == DrawnChoice(
         (64, 65), (-1.0, -2.0, -3.0), ended=True, ending=tokenizer.eos, alternatives=(((7, -1.0),),) * 3
     )
-    assert session.parse(choice, 1, exact=False) == DrawnChoice(
-        (64,), (-1.0,), ended=False, alternatives=(((7, -1.0),),)
-    )
+    assert session.parse(choice, 1, room=9) == DrawnChoice((64,), (-1.0,), ended=False, alternatives=(((7, -1.0),),))
+
+
+def _replace(value: Any, *path: Any) -> Any:
+    """A function that puts `value` at this place of an answer's first choice."""
+
+    def spoil(answer: dict[str, Any]) -> None:
+        *holders, key = path
+        holder = answer["choices"][0]
+        for name in holders:
+            holder = holder[name]
+        holder[key] = value
+
+    return spoil
 
 
 SPOILT: Sequence[tuple[Any, str]] = [
@@ -114,6 +125,13 @@ SPOILT: Sequence[tuple[Any, str]] = [
     (lambda answer: answer["choices"][0].pop("token_ids"), "token_ids"),
     (lambda answer: answer["choices"][0].update(logprobs=None), "logprobs"),
     (lambda answer: answer["choices"][0]["logprobs"]["token_logprobs"].pop(), "logprobs"),
+    *((_replace(value, "token_ids", 0), "does not have") for value in (-1, 300, 2**64)),
+    *((_replace(value, "token_ids", 0), r"choices\.0\.token_ids\.0`") for value in ("1", True, 1.0, None)),
+    *((_replace(value, "logprobs", "token_logprobs", 0), r"token_logprobs\.0`") for value in (0.5, "x", 10**400)),
+    *((_replace(value, "logprobs", "token_logprobs", 0), "logprobs") for value in (None,)),
+    (_replace({"\ud83d": 1.0}, "logprobs", "top_logprobs"), r"top_logprobs` is invalid"),
+    (_replace([{"no such field": []}], "logprobs", "top_logprobs"), r"top_logprobs\.0` is invalid"),
+    *((lambda answer, n=n: answer["usage"].update(completion_tokens=n), "usage") for n in (-5, 10**12, "1")),
 ]
 
 
@@ -126,24 +144,46 @@ async def test_an_answer_that_makes_no_sense_is_one_clear_error(tokenizer: HFTok
             await answer(engine, ASK)
 
 
-@given(st.text("aé☃𝄞 ", max_size=8), st.integers(0, 10))
+async def test_alternatives_of_too_few_tokens_are_an_error(tokenizer: HFTokenizer) -> None:
+    """They would be told of other tokens."""
+    provider = FakeProvider(tokenizer)
+    provider.spoil = _replace([{"token_id:1": -1.0}], "logprobs", "top_logprobs")
+    async with serving(provider) as engine:
+        with pytest.raises(UpstreamError, match="top_logprobs"):
+            await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=12, seed=1, logprobs=1)))
+
+
+@pytest.mark.parametrize("text", ["a\ud83d", "\ude00☃"])
+def test_half_a_surrogate_pair_is_no_character(text: str) -> None:
+    """JSON can say it, UTF-8 cannot."""
+    expected = text.encode("utf-8", "replace")
+    assert b"".join(token_bytes_of_choice(["x", "y", "z"], text)) == expected
+    assert b"".join(token_bytes_of_choice(list(text), text)) == expected
+
+
+def test_text_without_tokens_is_an_error() -> None:
+    session = TextSession(TextTokenDecoder(), "", SamplingParams())
+    with pytest.raises(UpstreamError, match="logprobs"):
+        session.parse(Choice(text="abc", finish_reason="stop", logprobs=Logprobs()), 5, 5)
+
+
+@given(st.text("aé☃𝄞 ", max_size=8), st.integers(1, 10))
 def test_whole_characters_never_cut_one(text: str, length: int) -> None:
     pieces = [bytes([byte]) for byte in text.encode()]
     kept = whole_character_tokens(pieces, length)
     kept_text = b"".join(pieces[:kept]).decode()
     assert text.startswith(kept_text)
-    if kept > length:  # only where less would be nothing
-        assert len(kept_text) == 1
+    if kept < length:  # only where there is no more
+        assert kept == len(pieces)
     else:
-        assert kept == len(pieces) or len((kept_text + text[len(kept_text)]).encode()) > length
+        assert len(kept_text[:-1].encode()) < length, "the fewest"
 
 
-@pytest.mark.parametrize(("length", "kept"), [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4), (6, 4)])
+@pytest.mark.parametrize(("length", "kept"), [(1, 1), (2, 4), (3, 4), (4, 4), (5, 4), (6, 4)])
 def test_half_a_character_may_be_written_as_nothing(length: int, kept: int) -> None:
     """As vLLM does: two tokens without text before the one that completes their character."""
     pieces = [b"a", b"", b"", "☃".encode(), b"", b""]
     assert whole_character_tokens(pieces, length) == kept
-    assert whole_character_tokens(pieces[1:], length) == 3, "the fewest beyond the length, where less would be nothing"
     assert whole_character_tokens(pieces[4:], length) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 
 from tests.fakes import FakeScorer
-from tests.remote.fake_provider import MODEL, FakeProvider, words
+from tests.remote.fake_provider import MODEL, FakeProvider, events_of, words
 from tests.server.conftest import loaded, uvicorn_server
 from tests.tiny import TEMPLATE, byte_tokenizer
 from w2s_core.build.remote import RemoteModels
@@ -40,7 +42,7 @@ def application(provider: FakeProvider) -> FastAPI:
         return await provider.get("/models")
 
     @app.post("/v1/completions")
-    async def completions(request: Request) -> dict[str, Any]:
+    async def completions(request: Request) -> Any:
         body = await request.json()
         answering = asyncio.create_task(provider.post("/completions", body))
 
@@ -51,11 +53,18 @@ def application(provider: FakeProvider) -> FastAPI:
 
         watching = asyncio.create_task(watch())
         try:
-            return await answering
+            answer = await answering
         finally:
             watching.cancel()
+        return StreamingResponse(_lines(answer), media_type="text/event-stream") if body.get("stream") else answer
 
     return app
+
+
+async def _lines(answer: dict[str, Any]) -> AsyncIterator[str]:
+    for event in events_of(answer):
+        yield f"data: {json.dumps(event)}\n\n"
+    yield "data: [DONE]\n\n"
 
 
 @asynccontextmanager

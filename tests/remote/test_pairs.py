@@ -34,11 +34,11 @@ class Picky(FakeProvider):
 
     refused: frozenset[str] = frozenset()
 
-    async def post(self, path: str, body: Mapping[str, Any], *, affinity: int | None = None) -> dict[str, Any]:
+    async def post(self, path: str, body: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         fields = {*body, f"max_tokens {body['max_tokens']}"}
         if fields & self.refused:
             raise UpstreamRefusedError(f"no {fields & self.refused}")
-        return await super().post(path, body, affinity=affinity)
+        return await super().post(path, body, **options)
 
 
 def pair_of(tokenizer: HFTokenizer, way: str = "prompt_logprobs", *, lists_context: bool = True) -> list[Picky]:
@@ -212,6 +212,17 @@ async def test_too_few_log_probabilities_are_an_error(tokenizer: HFTokenizer, cu
             await scoring.score([Hypothesis(text="ab")])
 
 
+@pytest.mark.parametrize("value", [None, 0.5])
+async def test_an_answers_token_without_a_log_probability_is_an_error(tokenizer: HFTokenizer, value: Any) -> None:
+    """Only the first token of all has none, because nothing stands before it."""
+    models = pair_of(tokenizer, "echo")
+    scorer = await scorer_on(models)
+    models[1].spoil = lambda answer: answer["choices"][0]["logprobs"]["token_logprobs"].__setitem__(-1, value)
+    async with scorer.open(PROMPT) as scoring:
+        with pytest.raises(UpstreamError, match=r"log-probabilities|token_logprobs"):
+            await scoring.score([Hypothesis(text="ab")])
+
+
 async def test_remote_pairs_add_up(tokenizer: HFTokenizer) -> None:
     one, other = pair_of(tokenizer), pair_of(tokenizer, "echo")
     scorers = {"one": await scorer_on(one), "other": await scorer_on(other)}
@@ -221,36 +232,3 @@ async def test_remote_pairs_add_up(tokenizer: HFTokenizer) -> None:
         assert scoring.provider_usage.calls == 4
     assert score.total == pytest.approx(0.0)
     assert score.pairs["one"] != 0
-
-
-async def test_what_is_expected_is_asked_for_meanwhile_and_once(tokenizer: HFTokenizer) -> None:
-    models = pair_of(tokenizer)
-    scorer = await scorer_on(models)
-    go = asyncio.Event()
-    for model in models:
-        model.gate = go.wait
-    first, more = answers("a"), answers("b", "c")
-    async with scorer.open(PROMPT) as scoring, asyncio.timeout(60):
-        await scoring.prefetch(first)  # returns although nobody answers
-        await asyncio.sleep(0)
-        assert [model.open_calls for model in models] == [2, 2]
-        scores = asyncio.create_task(scoring.score([*first, *more]))
-        go.set()
-        found = await scores
-        assert [len(model.calls) for model in models] == [6, 6]
-    whole = [expected(models, tokenizer.encode("Say", special_tokens=True), y) for y in [*first, *more]]
-    assert [score.total for score in found] == pytest.approx(whole)
-
-
-async def test_who_leaves_ends_what_is_expected(tokenizer: HFTokenizer) -> None:
-    models = pair_of(tokenizer)
-    scorer = await scorer_on(models)
-    for model in models:
-        model.gate = asyncio.Event().wait
-    before = asyncio.all_tasks()
-    async with scorer.open(PROMPT) as scoring, asyncio.timeout(60):
-        await scoring.prefetch(answers("a"))
-        await asyncio.sleep(0)
-        assert [model.open_calls for model in models] == [2, 2]
-    assert [model.open_calls for model in models] == [0, 0]
-    assert asyncio.all_tasks() == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 from typing import Any
 
 import pytest
@@ -22,6 +24,8 @@ DROPS: dict[str, Behaviour] = {
     "half body": misbehaving.half_body,
     "half chunk": misbehaving.half_chunk,
     "not HTTP": misbehaving.not_http,
+    "absurd length": misbehaving.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999999\r\n\r\n{}"),
+    "negative length": misbehaving.raw(b"HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\n{}"),
 }
 GARBAGE: dict[str, Behaviour] = {
     "half JSON": misbehaving.half_json,
@@ -33,6 +37,9 @@ GARBAGE: dict[str, Behaviour] = {
     "overflow": answer(b'{"choices": [{"logprobs": [-1e999]}]}'),
     "a list": answer([1]),
     "null": answer(None),
+    "gzip garbage": answer(b"garbage", content_encoding="gzip"),
+    "not asked for": answer(b"garbage", content_encoding="zstd"),
+    "twice packed": answer(gzip.compress(gzip.compress(b"{}")), content_encoding="gzip, gzip"),
 }
 OVERLOAD: dict[str, Behaviour] = {
     "429": answer({"error": {"message": "slow down"}}, 429),
@@ -99,21 +106,32 @@ async def test_what_does_not_pass_is_one_clear_error(world: World, behaviour: Be
 
 
 @pytest.mark.parametrize("behaviour", HANGS.values(), ids=HANGS)
-async def test_one_that_hangs_is_given_up_in_time(world: World, behaviour: Behaviour) -> None:
-    """Every attempt has its deadline, and the connection is closed each time."""
+async def test_one_that_hangs_is_given_up_in_time_and_not_asked_again(world: World, behaviour: Behaviour) -> None:
     server = await world.server(otherwise=behaviour)
-    provider = await world.provider(server, max_retries=1, call_timeout_s=BRIEF_S)
+    provider = await world.provider(server, max_retries=3, call_timeout_s=BRIEF_S)
     with pytest.raises(UpstreamTimeoutError, match=r"did not answer within 0\.3 seconds"):
         await soon(provider.post("/completions", BODY))
-    assert world.statuses == ["timeout", "timeout"]
+    assert world.statuses == ["timeout"]
     await server.until(lambda: server.connections == 0)
 
 
 @pytest.mark.parametrize("behaviour", HANGS.values(), ids=HANGS)
-async def test_one_that_hung_once_is_asked_again(world: World, behaviour: Behaviour) -> None:
-    provider = await world.provider(await world.server(behaviour), call_timeout_s=1.0)
-    assert await soon(provider.post("/completions", BODY)) == ANSWER
-    assert world.statuses[0] == "timeout"
+async def test_another_base_url_has_its_turn_before_a_hung_one_has_used_all_time(
+    world: World, behaviour: Behaviour
+) -> None:
+    hung, well = await world.server(otherwise=behaviour), await world.server()
+    provider = await world.provider(hung, well, call_timeout_s=1.0)
+    affinity = next(a for a in range(99) if provider._endpoints.choose(a).url == hung.url)  # type: ignore[union-attr]
+    assert await soon(provider.post("/completions", BODY, affinity=affinity)) == ANSWER
+    assert world.statuses == ["timeout", "200"]
+
+
+async def test_a_call_waits_for_no_retry_that_would_come_too_late(world: World) -> None:
+    storm = answer({"error": {"message": "slow down"}}, 429, retry_after="20")
+    provider = await world.provider(await world.server(otherwise=storm), call_timeout_s=50)
+    with pytest.raises(UpstreamError, match="slow down"):
+        await soon(provider.post("/completions", BODY))
+    assert len(world.time.slept) == 2, "a third pause would end after 60 s"
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 408, 413, 422])
@@ -127,7 +145,35 @@ async def test_a_refusal_is_final(world: World, status: int) -> None:
     assert provider.available, "it is alive"
 
 
-@pytest.mark.parametrize("behaviour", [answer(b" " * 2000), misbehaving.drip], ids=["at once", "slowly"])
+BOMB = answer(gzip.compress(b" " * 10**6), content_encoding="gzip")
+
+
+async def test_a_packed_answer_is_read_although_none_was_asked_for(world: World) -> None:
+    packed = answer(gzip.compress(json.dumps(ANSWER).encode()), content_encoding="gzip")
+    assert await soon((await world.provider(await world.server(packed))).post("/completions", BODY)) == ANSWER
+
+
+async def test_no_cookie_is_kept(world: World) -> None:
+    """One that is not ASCII could not be sent, and each later call would fail of it."""
+    server = await world.server(answer(set_cookie="a=b"), answer(set_cookie="é=☃"))
+    provider = await world.provider(server)
+    for _ in range(3):
+        assert await soon(provider.post("/completions", BODY)) == ANSWER
+    assert all("cookie" not in call.headers for call in server.calls)
+
+
+@pytest.mark.parametrize("target", ["http://127.0.0.1:1/", "mailto:x", "http://[", "//[::1", ""])
+async def test_a_redirect_is_not_followed(world: World, target: str) -> None:
+    server = await world.server(otherwise=answer({}, 301, location=target))
+    provider = await world.provider(server, max_retries=0)
+    with pytest.raises(UpstreamError, match=r"redirect|301|closed"):
+        await soon(provider.post("/completions", BODY))
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "behaviour", [answer(b" " * 2000), misbehaving.drip, BOMB], ids=["at once", "slowly", "packed"]
+)
 async def test_an_answer_without_end_is_refused(world: World, behaviour: Behaviour) -> None:
     server = await world.server(otherwise=behaviour)
     provider = await world.provider(server, max_answer_bytes=10)
@@ -140,7 +186,7 @@ async def test_an_answer_without_end_is_refused(world: World, behaviour: Behavio
 @pytest.mark.parametrize(("asked", "least"), [("7", 7.0), ("86400", MAX_RETRY_AFTER_S), ("0", 0.0)])
 async def test_retry_after_is_honoured_within_bounds(world: World, asked: str, least: float) -> None:
     storm = answer({"error": {"message": "slow down"}}, 429, retry_after=asked)
-    provider = await world.provider(await world.server(storm, storm))
+    provider = await world.provider(await world.server(storm, storm), call_timeout_s=100)
     assert await soon(provider.post("/completions", BODY)) == ANSWER
     assert len(world.time.slept) == 2
     assert all(least <= pause <= least + 8 for pause in world.time.slept)

@@ -1,6 +1,8 @@
 """Answers decoded behind their prompt, whatever the tokenizer: byte-level, byte fallback, Metaspace and WordPiece.
 
 The oracle decodes the whole sequence at once: an answer's text is that of prompt and answer without that of the prompt.
+
+    make test ARGS="-m slow tests/text/test_tokenizer_families.py"    # 24,000 examples, minutes
 """
 
 from __future__ import annotations
@@ -17,11 +19,17 @@ from tests.tiny import BOS, byte_tokenizer, sentencepiece_tokenizer, wordpiece_t
 from w2s_core.engine.events import ChoiceFinished, TextCommitted
 from w2s_core.engine.output import TokenStreamer
 from w2s_core.large.successors import SuccessorBuilder
+from w2s_core.structured.grammar_compiling import compile_grammar, new_matcher, new_tokenizer
 from w2s_core.text.detokenizer import detokenize, start_behind
 from w2s_core.text.tokenizer import HFTokenizer
-from w2s_core.types import Hypothesis, SamplingParams, Tokens
+from w2s_core.types import GrammarKind, Hypothesis, SamplingParams, Tokens
 
 FAMILIES = ("bytes", "merging bytes", "llama", "gemma", "metaspace", "wordpiece")
+GRAMMARS: list[tuple[GrammarKind, str]] = [
+    ("choice", '["🙂🙂", " the cat", "a"]'),
+    ("json", '{"type": "object", "properties": {"é": {"type": "string", "maxLength": 5}}, "required": ["é"]}'),
+    ("regex", "( the| cat|🙂|é)+x"),
+]
 TEXTS = st.lists(
     st.sampled_from(["the", " the", " cat", " a", "a", "  ", " ", "🙂", "é", "€", "\n", ".", "x"]), max_size=8
 )
@@ -69,17 +77,47 @@ def chunks_of(tokens: Tokens, data: st.DataObject) -> list[Tokens]:
     return [tokens[a:b] for a, b in zip(borders, borders[1:], strict=False)]
 
 
+def some_prompt(tokenizer: HFTokenizer, data: st.DataObject) -> Tokens:
+    return data.draw(st.sampled_from([(), tokenizer.empty_prompt])) + data.draw(any_tokens(tokenizer))
+
+
+def structured_tokens(tokenizer: HFTokenizer, grammar: str, data: st.DataObject) -> Tokens:
+    """An answer, or the beginning of one, that follows the grammar, of any tokens that it allows."""
+    matcher = new_matcher(new_tokenizer(tokenizer.tokenizer_json, []), grammar)
+    tokens: list[int] = []
+    while len(tokens) < 24 and not matcher.is_stopped():
+        allowed = [t for t in range(tokenizer.size) if matcher.validate_tokens([t]) and not tokenizer.is_special(t)]
+        if not allowed:
+            break
+        tokens.append(data.draw(st.sampled_from(allowed)))
+        assert matcher.consume_token(tokens[-1])
+    return tuple(tokens)
+
+
 @pytest.mark.parametrize("verbatim", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_an_answer_decodes_as_behind_its_prompt_at_every_cut(
     tokenizers: dict[str, HFTokenizer], family: str, verbatim: bool, data: st.DataObject
 ) -> None:
+    check_every_cut(tokenizers, family, verbatim, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verbatim", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=1000)
+@given(data=st.data())
+def test_many_answers_decode_as_behind_their_prompt_at_every_cut(
+    tokenizers: dict[str, HFTokenizer], family: str, verbatim: bool, data: st.DataObject
+) -> None:
+    check_every_cut(tokenizers, family, verbatim, data)
+
+
+def check_every_cut(tokenizers: dict[str, HFTokenizer], family: str, verbatim: bool, data: st.DataObject) -> None:
     tokenizer = tokenizers[family].verbatim if verbatim else tokenizers[family]
-    prompt = data.draw(st.sampled_from([(), (BOS,) if family != "wordpiece" else (1,)])) + data.draw(
-        any_tokens(tokenizer)
-    )
+    prompt = some_prompt(tokenizer, data)
     answer = data.draw(any_tokens(tokenizer))
     assume("\ufffd" not in tokenizer.decode(prompt))
     assume("\ufffd" not in tokenizer.decode(prompt + answer))
@@ -119,14 +157,57 @@ def grow(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_streams_stop_strings_and_offsets_hold_at_every_cut(
     tokenizers: dict[str, HFTokenizer], family: str, data: st.DataObject
 ) -> None:
-    tokenizer = tokenizers[family]
-    prompt, answer = data.draw(any_tokens(tokenizer)) or (3,), data.draw(any_tokens(tokenizer))
-    assume("\ufffd" not in tokenizer.decode(prompt) + tokenizer.decode(prompt + answer))
+    check_stream(tokenizers[family], data.draw(any_tokens(tokenizers[family])), data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=1000)
+@given(data=st.data())
+def test_many_streams_hold_at_every_cut(tokenizers: dict[str, HFTokenizer], family: str, data: st.DataObject) -> None:
+    check_stream(tokenizers[family], data.draw(any_tokens(tokenizers[family])), data)
+
+
+@pytest.mark.parametrize("kind_source", GRAMMARS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES[:-1])  # llguidance reads no WordPiece
+@settings(max_examples=10)
+@given(data=st.data())
+def test_structured_answers_hold_at_every_cut(
+    tokenizers: dict[str, HFTokenizer], family: str, kind_source: tuple[GrammarKind, str], data: st.DataObject
+) -> None:
+    check_structured(tokenizers[family], kind_source, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind_source", GRAMMARS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES[:-1])
+@settings(max_examples=400)
+@given(data=st.data())
+def test_many_structured_answers_hold_at_every_cut(
+    tokenizers: dict[str, HFTokenizer], family: str, kind_source: tuple[GrammarKind, str], data: st.DataObject
+) -> None:
+    check_structured(tokenizers[family], kind_source, data)
+
+
+def check_structured(tokenizer: HFTokenizer, kind_source: tuple[GrammarKind, str], data: st.DataObject) -> None:
+    """The text is a beginning of one that the grammar allows, as another tokenizer reads it."""
+    grammar = compile_grammar(*kind_source)
+    text = check_stream(tokenizer, structured_tokens(tokenizer, grammar, data), data)
+    reader = new_tokenizer(byte_tokenizer().backend_tokenizer.to_str(), [])
+    tokens = reader.tokenize_str(text)
+    assert new_matcher(reader, grammar).try_consume_tokens(tokens) == len(tokens)
+
+
+def check_stream(tokenizer: HFTokenizer, answer: Tokens, data: st.DataObject) -> str:
+    """Returns the answer's text."""
+    prompt = data.draw(any_tokens(tokenizer)) or (3,)
+    assume("\ufffd" not in tokenizer.decode(prompt))
+    assume(not tokenizer.decode(prompt + answer).rstrip("\ufffd").count("\ufffd"))
     stops = data.draw(st.sampled_from([(), ("the",), (" a", "🙂"), (" ",), ("t c",)]))
     sampling = SamplingParams(stop=stops)
     y, streamed, offsets = grow(tokenizer, prompt, chunks_of(answer, data), sampling)
@@ -140,6 +221,7 @@ def test_streams_stop_strings_and_offsets_hold_at_every_cut(
         before = text_behind(tokenizer, prompt, y.tokens[:i])
         assert offset >= min(len(before) - 1, len(y.text)), "a token stands before the text of those before it"
         assert offset <= len(y.text)
+    return y.text
 
 
 def test_a_space_between_prompt_and_answer_is_kept(tokenizers: dict[str, HFTokenizer]) -> None:

@@ -165,3 +165,9 @@ async def requests_at(vllm: httpx.AsyncClient) -> float:
     lines = (await vllm.get("/metrics")).text.splitlines()
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting{")
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))
+
+
+async def test_long_calls_are_streamed(demo: Front) -> None:
+    """So the other tests with answers of more than eight tokens merge vLLM's events."""
+    for model in ("far", "text"):
+        assert demo.engine._planner.large_models[model]._probe.capabilities.streams  # type: ignore[attr-defined]

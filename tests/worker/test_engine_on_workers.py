@@ -106,6 +106,16 @@ async def test_sampled_tokens_include_the_eos_of_each_answer(engine: Engine) -> 
     assert last.guidance.sampled_tokens == sum(y.length for y in answers)
 
 
+async def test_the_prompts_tokens_that_were_cached_are_told(engine: Engine) -> None:
+    system = "".join(chr(ord("a") + i % 26) for i in range(100))
+    for question, cached in ((" first", 0), (" second", len(system) + 1), (" second", len(system) + 6)):
+        for model in ("plain", "guided"):
+            request = replace(ASK, model=model, prompts=(TextPrompt(model + system + question),))
+            *_, last = [event async for event in engine.generate(request)]
+            assert isinstance(last, RequestFinished)
+            assert last.cached_tokens == (cached and cached + len(model))
+
+
 async def test_a_request_is_answered_the_same_alone_and_among_others(engine: Engine) -> None:
     kinds = [
         ASK,

@@ -12,7 +12,8 @@ from tests.tiny import save_tiny
 from tests.worker.test_engine_on_workers import ASK, FOREIGN, PROMPT, assert_nothing_is_held
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig
-from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError
+from w2s_core.errors import ConfigurationError, ContextLengthError, UnavailableError
+from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Guidance, SamplingParams, TextPrompt
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -24,17 +25,39 @@ async def test_a_device_that_is_no_workers_is_refused_by_name(config: EngineConf
         build_engine(replace(config, large_models=large))
 
 
-async def test_an_answer_that_outgrows_the_pair_is_refused_by_name(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("include_stop", [False, True])
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        Guidance("cbs", {"small": 1.0}, 2, 2, 8),
+        Guidance("cbs", {"small": 1.0}, 3, 2, 30),
+        Guidance("best_of_n", {"small": 1.0}, successors=4),
+        Guidance("best_of_n", {"small": 1.0, "large": 0.5}, successors=4),
+    ],
+)
+async def test_an_answer_that_outgrows_the_pair_ends_where_the_pair_is_full(
+    folders: dict[str, Path], tmp_path: Path, guidance: Guidance, include_stop: bool
+) -> None:
     small = save_tiny(tmp_path / "small", pairs=True, context_length=16)
+    large = str(folders["tuned"])
     config = EngineConfig(
         {"large": LargeModelConfig(str(folders["large"]))},
-        {"guided": ServedModelConfig("large", Guidance("cbs", {"small": 1.0}, 2, 2, 8))},
-        {"small": PairConfig(str(small), str(small), prompt_template="")},
+        {"guided": ServedModelConfig("large", guidance)},
+        {
+            "small": PairConfig(str(small), str(small), prompt_template=""),
+            "large": PairConfig(large, large, prompt_template=""),
+        },
+    )
+    tokenizer = HFTokenizer(str(small))
+    sampling = SamplingParams(
+        max_tokens=100, seed=1, ignore_eos=True, include_stop_str_in_output=include_stop, skip_special_tokens=False
     )
     async with build_engine(config) as engine:
-        with pytest.raises(RequestError, match="outgrown the pair") as caught:
-            await answer(engine, replace(ASK, sampling=SamplingParams(max_tokens=200, seed=1)))
-        assert caught.value.param == "max_tokens"
+        for request in (ASK, replace(ASK, n=2)):
+            for y in await answer(engine, replace(request, sampling=sampling)):
+                assert y.finish_reason == "length"
+                assert 5 < len(tokenizer.encode(y.as_scored.text, special_tokens=False)) <= 15
+                assert len(y.tokens) == len(y.logprobs)
         await assert_nothing_is_held(engine)
 
 

@@ -100,3 +100,15 @@ async def test_nothing_grows_over_three_rounds(
     before, after = held[_WARM_UP - 1], held[_WARM_UP:]
     assert max(now.server for now in after) - before.server < _GROWTH_MIB, held
     assert max(now.workers for now in after) - before.workers < _GROWTH_MIB, held
+
+
+@pytest.mark.slow
+async def test_in_float64_no_death_changes_an_answer(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, ten deaths. In float32 another batch rounds otherwise, which may change one draw in 70,000."""
+    monkeypatch.setattr(backoff, "STEADY_S", 0.0)
+    workers = replace(config.workers, devices=("cpu", "cpu"), dtype="float64")  # type: ignore[arg-type]
+    async with build_engine(replace(config, limits=CROWDED, workers=workers)) as engine:
+        found = await Soak(engine, seed=5, count=400, kills=10).run()
+        assert found.killed == 10
+        await assert_nothing_is_held(engine)
+        await assert_answered_as_alone(engine, found.answered)

@@ -10,7 +10,8 @@ from w2s_core.config import RemoteLargeModelConfig, RemoteModelConfig, RemotePai
 from w2s_core.large.capabilities import probe_large_model
 from w2s_core.large.remote import RemoteLargeModel
 from w2s_core.remote.capability_probe import CapabilityProbe
-from w2s_core.remote.provider import Attempt, Provider, read_api_key
+from w2s_core.remote.http_client import read_api_key
+from w2s_core.remote.provider import Attempt, Provider
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, probe_pair_model
 from w2s_core.structured.tool_formats import resolve_tool_format

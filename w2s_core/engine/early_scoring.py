@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 from typing import Protocol, runtime_checkable
 
 from w2s_core.aio import gather_all
+from w2s_core.errors import PairContextLengthError
 from w2s_core.interfaces import Proposals, Scoring
 from w2s_core.search.cbs import distinct
 from w2s_core.types import Hypothesis
@@ -65,7 +66,9 @@ class EarlyScoringProposer:
                 if complete.is_set():
                     return
                 # The beam is included because a scoring session frees every hypothesis that a call does not name.
-                await self._scoring.prefetch(distinct([*beam, *(y for siblings in arrived.values() for y in siblings)]))
+                early = distinct([*beam, *(y for siblings in arrived.values() for y in siblings)])
+                with suppress(PairContextLengthError):  # `search` will meet it, too
+                    await self._scoring.prefetch(early)
 
         await gather_all([sample(), score()])
         return [y for parent in range(len(beam)) for y in arrived[parent]]

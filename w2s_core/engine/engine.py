@@ -211,6 +211,7 @@ def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
     return RequestFinished(
         prompt_tokens=_prompt_tokens(runs),
         completion_tokens=_completion_tokens(runs),
+        cached_tokens=sum(run.cached_tokens for run in runs),
         guidance=None if guidance is None else _guidance_report(guidance, runs),
     )
 

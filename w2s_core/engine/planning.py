@@ -10,7 +10,6 @@ from enum import Enum, auto
 from w2s_core.config import ServedModelConfig
 from w2s_core.engine.guidance import resolve_guidance
 from w2s_core.engine.token_budget import (
-    cap_to_pair_context,
     cap_to_sampled_tokens,
     check_min_tokens,
     context_budget,
@@ -172,8 +171,8 @@ class Planner:
         scorer = self._scorer(guidance)
         budget = context_budget(request, prompt, tokens, large)
         if scorer is not None:
-            budget = cap_to_pair_context(request, budget, scorer.check(pair_prompt, budget))
-        budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens)
+            budget = scorer.check(pair_prompt, budget)
+        budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens, large)
         check_min_tokens(request, budget)
         chunked = guidance is not None and guidance.method == "cbs"
         # Best of n is a search with one chunk as long as the answer, of whose candidates the n best are kept.

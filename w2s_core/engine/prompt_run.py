@@ -13,13 +13,13 @@ from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProp
 from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted
 from w2s_core.engine.observer import RequestObserver
 from w2s_core.engine.output import ChoiceStreamer, TokenStreamer, prompt_token_infos
+from w2s_core.engine.pair_context import AnswerCutter, search_within_pair_context
 from w2s_core.engine.planning import Mode, Plan
 from w2s_core.errors import ContextLengthError, PairContextLengthError
 from w2s_core.interfaces import Proposals, Proposer, Scoring
-from w2s_core.search.cbs import search
 from w2s_core.search.randomness import copy_key, root_key, successor_key
 from w2s_core.search.tree import SearchTree
-from w2s_core.types import Hypothesis, ProviderUsage, TextPrompt
+from w2s_core.types import Hypothesis, ProviderUsage, TextPrompt, Tokens
 
 ChoiceEvent: TypeAlias = TextCommitted | ChoiceFinished
 PromptEvent: TypeAlias = PromptRead | ChoiceEvent
@@ -36,7 +36,7 @@ class PromptRun:
         self.plan = plan
         self.choice_lengths = [0] * plan.n
         self.prompt_tokens = plan.large.count_tokens(plan.prompt)
-        self.sampled_tokens = 0
+        self.sampled_tokens = self.cached_tokens = 0
         self.scored_tokens = 0
         self.provider_usage = ProviderUsage()
         self.tree = SearchTree(max_characters=plan.tree_characters)
@@ -66,7 +66,7 @@ class PromptRun:
                 async for event in source:
                     self.prompt_tokens = proposals.prompt_tokens
                     yield event
-            self.sampled_tokens = proposals.sampled_tokens
+            self.sampled_tokens, self.cached_tokens = proposals.sampled_tokens, proposals.cached_tokens
             self.provider_usage += proposals.provider_usage
 
     async def _sample_choices(self, proposals: Proposals) -> AsyncGenerator[ChoiceEvent]:
@@ -99,10 +99,11 @@ class PromptRun:
         ]
         async with scorer.open(plan.pair_prompt) as session:
             scoring = self._observer.observe_scoring(session)
-            rounds = search(
+            rounds = search_within_pair_context(
                 self._observer.trace_proposals(_proposer(proposals, scoring)),
                 scoring,
                 beam,
+                AnswerCutter(plan.large.decoder, self._prompt_tokens, plan.sampling),
                 w=plan.beam_width,
                 k=guidance.successors,
                 length=guidance.chunk_length,
@@ -132,7 +133,7 @@ class PromptRun:
             try:
                 [score] = await scoring.score([replace(self._root, text=text, finish_reason="length")])
             except PairContextLengthError as error:
-                raise ContextLengthError(error.limit, error.prompt_tokens, error.answer_tokens, "prompt") from None
+                raise ContextLengthError(error.limit, error.prompt_tokens, error.lengths[text], "prompt") from None
             self.scored_tokens = scoring.scored_tokens
             self.provider_usage += scoring.provider_usage
         answer = replace(self._root, score=score.total, scores=score.pairs)
@@ -143,11 +144,15 @@ class PromptRun:
         self.choice_lengths[streamer.index - self._first_choice] = answer.length
         return streamer.finish(answer, guided=self.plan.pair_scored)
 
+    @property
+    def _prompt_tokens(self) -> Tokens:
+        """The prompt for the large model's decoder, which cannot decode one that is no token ids."""
+        return self.plan.prompt if self.plan.large.exposes_token_ids else ()
+
     def _streamer(self, choice: int) -> ChoiceStreamer:
         index, plan = self._first_choice + choice, self.plan
         if plan.with_tokens:
-            prompt = plan.prompt if plan.large.exposes_token_ids else ()
-            return TokenStreamer(index, plan.sampling, plan.large.decoder, prompt)
+            return TokenStreamer(index, plan.sampling, plan.large.decoder, self._prompt_tokens)
         return ChoiceStreamer(index, plan.sampling.stop)
 
     async def _read_prompt(self) -> PromptRead:

@@ -47,15 +47,8 @@ def context_budget(request: GenerationRequest, prompt: Prompt, tokens: Tokens, l
     return min(free, request.default_max_tokens or free) if max_tokens is None else max_tokens
 
 
-def cap_to_pair_context(request: GenerationRequest, budget: int, pair_budget: int) -> int:
-    """Caps the budget at `pair_budget`. Raises RequestError if an explicit `max_tokens` does not fit."""
-    if request.sampling.max_tokens is not None and pair_budget < budget:
-        raise RequestError(f"The pair's context has room for {pair_budget} tokens of answer.", "max_tokens")
-    return min(pair_budget, budget)
-
-
 def cap_to_sampled_tokens(
-    request: GenerationRequest, guidance: Guidance | None, budget: int, server_limit: int | None
+    request: GenerationRequest, guidance: Guidance | None, budget: int, server_limit: int | None, large: LargeModel
 ) -> int:
     """The budget, capped so that the request cannot sample more tokens than it may, whatever the search prunes.
 
@@ -66,14 +59,15 @@ def cap_to_sampled_tokens(
     if not limits or not budget:
         return budget
     sequences = _sequences_per_prompt(request, guidance) * len(request.prompts)
-    longest = min(limits) // sequences
-    if longest < 1:
+    drawn = min(limits) // sequences
+    if drawn < 1:
         raise RequestError(
             f"This request samples {sequences} sequences but may sample only {min(limits)} tokens in total: "
             "not one token for each.",
             _field_of_sequences(request, guidance, min(limits)),
         )
-    return min(budget, longest)
+    chunk_length = None if guidance is None else guidance.chunk_length if guidance.method == "cbs" else drawn
+    return min(budget, large.longest_answer(drawn, chunk_length))
 
 
 def _sequences_per_prompt(request: GenerationRequest, guidance: Guidance | None) -> int:

@@ -1,23 +1,28 @@
-"""Probes a large model's provider at start: its context length, and whether it takes and returns token ids."""
+"""Probes a large model's provider at start: its context length, and whether it takes token ids and streams."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from w2s_core.config import RemoteModelConfig
-from w2s_core.errors import ConfigurationError, UpstreamRefusedError
+from w2s_core.errors import ConfigurationError, UpstreamError, UpstreamRefusedError
 from w2s_core.remote.capability_probe import PROBE_TEXT, listed_context_length
-from w2s_core.remote.completion import COMPLETIONS_PATH, read_completion
+from w2s_core.remote.completion import COMPLETIONS_PATH, Choice, Logprobs, read_completion
+from w2s_core.remote.completion_stream import STREAM_FIELDS, CompletionStream
 from w2s_core.remote.provider import Provider
 from w2s_core.text.tokenizer import HFTokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class LargeModelCapabilities:
-    """What a provider can do. `token_ids`: it takes and returns token ids, and they are `tokenizer`'s."""
+    """What a provider can do.
+
+    `token_ids`: it takes and returns token ids, and they are `tokenizer`'s. `streams`: it streams completions.
+    """
 
     context_length: int
     token_ids: bool
+    streams: bool
 
 
 async def probe_large_model(
@@ -35,12 +40,12 @@ async def probe_large_model(
             f"{key}.context_length: set it, because {provider.config.base_urls[0]}/models does not list one for "
             f"`{config.model}`."
         )
-    if tokenizer is None or config.flavor == "openai":
-        return LargeModelCapabilities(length, token_ids=False)
-    token_ids = await _supports_token_ids(provider, tokenizer, key)
+    token_ids = False
+    if tokenizer is not None and config.flavor != "openai":
+        token_ids = await _supports_token_ids(provider, tokenizer, key)
     if config.flavor == "vllm" and not token_ids:
         raise ConfigurationError(f"{key}.flavor: the provider returns no token ids; set it to openai or auto.")
-    return LargeModelCapabilities(length, token_ids=token_ids)
+    return LargeModelCapabilities(length, token_ids=token_ids, streams=await _supports_streams(provider, token_ids))
 
 
 async def _supports_token_ids(provider: Provider, tokenizer: HFTokenizer, key: str) -> bool:
@@ -57,3 +62,30 @@ async def _supports_token_ids(provider: Provider, tokenizer: HFTokenizer, key: s
     if choice.prompt_token_ids is not None and tuple(choice.prompt_token_ids) != tokens:
         raise ConfigurationError(f"{key}.tokenizer: the provider tokenizes differently; set the model's own tokenizer.")
     return True
+
+
+async def _supports_streams(provider: Provider, token_ids: bool) -> bool:
+    """Whether two choices of two tokens arrive in events that make a whole completion. Not streaming is no fault."""
+    body = {"model": provider.config.model, "prompt": PROBE_TEXT, "n": 2, "max_tokens": 2, "logprobs": 1}
+    if token_ids:
+        body["return_token_ids"] = True
+    try:
+        stream = await provider.stream(
+            COMPLETIONS_PATH, {**body, **STREAM_FIELDS}, lambda: CompletionStream(provider.name)
+        )
+        completion = stream.completion()
+    except UpstreamError:
+        return False
+    drawn = -1 if completion.usage is None else completion.provider_usage.completion_tokens
+    whole = len(completion.choices) == 2 and stream.events > 2 and stream.tokens <= drawn  # EOS may not be listed
+    return whole and all(_is_whole(choice, token_ids) for choice in completion.choices)
+
+
+def _is_whole(choice: Choice, token_ids: bool) -> bool:
+    """Whether a streamed choice has ended, and has log-probabilities and token ids of all its tokens."""
+    logprobs = choice.logprobs or Logprobs()
+    counts = {len(logprobs.tokens), len(logprobs.token_logprobs)}
+    counts |= {len(choice.token_ids or ())} if token_ids else set()
+    return len(counts) == 1 and (
+        choice.finish_reason == "stop" or (choice.finish_reason == "length" and 0 not in counts)
+    )

@@ -10,11 +10,18 @@ from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.parameters import check_extras, check_public, common_fields, per_call_fields
 from w2s_core.large.prompts import decode_prompt, encode_prompt
-from w2s_core.large.text_tokens import TextTokenTable, bytes_of, token_bytes_of_choice, whole_character_tokens
+from w2s_core.large.text_tokens import (
+    TextTokenDecoder,
+    bytes_of,
+    chunk_size,
+    token_bytes_of_choice,
+    token_id,
+)
 from w2s_core.remote.completion import Choice, nats
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Alternatives, ChatPrompt, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt, Tokens
 
+_MAX_DIGITS = 10  # of a token's id
 # vLLM fills fields that a call omits from generation_config.json, which often sets a top_k.
 _VLLM_DEFAULTS: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
@@ -38,23 +45,29 @@ class DrawnChoice:
         """Whether the choice adds anything to its parent: tokens, or an end."""
         return self.ended or bool(self.tokens)
 
+    def __add__(self, other: DrawnChoice) -> DrawnChoice:
+        """This choice continued by `other`, which was drawn behind it."""
+        return DrawnChoice(
+            self.tokens + other.tokens,
+            self.logprobs + other.logprobs,
+            other.ended,
+            other.ending,
+            self.alternatives + other.alternatives,
+        )
+
 
 class DialectSession(Protocol):
     """Writes the calls for one prompt and parses their answers."""
-
-    @property
-    def retry_tokens(self) -> int:
-        """Tokens to ask for beyond a chunk's length after an answer that held no whole character."""
-        ...
 
     def request_body(self, parent: Hypothesis, length: int) -> dict[str, Any]:
         """Returns the fields of a call that draws successors of `parent`, of at most `length` more tokens."""
         ...
 
-    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
-        """Returns at most `length` tokens, or, unless `exact`, as many more as complete the first character.
+    def parse(self, choice: Choice, length: int, room: int) -> DrawnChoice:
+        """Returns the first `length` tokens, or as many more as complete a character.
 
-        An answer that the model ended may be returned whole. Raises UpstreamError where the provider left out what was
+        `room`: tokens that the answer may still have; the last of them need not complete one. Where no character ends
+        at `length` or later, there are fewer tokens, or none. Raises UpstreamError where the provider left out what was
         asked for.
         """
         ...
@@ -68,6 +81,11 @@ class Dialect(Protocol):
         """Decodes the tokens that a session parses."""
         ...
 
+    @property
+    def spare_tokens(self) -> int:
+        """Tokens to ask for beyond a chunk's length, so that the chunk can end with a whole character."""
+        ...
+
     def check(self, sampling: SamplingParams) -> None: ...
     def encode(self, prompt: Prompt) -> Tokens: ...
     def count_tokens(self, prompt: Tokens) -> int: ...
@@ -77,6 +95,8 @@ class Dialect(Protocol):
 
 class TokenIdDialect:
     """vLLM's dialect: token ids both ways, so an answer is continued from exactly the tokens that were drawn."""
+
+    spare_tokens = 0
 
     def __init__(self, provider_name: str, tokenizer: HFTokenizer) -> None:
         self._provider_name = provider_name
@@ -105,8 +125,6 @@ class TokenIdDialect:
 class TokenIdSession:
     """Calls in vLLM's dialect: `prompt` is token ids, and `return_token_ids` brings them back."""
 
-    retry_tokens = 0
-
     def __init__(self, provider_name: str, tokenizer: HFTokenizer, prompt: Tokens, sampling: SamplingParams) -> None:
         self._tokenizer = tokenizer
         self._provider_name = provider_name
@@ -121,13 +139,13 @@ class TokenIdSession:
         per_call = per_call_fields(self._sampling, parent, length)
         return self._common | per_call | {"prompt": [*self._prompt, *parent.tokens], "max_tokens": length}
 
-    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:  # noqa: ARG002
+    def parse(self, choice: Choice, length: int, room: int) -> DrawnChoice:  # noqa: ARG002
         if choice.token_ids is None:
             raise UpstreamError(f"The provider of `{self._provider_name}` returns no token_ids; set flavor to openai.")
         tokens = tuple(choice.token_ids)
-        logprobs = tuple(map(nats, choice.logprobs.token_logprobs)) if choice.logprobs else ()
-        if len(logprobs) < len(tokens):
-            raise UpstreamError(f"The provider of `{self._provider_name}` returns no logprobs with its tokens.")
+        if any(not 0 <= token < self._tokenizer.size for token in tokens):
+            raise UpstreamError(f"The provider of `{self._provider_name}` drew a token that `tokenizer` does not have.")
+        logprobs = _values(choice, len(tokens))
         ended = choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str)
         ending = None
         if ended and tokens and (tokens[-1] == choice.stop_reason or self._tokenizer.is_special(tokens[-1])):
@@ -146,14 +164,16 @@ class TextDialect:
     and token ids and conversations are refused.
     """
 
+    spare_tokens = 3  # a character has at most four bytes, and a token at least one
+
     def __init__(self, provider_name: str, tokenizer: HFTokenizer | None) -> None:
         self._provider_name = provider_name
         self._tokenizer = tokenizer
-        self._table = TextTokenTable()
+        self._decoder = TextTokenDecoder()
 
     @property
-    def decoder(self) -> TextTokenTable:
-        return self._table
+    def decoder(self) -> TextTokenDecoder:
+        return self._decoder
 
     def check(self, sampling: SamplingParams) -> None:
         check_public(sampling, self._provider_name)
@@ -171,7 +191,7 @@ class TextDialect:
         return TextPrompt(self._prompt_text(prompt)) if isinstance(prompt, TokenPrompt) else prompt
 
     def open(self, prompt: Tokens, sampling: SamplingParams) -> TextSession:
-        return TextSession(self._table, _from_code_points(prompt), sampling)
+        return TextSession(self._decoder, _from_code_points(prompt), sampling)
 
     def _prompt_text(self, prompt: Prompt) -> str:
         if isinstance(prompt, TextPrompt):
@@ -199,40 +219,47 @@ class TextSession:
     `SuccessorBuilder` finds them.
     """
 
-    retry_tokens = 3  # a character has at most four bytes, and a token at least one
-
-    def __init__(self, table: TextTokenTable, prompt: str, sampling: SamplingParams) -> None:
-        self._table = table
+    def __init__(self, decoder: TextTokenDecoder, prompt: str, sampling: SamplingParams) -> None:
+        self._decoder = decoder
         self._prompt = prompt
         self._sampling = sampling
         self._common = common_fields(sampling) | {"logprobs": sampling.logprobs or 1}
 
     def request_body(self, parent: Hypothesis, length: int) -> dict[str, Any]:
         # A hypothesis ends with a whole character, so its text is all that was drawn, as far as text can say it.
-        text = self._prompt + self._table.decode(parent.tokens)
+        text = self._prompt + self._decoder.decode(parent.tokens)
         return self._common | per_call_fields(self._sampling, parent, length) | {"prompt": text, "max_tokens": length}
 
-    def parse(self, choice: Choice, length: int, *, exact: bool) -> DrawnChoice:
-        logprobs = choice.logprobs
-        if logprobs is None or len(logprobs.tokens) != len(logprobs.token_logprobs):
-            raise UpstreamError("The provider returns no logprobs with its tokens, which flavor openai needs.")
-        tokens = token_bytes_of_choice(logprobs.tokens, choice.text)
+    def parse(self, choice: Choice, length: int, room: int) -> DrawnChoice:
+        if choice.logprobs is None:
+            raise UpstreamError("The provider returns no logprobs, which flavor openai needs.")
+        logprobs = _values(choice, len(choice.logprobs.tokens))
+        if choice.text and not logprobs:
+            raise UpstreamError("The provider returns no logprobs with its tokens.")
+        tokens = token_bytes_of_choice(choice.logprobs.tokens, choice.text)
         ended = choice.finish_reason == "stop"
         if ended and tokens and not tokens[-1]:  # EOS, where the provider returns it
             tokens = tokens[:-1]
-        kept = len(tokens) if ended else whole_character_tokens(tokens[:length] if exact else tokens, length)
-        values = tuple(map(nats, logprobs.token_logprobs))[: kept + ended]
-        alternatives = _alternatives(choice, self._token_id)[: kept + ended] if self._sampling.logprobs else ()
-        return DrawnChoice(self._table.intern(tokens[:kept]), values, ended, None, alternatives)
+        kept, ended = chunk_size(tokens, length, room, ended=ended)
+        size = kept + ended
+        alternatives = _alternatives(choice, _id_of_text)[:size] if self._sampling.logprobs else ()
+        return DrawnChoice(tuple(map(token_id, tokens[:kept])), logprobs[:size], ended, None, alternatives)
 
-    def _token_id(self, token: str) -> int:
-        return self._table.intern([bytes_of(token)])[0]
+
+def _values(choice: Choice, count: int) -> tuple[float, ...]:
+    """The log-probabilities of a choice's `count` tokens. Raises UpstreamError unless there is one for each."""
+    values = choice.logprobs.token_logprobs if choice.logprobs else []
+    told = tuple(nats(value) for value in values if value is not None)
+    if not len(told) == len(values) == count:
+        raise UpstreamError("The provider returns no logprobs with its tokens.")
+    return told
 
 
 def _alternatives(choice: Choice, token_id: Callable[[str], int]) -> tuple[Alternatives, ...]:
-    """The top log-probabilities at each position, best first. Raises UpstreamError where the provider sent none."""
-    top_logprobs = choice.logprobs.top_logprobs if choice.logprobs else None
-    if top_logprobs is None:
+    """The top log-probabilities of each token, best first. Raises UpstreamError where the provider left some out."""
+    assert choice.logprobs is not None
+    top_logprobs = choice.logprobs.top_logprobs
+    if top_logprobs is None or len(top_logprobs) != len(choice.logprobs.token_logprobs):
         raise UpstreamError("The provider returns no top_logprobs.")
     ranked = [sorted((entry or {}).items(), key=lambda item: -item[1]) for entry in top_logprobs]
     return tuple(tuple((token_id(token), nats(value)) for token, value in entry) for entry in ranked)
@@ -240,10 +267,14 @@ def _alternatives(choice: Choice, token_id: Callable[[str], int]) -> tuple[Alter
 
 def _parse_token_id(token: str) -> int:
     """Reads vLLM's `token_id:123` (`return_tokens_as_token_ids`)."""
-    try:
-        return int(token.removeprefix("token_id:"))
-    except ValueError:
-        raise UpstreamError("The provider does not name the tokens of top_logprobs by their ids.") from None
+    number = token.removeprefix("token_id:")
+    if not (number.isascii() and number.isdecimal() and len(number) < _MAX_DIGITS):
+        raise UpstreamError("The provider does not name the tokens of top_logprobs by their ids.")
+    return int(number)
+
+
+def _id_of_text(token: str) -> int:
+    return token_id(bytes_of(token))
 
 
 def _from_code_points(prompt: Tokens) -> str:

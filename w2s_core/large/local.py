@@ -89,6 +89,9 @@ class LocalLargeModel:
     def count_tokens(self, prompt: Tokens) -> int:
         return len(prompt)
 
+    def longest_answer(self, drawn: int, chunk_length: int | None) -> int:  # noqa: ARG002
+        return drawn
+
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return decode_prompt(self._tokenizer, prompt)
 
@@ -121,10 +124,15 @@ class LocalProposals:
         self._successors = successors
         self._streams: set[SampleStream] = set()  # that are open
         self._drawn = 0  # tokens of closed streams
+        self._cached_tokens: int | None = None  # as the first stream was told
 
     @property
     def sampled_tokens(self) -> int:
         return self._drawn + sum(stream.drawn for stream in self._streams)
+
+    @property
+    def cached_tokens(self) -> int:
+        return self._cached_tokens or 0
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         parents = [(y, index) for y in beam for index in range(k)]
@@ -184,3 +192,5 @@ class LocalProposals:
         finally:
             self._streams.remove(stream)
             self._drawn += stream.drawn
+            if self._cached_tokens is None:
+                self._cached_tokens = stream.cached_tokens

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from itertools import repeat, takewhile
 from zlib import crc32
 
 from w2s_core.aio import merge
-from w2s_core.errors import RequestError, UpstreamError, UpstreamRefusedError
+from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.capabilities import LargeModelCapabilities
-from w2s_core.large.dialects import Dialect, DialectSession, DrawnChoice, TextDialect, TokenIdDialect
+from w2s_core.large.dialects import Dialect, DrawnChoice, TextDialect, TokenIdDialect
 from w2s_core.large.parameters import check_schema
+from w2s_core.large.sampling_calls import SamplingCalls
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.remote.capability_probe import CapabilityProbe
-from w2s_core.remote.completion import COMPLETIONS_PATH, Completion, read_completion
 from w2s_core.remote.provider import Provider
 from w2s_core.search.randomness import call_seed
 from w2s_core.text.tokenizer import HFTokenizer
@@ -79,17 +81,25 @@ class RemoteLargeModel:
     def count_tokens(self, prompt: Tokens) -> int:
         return self._dialect.count_tokens(prompt)
 
+    def longest_answer(self, drawn: int, chunk_length: int | None) -> int:
+        length, spare = 0, self._dialect.spare_tokens
+        for size in takewhile(_MAX_CALL_TOKENS.__gt__, _call_sizes()) if chunk_length is None else ():
+            if drawn <= size + spare:
+                return length + min(drawn, size)
+            length, drawn = length + size, drawn - size - spare
+        size = _MAX_CALL_TOKENS if chunk_length is None else chunk_length
+        calls, rest = divmod(drawn, size + spare)
+        return length + calls * size + min(rest, size)  # the last call asks for no more than the answer may still have
+
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return self._dialect.decode_prompt(prompt)
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[RemoteProposals]:  # noqa: ARG002
-        dialect = self._dialect
-        successors = SuccessorBuilder(dialect.decoder, prompt if self.exposes_token_ids else (), sampling)
-        session = dialect.open(prompt, sampling)
-        proposals = RemoteProposals(self._provider, session, successors, sampling, affinity(prompt))
-        proposals.prompt_tokens = dialect.count_tokens(prompt)
-        yield proposals
+        streams = self._probe.capabilities.streams
+        calls = SamplingCalls(self._provider, affinity(prompt), streams=streams, grammar=sampling.grammar)
+        successors = SuccessorBuilder(self._dialect.decoder, prompt if self.exposes_token_ids else (), sampling)
+        yield RemoteProposals(calls, self._dialect, prompt, sampling, successors)
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:  # noqa: ARG002
         raise RequestError(
@@ -107,24 +117,32 @@ class RemoteLargeModel:
 class RemoteProposals:
     """One prompt's session with a provider's model. It holds nothing there: every call carries the whole prefix."""
 
+    cached_tokens = 0
+
     def __init__(
         self,
-        provider: Provider,
-        session: DialectSession,
-        successors: SuccessorBuilder,
+        calls: SamplingCalls,
+        dialect: Dialect,
+        prompt: Tokens,
         sampling: SamplingParams,
-        affinity: int,
+        successors: SuccessorBuilder,
     ) -> None:
-        self.sampled_tokens = 0
-        self.prompt_tokens = 0
-        self.provider_usage = ProviderUsage()
-        self._provider = provider
-        self._session = session
-        self._affinity = affinity
+        self.prompt_tokens = dialect.count_tokens(prompt)
+        self._calls = calls
+        self._session = dialect.open(prompt, sampling)
+        self._spare_tokens = dialect.spare_tokens
         self._greedy = sampling.temperature == 0
         self._max_tokens = sampling.max_tokens
         self._grammar = sampling.grammar
         self._successors = successors
+
+    @property
+    def sampled_tokens(self) -> int:
+        return self._calls.sampled_tokens
+
+    @property
+    def provider_usage(self) -> ProviderUsage:
+        return self._calls.provider_usage
 
     async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
         by_parent = {index: ys async for index, ys in self.propose_as_completed(beam, k=k, length=length)}
@@ -145,14 +163,15 @@ class RemoteProposals:
 
     async def grow(self, hypothesis: Hypothesis, *, length: int) -> AsyncGenerator[Hypothesis]:
         # A grammar is drawn in one call, because every call would begin it anew.
-        call_tokens, last = _FIRST_CALL_TOKENS if self._grammar is None else length, hypothesis
-        end = len(hypothesis.tokens) + length
+        call_sizes = _call_sizes() if self._grammar is None else repeat(length)
+        last, end, drawn = hypothesis, len(hypothesis.tokens) + length, DrawnChoice((), (), ended=False)
         while len(last.tokens) < end and not last.finished:
-            [choice] = await self._draw(last, 1, min(call_tokens, end - len(last.tokens)))
-            last = self._build(last, 0, choice)
-            call_tokens = min(2 * call_tokens, _MAX_CALL_TOKENS)
+            [more] = await self._draw(last, 1, min(next(call_sizes), end - len(last.tokens)))
+            longer = drawn + more
+            last = self._build(hypothesis, 0, longer, already_decoded=len(drawn.tokens))
+            drawn = longer
             yield last
-            if not choice.advances:
+            if not more.advances:
                 return
 
     async def _successors_of(self, parent: Hypothesis, k: int, length: int) -> list[Hypothesis]:
@@ -163,49 +182,32 @@ class RemoteProposals:
     async def _draw(self, parent: Hypothesis, n: int, length: int) -> list[DrawnChoice]:
         """Draws n i.i.d. chunks; calls again for those that a provider left out.
 
-        A chunk without one whole character is drawn anew, longer, except near max_tokens, where an answer may end.
-        Raises UpstreamError when choices are still missing after `_MAX_CALLS` calls.
+        A chunk without one whole character is drawn anew, longer. Raises UpstreamError when choices are still missing
+        after `_MAX_CALLS` calls.
         """
-        room = length if self._max_tokens is None else self._max_tokens - len(parent.tokens)
+        room = sys.maxsize if self._max_tokens is None else self._max_tokens - len(parent.tokens)
         if room < 1:  # longer chunks have used it up
             return [DrawnChoice((), (), ended=False)] * n
         length = min(length, room)
-        near_max_tokens = self._max_tokens is not None and length + self._session.retry_tokens > room
         drawn: list[DrawnChoice] = []
         for attempt in range(_MAX_CALLS):
+            asked = min(length + (1 + attempt) * self._spare_tokens, room)
             body = {
-                **self._session.request_body(parent, length + attempt * self._session.retry_tokens),
+                **self._session.request_body(parent, asked),
                 "n": n - len(drawn),
                 "seed": call_seed(parent.key, len(parent.tokens), attempt),
             }
-            completion = await self._call(body)
+            completion = await self._calls(body)
             if not parent.tokens and completion.usage and not self.prompt_tokens:
                 self.prompt_tokens = completion.usage.prompt_tokens
             choices = sorted(completion.choices, key=lambda choice: choice.index)
-            parsed = [self._session.parse(choice, length, exact=near_max_tokens) for choice in choices]
-            drawn += [choice for choice in parsed if choice.advances or near_max_tokens]
+            parsed = [self._session.parse(choice, length, room) for choice in choices]
+            drawn += [choice for choice in parsed if choice.advances]
             if len(drawn) >= n:
                 return drawn[:n]
-        raise UpstreamError(f"The provider of `{self._provider.name}` returned {len(drawn)} of {n} choices.")
+        raise UpstreamError(f"The provider of `{self._calls.provider_name}` returned {len(drawn)} of {n} choices.")
 
-    async def _call(self, body: dict[str, object]) -> Completion:
-        provider = self._provider
-        try:
-            body = {"model": provider.config.model, **body}
-            answer = await provider.post(COMPLETIONS_PATH, body, affinity=self._affinity)
-        except RequestError as error:  # the provider says that the prompt is too long
-            error.param = error.param or "prompt"
-            raise
-        except UpstreamRefusedError as error:
-            if self._grammar is None:
-                raise
-            raise RequestError(str(error), self._grammar.field) from None
-        completion = read_completion(answer, provider.name)
-        self.provider_usage += completion.provider_usage
-        self.sampled_tokens += completion.provider_usage.completion_tokens
-        return completion
-
-    def _build(self, parent: Hypothesis, index: int, choice: DrawnChoice) -> Hypothesis:
+    def _build(self, parent: Hypothesis, index: int, choice: DrawnChoice, *, already_decoded: int = 0) -> Hypothesis:
         return self._successors.build(
             parent,
             index,
@@ -214,7 +216,16 @@ class RemoteProposals:
             ended=choice.ended,
             ending=choice.ending,
             alternatives=choice.alternatives,
+            already_decoded=already_decoded,
         )
+
+
+def _call_sizes() -> Iterator[int]:
+    """Tokens of each call while a plain answer streams: 4, 8, 16, 32, 64, 64, …"""
+    size = _FIRST_CALL_TOKENS
+    while True:
+        yield size
+        size = min(2 * size, _MAX_CALL_TOKENS)
 
 
 def affinity(prompt: Tokens) -> int:

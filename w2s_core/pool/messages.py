@@ -227,12 +227,14 @@ class SampleUpdate:
     """Updates of a SampleJob's rows, sent after every step. `finished` marks the job's last one.
 
     `unreported`: tokens that have been drawn for the job's other rows and are still to come in an update.
+    `cached_tokens`: leading tokens of the prompt whose KV the session found in the worker.
     """
 
     id: int
     rows: tuple[RowUpdate, ...]
     finished: bool
     unreported: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

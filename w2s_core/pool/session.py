@@ -150,7 +150,8 @@ class SampleStream:
     """The updates of rows while they are sampled, across fail-overs. Rows are numbered in the order given.
 
     `drawn` is the number of tokens that were drawn, of which the last may be in no update yet: a stream that is closed
-    early has cost them too. Those that were lost with a worker are drawn again and count once.
+    early has cost them too. Those that were lost with a worker are drawn again and count once. `cached_tokens`: see
+    `SampleUpdate`; None before the first update.
     """
 
     def __init__(self, session: Session, make_job: Callable[[tuple[Row, ...]], SampleJob], rows: Sequence[Row]) -> None:
@@ -159,6 +160,7 @@ class SampleStream:
         self._live_rows = dict(enumerate(rows))  # with the tokens that have arrived
         self._job_id = 0
         self._row_numbers: list[int] = []  # of the current job's rows
+        self.cached_tokens: int | None = None
         self._reported = 0  # tokens in updates
         self._unreported = 0
 
@@ -195,6 +197,8 @@ class SampleStream:
         """Adds new tokens to the live rows. Returns the updates of rows not stopped meanwhile, with the stream's row
         numbers."""
         self._unreported = outcome.unreported
+        if self.cached_tokens is None:
+            self.cached_tokens = outcome.cached_tokens
         updates: list[RowUpdate] = []
         for update in outcome.rows:
             number = self._row_numbers[update.row]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from w2s_core.errors import ConfigurationError, RequestError, UnavailableError, UpstreamError, UpstreamRefusedError
@@ -70,11 +71,20 @@ class CapabilityProbe(Generic[T]):
         await self._provider.stop()
 
     async def _probe_once(self) -> None:
+        """Raises ConfigurationError. After any other answer the provider is probed again."""
         try:
             self._capabilities = await self._probe()
         except (UpstreamError, UnavailableError, RequestError) as error:
             self._reason = "has not been reached yet"
             _log.warning("%s is not served yet: %s", self._provider.name, error)
+        except ConfigurationError:
+            self._reason = "does not match the configuration"
+            raise
+        except Exception as error:
+            self._reason = "has given an answer that cannot be used"
+            # The error's own text is left out: it may quote the answer, and that our key.
+            origin = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("%s is not served yet: %s in its probe\n%s", self._provider.name, type(error).__name__, origin)
         else:
             _log.info("provider of %s: %s", self._provider.name, self._capabilities)
 
@@ -86,9 +96,7 @@ class CapabilityProbe(Generic[T]):
             try:
                 await self._probe_once()
             except ConfigurationError as error:  # the server runs already and goes on serving its other models
-                self._reason = "does not match the configuration"
-                _log.error("%s cannot be served: %s", self._provider.name, error)
-                return
+                _log.error("%s is not served yet: %s", self._provider.name, error)
 
 
 async def listed_context_length(provider: Provider) -> int | None:
@@ -102,11 +110,17 @@ async def listed_context_length(provider: Provider) -> int | None:
     except UpstreamRefusedError:
         return None
     models = answer.get("data")
-    listed = {model.get("id"): model for model in models if isinstance(model, dict)} if isinstance(models, list) else {}
-    model: dict[str, Any] = listed.get(provider.config.model, {})
-    parent: dict[str, Any] = listed.get(model.get("parent"), {})
+    listed = [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+    model = _find(listed, provider.config.model)
+    parent = _find(listed, model.get("parent"))
     for candidate in (model, parent):
         length = candidate.get("max_model_len")
-        if isinstance(length, int) and length > 0:
+        if isinstance(length, int) and not isinstance(length, bool) and length > 0:
             return length
     return None
+
+
+def _find(models: Sequence[dict[str, Any]], name: object) -> dict[str, Any]:
+    """The last model of this name, or an empty entry; ids may be of any type."""
+    named = [model for model in models if isinstance(name, str) and model.get("id") == name]
+    return named[-1] if named else {}

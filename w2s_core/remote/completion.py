@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,9 +12,17 @@ from w2s_core.types import MIN_LOGPROB, ProviderUsage
 
 COMPLETIONS_PATH = "/completions"
 
+T = TypeVar("T")
+_List = Annotated[list[T], Field(fail_fast=True)]  # of a long list that is invalid throughout, one error is enough
+_Count = Annotated[int, Field(ge=0, lt=2**31)]
+_Nats = Annotated[float, Field(allow_inf_nan=False, le=1e-3)]  # of a probability of at most 1, which may be rounded
+
 
 class _Schema(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+S = TypeVar("S", bound=_Schema)
 
 
 class Logprobs(_Schema):
@@ -24,16 +32,16 @@ class Logprobs(_Schema):
     in the answer's (with `echo`, in prompt and answer).
     """
 
-    tokens: list[str] = Field(default_factory=list)
-    token_logprobs: list[float | None] = Field(default_factory=list)
-    top_logprobs: list[dict[str, float] | None] | None = None
-    text_offset: list[int] | None = None
+    tokens: _List[str] = Field(default_factory=list)
+    token_logprobs: _List[_Nats | None] = Field(default_factory=list)
+    top_logprobs: _List[dict[str, _Nats] | None] | None = None
+    text_offset: _List[int] | None = None
 
 
 class TokenLogprob(_Schema):
     """An entry of vLLM's `prompt_logprobs`."""
 
-    logprob: float
+    logprob: _Nats
 
 
 class Choice(_Schema):
@@ -47,23 +55,23 @@ class Choice(_Schema):
     text: str = ""
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
-    prompt_logprobs: list[dict[str, TokenLogprob] | None] | None = None
+    token_ids: _List[int] | None = None
+    prompt_token_ids: _List[int] | None = None
+    prompt_logprobs: _List[dict[str, TokenLogprob] | None] | None = None
     logprobs: Logprobs | None = None
 
 
 class TokenCounts(_Schema):
     """The field `usage`."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count | None = 0
 
 
 class Completion(_Schema):
     """A response of `/completions`."""
 
-    choices: list[Choice] = Field(min_length=1)
+    choices: _List[Choice] = Field(min_length=1)
     usage: TokenCounts | None = None
 
     @property
@@ -79,17 +87,37 @@ class Completion(_Schema):
         return ProviderUsage(1, 0, sum(len(choice.logprobs.tokens) for choice in self.choices if choice.logprobs))
 
 
+class CompletionEvent(_Schema):
+    """An event of a streamed response. Its choices hold what is new in each; the last event may have none."""
+
+    choices: _List[Choice]
+    usage: TokenCounts | None = None
+
+
+_FIELDS = {name for schema in _Schema.__subclasses__() for name in schema.model_fields}
+
+
 def read_completion(answer: Mapping[str, Any], provider_name: str) -> Completion:
     """Validates a response. Raises UpstreamError, which names the invalid field and never its value."""
+    return _validate(Completion, answer, provider_name)
+
+
+def read_event(event: Mapping[str, Any], provider_name: str) -> CompletionEvent:
+    """Validates an event of a streamed response, as `read_completion` does."""
+    return _validate(CompletionEvent, event, provider_name)
+
+
+def _validate(schema: type[S], answer: Mapping[str, Any], provider_name: str) -> S:
     try:
-        return Completion.model_validate(answer)
+        return schema.model_validate(answer)
     except ValidationError as error:
-        field = ".".join(str(part) for part in error.errors(include_input=False)[0]["loc"])
+        loc = error.errors(include_input=False)[0]["loc"]
+        field = ".".join(str(part) for part in loc if isinstance(part, int) or part in _FIELDS)
         raise UpstreamError(
             f"The provider of `{provider_name}` sent a completion whose `{field}` is invalid."
         ) from None
 
 
-def nats(value: float | None) -> float:
-    """A log-probability of at least `MIN_LOGPROB`. None, which a sequence's first token has, counts as 0."""
-    return 0.0 if value is None else max(value, MIN_LOGPROB)
+def nats(value: float) -> float:
+    """A log-probability between `MIN_LOGPROB` and 0."""
+    return min(max(value, MIN_LOGPROB), 0.0)

@@ -5,61 +5,136 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import Any, NoReturn
 
 import httpx
 
-from w2s_core.remote.faults import FaultClassifier
+from w2s_core.errors import UpstreamError
+from w2s_core.remote.faults import Fault, FaultClassifier
 
 MAX_ANSWER_BYTES = 64 * 2**20
+_ENCODINGS = ("", "identity", "gzip", "deflate")  # none is asked for; others, and several, have no bound when decoded
+_END_OF_STREAM = b"[DONE]"
+_MAX_DRAIN_S = 1.0  # how long the end of a response is awaited behind [DONE], so that the connection can be kept
 
 
 class Exchange:
-    """Sends requests over `client`. `timeout_s` bounds an exchange from its first to its last byte."""
+    """Sends requests over `client`.
+
+    The methods' `timeout_s` bounds an exchange from its first to its last byte. All of them raise Fault. Cancelling one
+    closes its connection.
+    """
 
     def __init__(
         self,
         client: httpx.AsyncClient,
         classifier: FaultClassifier,
-        timeout_s: float,
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self._client = client
         self._classifier = classifier
-        self._timeout_s = timeout_s
         self._max_bytes = max_bytes
 
-    async def __call__(self, method: str, url: str, content: bytes | None) -> dict[str, Any]:
-        """Returns the JSON object of a successful response. Raises Fault. Cancelling closes the connection."""
+    async def __call__(self, method: str, url: str, content: bytes | None, timeout_s: float) -> dict[str, Any]:
+        """Returns the JSON object of a successful response."""
+        async with self._response(method, url, content, timeout_s) as response:
+            body = await self._read(response, self._max_bytes)
+        return self._parse_response(response, body)
+
+    async def stream(
+        self, url: str, content: bytes, feed: Callable[[dict[str, Any]], None], timeout_s: float, more_bytes: int
+    ) -> None:
+        """Posts, and calls `feed` with each JSON object of a successful response, which is a stream of events.
+
+        A response that is no stream is one object. `feed` may raise UpstreamError. The response may have `more_bytes`
+        bytes more than one that is not streamed.
+        """
+        limit = self._max_bytes + more_bytes
+        async with self._response("POST", url, content, timeout_s) as response:
+            if response.status_code == httpx.codes.OK and _is_event_stream(response):
+                await self._read_events(response, feed, limit)
+                return
+            body = await self._read(response, limit)
+        with self._reader_faults():
+            feed(self._parse_response(response, body))
+
+    @asynccontextmanager
+    async def _response(
+        self, method: str, url: str, content: bytes | None, timeout_s: float
+    ) -> AsyncIterator[httpx.Response]:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                status, headers, body = await self._read(method, url, content)
-        except (httpx.RequestError, httpx.StreamError, TimeoutError) as error:
-            raise self._classifier.from_exception(error, self._timeout_s) from None
-        return self._parse_response(status, headers, body)
+            async with asyncio.timeout(timeout_s), self._client.stream(method, url, content=content) as response:
+                yield response
+        except (httpx.RequestError, httpx.StreamError, httpx.InvalidURL, TimeoutError) as error:
+            raise self._classifier.from_exception(error, timeout_s) from None
 
-    async def _read(self, method: str, url: str, content: bytes | None) -> tuple[int, httpx.Headers, bytes]:
-        async with self._client.stream(method, url, content=content) as response:
-            body = bytearray()
-            async for part in response.aiter_bytes():
+    async def _read(self, response: httpx.Response, limit: int) -> bytes:
+        body = bytearray()
+        async with aclosing(self._parts(response, limit)) as parts:
+            async for part in parts:
                 body += part
-                if len(body) > self._max_bytes:
-                    raise self._classifier.too_large(self._max_bytes)
-            return response.status_code, response.headers, bytes(body)
+        return bytes(body)
 
-    def _parse_response(self, status: int, headers: httpx.Headers, body: bytes) -> dict[str, Any]:
+    async def _parts(self, response: httpx.Response, limit: int) -> AsyncGenerator[bytes]:
+        """The decoded body as it arrives, at most `limit` bytes."""
+        if response.headers.get("content-encoding", "").strip().lower() not in _ENCODINGS:
+            if response.status_code == httpx.codes.OK:
+                raise self._classifier.malformed("a response in an encoding that was not asked for")
+            return  # an error's status says enough
+        size = 0
+        async for part in response.aiter_bytes():
+            size += len(part)
+            if size > limit:
+                raise self._classifier.too_large(limit)
+            yield part
+
+    async def _read_events(self, response: httpx.Response, feed: Callable[[dict[str, Any]], None], limit: int) -> None:
+        """Feeds the data of server-sent events, each in one line, as OpenAI and vLLM write them."""
+        line = bytearray()
+        async with aclosing(self._parts(response, limit)) as parts:
+            async for part in parts:
+                *complete, rest = part.split(b"\n")
+                for end in complete:
+                    line += end
+                    data = bytes(line[5:]).strip() if line.startswith(b"data:") else b""
+                    line.clear()
+                    if data == _END_OF_STREAM:
+                        await _drain(parts)
+                        return
+                    if data:
+                        with self._reader_faults():
+                            feed(self._parse_object(response, data))
+                line += rest
+        raise self._classifier.dropped()
+
+    @contextmanager
+    def _reader_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except UpstreamError as error:
+            raise self._classifier.unusable(error) from None
+
+    def _parse_response(self, response: httpx.Response, body: bytes) -> dict[str, Any]:
+        status = response.status_code
+        if status == httpx.codes.OK:
+            return self._parse_object(response, body)
+        try:
+            answer = parse(body)
+        except ValueError:
+            answer = None
+        raise self._classifier.from_response(status, response.headers, answer)
+
+    def _parse_object(self, response: httpx.Response, body: bytes) -> dict[str, Any]:
         try:
             answer = parse(body)
         except ValueError as error:
-            if status != httpx.codes.OK:
-                raise self._classifier.from_response(status, headers, None) from None
             raise self._classifier.malformed(f"a response that is not JSON ({error})") from None
-        if status != httpx.codes.OK:
-            raise self._classifier.from_response(status, headers, answer)
         if not isinstance(answer, dict):
             raise self._classifier.malformed("a response that is not a JSON object")
         if answer.get("error"):  # some gateways report failures with status 200
-            raise self._classifier.from_response(_status_of(answer["error"]), headers, answer)
+            raise self._classifier.from_response(_status_of(answer["error"]), response.headers, answer)
         return answer
 
 
@@ -89,6 +164,18 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise _NotFiniteError("it contains a number out of bounds")
     return number
+
+
+async def _drain(parts: AsyncIterator[bytes]) -> None:
+    """Reads a response to its end if that comes soon; whether it does matters to nobody."""
+    with suppress(TimeoutError, httpx.RequestError, httpx.StreamError, Fault):
+        async with asyncio.timeout(_MAX_DRAIN_S):
+            async for _ in parts:
+                pass
+
+
+def _is_event_stream(response: httpx.Response) -> bool:
+    return str(response.headers.get("content-type", "")).strip().lower().startswith("text/event-stream")
 
 
 def _status_of(error: Any) -> int:

@@ -23,6 +23,7 @@ from w2s_core.errors import (
 )
 
 _MESSAGE_LENGTH = 300  # characters of a provider's message that are passed on
+_MAX_QUOTED = 10_000  # characters of it that are looked at one by one
 _TOO_MANY_REQUESTS = 429
 # An absolute path of several parts, which is no part of a URL and no route of this API.
 _PATH = re.compile(r"(?<![\w.:/~\\])(?:~?/(?!v1/)[^\s'\"`/]+/|[A-Za-z]:\\)[^\s'\"`,;:)]*")
@@ -74,8 +75,16 @@ class FaultClassifier:
             return _unhealthy(error_type(f"{self._provider} cannot be reached."), "unreachable")
         if isinstance(error, httpx.TimeoutException | TimeoutError):
             return _unhealthy(
-                UpstreamTimeoutError(f"{self._provider} did not answer within {timeout_s:g} seconds."), "timeout"
+                UpstreamTimeoutError(f"{self._provider} did not answer within {timeout_s:.3g} seconds."), "timeout"
             )
+        if isinstance(error, httpx.DecodingError):
+            return self.malformed("a response that cannot be decoded")
+        if isinstance(error, httpx.InvalidURL):  # httpx reads the target of a redirect, although it follows none
+            return Fault(UpstreamError(f"{self._provider} answered with a redirect; check base_url."), "redirect")
+        return self.dropped()
+
+    def dropped(self) -> Fault:
+        """Classifies a response that ended before it was complete."""
         return _unhealthy(
             UpstreamError(f"{self._provider} closed the connection before its response was complete."), "dropped"
         )
@@ -83,6 +92,10 @@ class FaultClassifier:
     def malformed(self, description: str) -> Fault:
         """Classifies a response of status 200 that cannot be used; `description` completes "sent …"."""
         return _unhealthy(UpstreamError(f"{self._provider} sent {description}."), "malformed")
+
+    def unusable(self, error: UpstreamError) -> Fault:
+        """Classifies a well-formed response whose content `error` rejects, which a retry would not change."""
+        return Fault(error, "malformed")
 
     def too_large(self, limit: int) -> Fault:
         """Classifies a response of more than `limit` bytes; a retry would be as large."""
@@ -119,8 +132,8 @@ class FaultClassifier:
         text = _error_text(body)
         if self._api_key:
             text = text.replace(self._api_key, "[key]")
+        text = re.sub(r"(?i)bearer\s+\S+", "[key]", text)[:_MAX_QUOTED]
         text = _PATH.sub("[path]", text.replace(self._model, self._shown_model))
-        text = re.sub(r"(?i)bearer\s+\S+", "[key]", text)
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         if len(text) > _MESSAGE_LENGTH:
             text = text[: _MESSAGE_LENGTH - 1] + "…"
@@ -161,6 +174,6 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):  # no date, or one that does not fit a datetime
         return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -75,7 +75,7 @@ class EchoMethod:
         values = choice.logprobs.token_logprobs if choice.logprobs else []
         if not len(prompt) + len(answer) <= len(values) <= len(prompt) + len(answer) + self.max_tokens:
             raise _no_logprobs()
-        return sum(map(nats, values[len(prompt) : len(prompt) + len(answer)]))
+        return sum(_value(values, i) for i in range(len(prompt), len(prompt) + len(answer)))
 
     def sum_of_text(self, choice: Choice, answer: str, prompt_tokens: int | None) -> float:
         logprobs = choice.logprobs
@@ -89,7 +89,7 @@ class EchoMethod:
         # Counted from the end, because a BOS at the beginning may or may not be part of the text.
         end = offsets[echoed] if echoed < len(offsets) else max(offsets[-1] + _length(tokens[-1]), len(choice.text))
         begin = end - len(answer)
-        return sum(nats(logprobs.token_logprobs[i]) for i in range(echoed) if begin <= offsets[i] < end)
+        return sum(_value(logprobs.token_logprobs, i) for i in range(echoed) if begin <= offsets[i] < end)
 
 
 LOGPROB_METHODS: Sequence[LogprobMethod] = (PromptLogprobsMethod(), EchoMethod(0), EchoMethod(1))
@@ -138,6 +138,14 @@ class _NoLogprobsError(UpstreamError):
 
 def _no_logprobs() -> UpstreamError:
     return _NoLogprobsError("The provider returns no log-probabilities of its prompt.")
+
+
+def _value(values: Sequence[float | None], position: int) -> float:
+    """The log-probability of an echoed token in nats; 0 for the first, which has no context and therefore none."""
+    value = values[position]
+    if value is None and position > 0:
+        raise _no_logprobs()
+    return nats(value or 0.0)
 
 
 def _logprob_of(entry: Any, token: int) -> float:

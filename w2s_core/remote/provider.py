@@ -8,39 +8,51 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import ssl
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from w2s_core.config import ProviderConfig
-from w2s_core.errors import ConfigurationError, UnavailableError
+from w2s_core.errors import ConfigurationError, UnavailableError, UpstreamTimeoutError
 from w2s_core.remote.endpoints import Endpoint, Endpoints
 from w2s_core.remote.exchange import MAX_ANSWER_BYTES, Exchange
 from w2s_core.remote.faults import Fault, FaultClassifier
+from w2s_core.remote.http_client import make_http_client
 
 logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 30.0  # the longest `Retry-After` that a call honours
-_KEEPALIVE_S = 4.0  # uvicorn, which vLLM uses, closes idle connections after 5 s: we must close them first
 _STOPPED_RETRY_S = 5
+_STREAMED_TOKEN_BYTES = 2048  # of one event, with 20 alternatives
 _backoff = wait_random_exponential(multiplier=0.5, max=8)  # seconds, with full jitter so that callers spread
+
+T = TypeVar("T")
+
+
+class EventReader(Protocol):
+    """Takes the events of one streamed response."""
+
+    def feed(self, event: dict[str, Any], /) -> None:
+        """Raises UpstreamError for an event that cannot be used."""
+        ...
+
+
+R = TypeVar("R", bound=EventReader)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One attempt of a call, for metrics.
 
-    `status`: the HTTP status, or unreachable, timeout, dropped, malformed, too_large, cancelled. `number`: 1 for a
-    call's first attempt, more for its retries.
+    `status`: the HTTP status, or unreachable, timeout, dropped, malformed, too_large, redirect, cancelled. `number`: 1
+    for a call's first attempt, more for its retries.
     """
 
     provider: str
@@ -50,30 +62,16 @@ class Attempt:
 
 
 @dataclass(eq=False, slots=True)
-class _Call:
-    """A call and its attempts so far."""
+class _Call(Generic[T]):
+    """A call and its attempts so far. `attempt` makes one, at a base_url and within so many seconds."""
 
-    method: str
-    path: str
-    content: bytes | None
+    attempt: Callable[[Exchange, str, float], Awaitable[T]]
     affinity: int | None
+    on_cancelled: Callable[[], None] = lambda: None
     tried: set[Endpoint] = field(default_factory=set)
     counted: set[Endpoint] = field(default_factory=set)  # whose breakers have counted this call's failure
     attempts: int = 0
-
-
-def read_api_key(config: ProviderConfig, key: str) -> str | None:
-    """Reads the API key from the environment variable `config.api_key_env`; None where none is configured.
-
-    Raises ConfigurationError, which names `key` (the model's place in the configuration), when the variable is missing
-    or cannot be an API key. Only the composition root calls this.
-    """
-    if config.api_key_env is None:
-        return None
-    api_key = os.environ.get(config.api_key_env, "").strip()
-    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
-        raise ConfigurationError(f"{key}.api_key_env: set the environment variable {config.api_key_env} to an API key.")
-    return api_key
+    deadline: float = math.inf  # of all attempts together; set when the first one begins
 
 
 class Provider:
@@ -124,19 +122,9 @@ class Provider:
 
     async def start(self) -> None:
         """Creates the HTTP client; the first calls make the connections."""
-        _silence_http_loggers()
-        headers = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
-        if self._api_key is not None:
-            headers["authorization"] = f"Bearer {self._api_key}"
-        config = self.config
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            verify=_certificates(),
-            timeout=httpx.Timeout(config.call_timeout_s, connect=config.connect_timeout_s),
-            limits=httpx.Limits(max_keepalive_connections=config.max_concurrency, keepalive_expiry=_KEEPALIVE_S),
-        )
-        classifier = FaultClassifier(self.name, config.model, self._api_key)
-        self._exchange = Exchange(self._client, classifier, config.call_timeout_s, self._max_answer_bytes)
+        self._client = make_http_client(self.config, self._api_key)
+        classifier = FaultClassifier(self.name, self.config.model, self._api_key)
+        self._exchange = Exchange(self._client, classifier, self._max_answer_bytes)
 
     async def stop(self) -> None:
         """Closes the connections; calls in flight fail."""
@@ -154,31 +142,64 @@ class Provider:
         """Calls in flight."""
         return self._endpoints.calls
 
-    async def post(self, path: str, body: Mapping[str, Any], *, affinity: int | None = None) -> dict[str, Any]:
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        affinity: int | None = None,
+        on_cancelled: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         """Posts `body` to `base_url` + `path` and returns the JSON object of the response.
 
         Calls are retried, so they must be idempotent. Those of the same `affinity`, a hash of the prompt, go to one
-        base_url while it is healthy.
+        base_url while it is healthy. `on_cancelled` is called if the caller is cancelled while the provider has the
+        call, not while it waits for its turn or for a retry.
 
         Raises UpstreamError, UpstreamTimeoutError, UpstreamRefusedError and UpstreamContextLengthError, and at once
         UnavailableError where every circuit breaker is open.
         """
-        content = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
-        return await self._call(_Call("POST", path, content, affinity))
+        content = _encode(body)
+        attempt = lambda exchange, url, timeout_s: exchange("POST", url + path, content, timeout_s)  # noqa: E731
+        return await self._call(_Call(attempt, affinity, on_cancelled))
+
+    async def stream(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        reader: Callable[[], R],
+        *,
+        affinity: int | None = None,
+        tokens: int = 0,
+    ) -> R:
+        """Posts `body`, which asks for a stream, as `post` does.
+
+        Each attempt feeds the response's events to a reader of its own; that of the successful attempt is returned.
+        `tokens`: how many the response may have, for which it may be larger.
+        """
+        content = _encode(body)
+
+        async def attempt(exchange: Exchange, url: str, timeout_s: float) -> R:
+            events = reader()
+            await exchange.stream(url + path, content, events.feed, timeout_s, tokens * _STREAMED_TOKEN_BYTES)
+            return events
+
+        return await self._call(_Call(attempt, affinity))
 
     async def get(self, path: str) -> dict[str, Any]:
         """Gets `base_url` + `path`, as `post` does."""
-        return await self._call(_Call("GET", path, None, None))
+        attempt = lambda exchange, url, timeout_s: exchange("GET", url + path, None, timeout_s)  # noqa: E731
+        return await self._call(_Call(attempt, None))
 
-    async def _call(self, call: _Call) -> dict[str, Any]:
+    async def _call(self, call: _Call[T]) -> T:
         def wait(state: RetryCallState) -> float:
             return self._wait_s(call, state)
 
         retrying = AsyncRetrying(
             sleep=self._sleep,
-            stop=stop_after_attempt(1 + self.config.max_retries),
+            stop=lambda state: self._is_over(call, state),
             wait=wait,
-            retry=retry_if_exception(lambda error: isinstance(error, Fault) and error.transient),
+            retry=retry_if_exception(lambda error: self._may_retry(call, error)),
             reraise=True,
         )
         try:
@@ -186,7 +207,17 @@ class Provider:
         except Fault as fault:
             raise fault.error from None
 
-    def _wait_s(self, call: _Call, state: RetryCallState) -> float:
+    def _may_retry(self, call: _Call[T], error: BaseException) -> bool:
+        """Whether another attempt may succeed. One that timed out would most likely do so again at its base_url."""
+        if not isinstance(error, Fault) or not error.transient:
+            return False
+        return not isinstance(error.error, UpstreamTimeoutError) or self._endpoints.can_fail_over(call.tried)
+
+    def _is_over(self, call: _Call[T], state: RetryCallState) -> bool:
+        """Whether the call may have no further attempt, or no time is left for one."""
+        return call.attempts > self.config.max_retries or self._clock() + state.upcoming_sleep >= call.deadline
+
+    def _wait_s(self, call: _Call[T], state: RetryCallState) -> float:
         """Seconds before a retry: 0 where another base_url can take over, else `Retry-After` plus a random back-off."""
         if self._endpoints.can_fail_over(call.tried):
             return 0.0
@@ -194,7 +225,7 @@ class Provider:
         retry_after_s = fault.retry_after_s if isinstance(fault, Fault) and fault.retry_after_s else 0.0
         return min(retry_after_s, MAX_RETRY_AFTER_S) + _backoff(state)
 
-    async def _attempt(self, call: _Call) -> dict[str, Any]:
+    async def _attempt(self, call: _Call[T]) -> T:
         # Checked before and after queueing: no call waits for a provider that is down.
         if not self._endpoints.available:
             raise self._unavailable()
@@ -206,10 +237,17 @@ class Provider:
                 raise UnavailableError("The server is shutting down.", _STOPPED_RETRY_S)
             call.attempts += 1
             with self._recorded(endpoint, call):
-                return await self._exchange(call.method, endpoint.url + call.path, call.content)
+                return await call.attempt(self._exchange, endpoint.url, self._timeout_s(call, endpoint))
+
+    def _timeout_s(self, call: _Call[T], endpoint: Endpoint) -> float:
+        """Seconds that an attempt may take: half of what is left if another base_url is to have a turn."""
+        if call.attempts == 1:
+            call.deadline = self._clock() + self.config.call_timeout_s
+        left_s = call.deadline - self._clock()
+        return left_s / 2 if self._endpoints.can_fail_over({*call.tried, endpoint}) else left_s
 
     @contextmanager
-    def _recorded(self, endpoint: Endpoint, call: _Call) -> Iterator[None]:
+    def _recorded(self, endpoint: Endpoint, call: _Call[T]) -> Iterator[None]:
         """Records an attempt's outcome in the endpoint, its circuit breaker and the metrics."""
         begun, probe, status = self._clock(), endpoint.breaker.begin_call(), "cancelled"
         endpoint.calls += 1
@@ -222,14 +260,16 @@ class Provider:
             call.tried.add(endpoint)
             self._record_fault(endpoint, fault, call, probe=probe)
             raise
-        except BaseException:
+        except BaseException as error:
             endpoint.breaker.record_cancelled(probe=probe)
+            if isinstance(error, asyncio.CancelledError):
+                call.on_cancelled()
             raise
         finally:
             endpoint.calls -= 1
             self._on_attempt(Attempt(self.name, status, self._clock() - begun, call.attempts))
 
-    def _record_fault(self, endpoint: Endpoint, fault: Fault, call: _Call, *, probe: bool) -> None:
+    def _record_fault(self, endpoint: Endpoint, fault: Fault, call: _Call[T], *, probe: bool) -> None:
         if fault.retry_after_s is not None:
             endpoint.paused_until = self._clock() + min(fault.retry_after_s, MAX_RETRY_AFTER_S)
         if not fault.unhealthy:
@@ -247,18 +287,5 @@ class Provider:
         return UnavailableError(f"The provider of `{self.name}` is down.", self._endpoints.retry_after_s)
 
 
-@cache
-def _certificates() -> ssl.SSLContext:
-    """The system's certificates, loaded once for all providers because it takes tens of milliseconds."""
-    return httpx.create_ssl_context()
-
-
-def _silence_http_loggers() -> None:
-    """Raises the levels of httpx's and httpcore's loggers to WARNING, unless they have been set on purpose.
-
-    Both log status lines and headers, in which a provider may echo our key.
-    """
-    for name in ("httpx", "httpcore"):
-        http_logger = logging.getLogger(name)
-        if http_logger.level == logging.NOTSET:
-            http_logger.setLevel(logging.WARNING)
+def _encode(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()

@@ -66,11 +66,11 @@ class LocalScoring:
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         encoded = {key: retokenizer.encode(candidates) for key, retokenizer in self._retokenizers.items()}
         answers = [model.answers(candidates, encoded[model.tokenizer.tokenizer_json]) for model in self._models]
+        for model, prompt, tokens, limit in zip(self._models, self._prompts, answers, self._limits, strict=True):
+            model.check_length(prompt, candidates, tokens, limit)
         tuned, untuned = await gather_all([self._logprobs(i, answers[i]) for i in range(2)])
         self.scored_tokens += tuned.tokens_run + untuned.tokens_run
         return [Score(t - u) for t, u in zip(tuned.logprobs, untuned.logprobs, strict=True)]
 
     async def _logprobs(self, index: int, answers: Sequence[Tokens]) -> ScoreResult:
-        model, prompt = self._models[index], self._prompts[index]
-        model.check_length(prompt, answers, self._limits[index])
-        return await self._session.score(model.pool_name, prompt, answers)
+        return await self._session.score(self._models[index].pool_name, self._prompts[index], answers)

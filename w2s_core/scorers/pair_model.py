@@ -79,11 +79,16 @@ class PairModel:
             for y, tokens in zip(candidates, encoded, strict=True)
         ]
 
-    def check_length(self, prompt: Tokens, answers: Sequence[Tokens], limit: int) -> None:
-        """Raises PairContextLengthError where prompt and answer exceed the model's context of `limit` tokens."""
-        longest = max(map(len, answers), default=0)
-        if len(prompt) + longest > limit:
-            raise PairContextLengthError(self.name, limit, len(prompt), longest)
+    def check_length(
+        self, prompt: Tokens, candidates: Sequence[Hypothesis], answers: Sequence[Tokens], limit: int
+    ) -> None:
+        """Raises PairContextLengthError where prompt and answer exceed the model's context of `limit` tokens.
+
+        `answers` are the `candidates` in this model's tokens.
+        """
+        if len(prompt) + max(map(len, answers), default=0) > limit:
+            lengths = {y.text: len(answer) for y, answer in zip(candidates, answers, strict=True)}
+            raise PairContextLengthError(self.name, limit, len(prompt), lengths)
 
 
 def pair_prompt_text(prompt: Prompt, template: str | None) -> str:

@@ -107,8 +107,12 @@ class TokenLogprobs:
         answers = self._encoder.answers(candidates, self._retokenizer.encode(candidates))
         limit = self._model.probe.capabilities.context_length
         if limit is not None:
-            self._encoder.check_length(self._prompt, answers, limit)
+            self._encoder.check_length(self._prompt, candidates, answers, limit)
         return self._tasks.start(answers)
+
+    def cancel(self) -> None:
+        """Ends all calls; `aclose` waits until they have ended."""
+        self._tasks.cancel()
 
     async def aclose(self) -> None:
         await self._tasks.aclose()
@@ -137,6 +141,10 @@ class TextLogprobs:
         """As `TokenLogprobs.start`, of each answer's text. See `LogprobMethod.sum_of_text`."""
         return self._tasks.start([y.text for y in candidates])
 
+    def cancel(self) -> None:
+        """Ends all calls; `aclose` waits until they have ended."""
+        self._tasks.cancel()
+
     async def aclose(self) -> None:
         await self._tasks.aclose()
 
@@ -152,12 +160,13 @@ class TextLogprobs:
 class _LogprobTasks(Generic[A]):
     """The calls for one model's answers: one task per distinct answer, all at the same time.
 
-    A task is kept as long as each `start` names its answer, and is cancelled by one that does not, or by `aclose`.
+    A task is kept as long as each `start` names its answer, and is cancelled by one that does not, or by `cancel`.
     """
 
     def __init__(self, logprob: Callable[[A], Coroutine[Any, Any, float]]) -> None:
         self._logprob: Callable[[A], Coroutine[Any, Any, float]] = logprob
         self._tasks: dict[A, asyncio.Task[float]] = {}
+        self._leaving: set[asyncio.Task[float]] = set()  # cancelled, and still closing their connections
 
     def start(self, answers: Sequence[A]) -> LogprobTasks:
         """Returns the answers' tasks, in order. Starts those that are new, and those that have failed before."""
@@ -168,14 +177,23 @@ class _LogprobTasks(Generic[A]):
                 task = asyncio.create_task(self._logprob(answer))
             self._tasks[answer] = task
         for task in previous.values():
-            if not _failed(task):  # `_failed` has also retrieved the error, so that asyncio does not log it
-                task.cancel()
+            self._cancel(task)
         return [self._tasks[answer] for answer in answers]
 
-    async def aclose(self) -> None:
+    def cancel(self) -> None:
         for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            self._cancel(task)
+        self._tasks = {}
+
+    async def aclose(self) -> None:
+        self.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+    def _cancel(self, task: asyncio.Task[float]) -> None:
+        if _failed(task) or not task.cancel():  # `_failed` has retrieved the error, so that asyncio does not log it
+            return
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
 
 def _failed(task: asyncio.Task[float]) -> bool:
@@ -203,6 +221,8 @@ class RemoteScorer:
         try:
             yield RemoteScoring(sessions)
         finally:
+            for session in sessions:  # all of them first, because this task may be cancelled while it waits
+                session.cancel()
             for session in sessions:
                 await session.aclose()
 

@@ -150,7 +150,7 @@ class SampleTask:
         if not rows and not finished and unreported == self._unreported:
             return None
         self._unreported = unreported
-        return SampleUpdate(self.job.id, rows, finished, unreported)
+        return SampleUpdate(self.job.id, rows, finished, unreported, self.tree.cached_tokens)
 
 
 class ScoreTask:

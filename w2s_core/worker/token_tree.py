@@ -73,6 +73,7 @@ class TokenTree:
         self.root.logprob = 0.0
         self.root.path_slots = np.empty(0, np.int64)
         self.region: Region | None = None
+        self.cached_tokens = 0  # leading prompt tokens whose KV another session had computed
         self._cache = cache
         self._trunk = self.root  # every living answer passes through it, so `prune_to` need not look above it
         self._last_inserted: tuple[Tokens, Node] = ((), self.root)  # the next answer usually shares its prefix
@@ -119,6 +120,7 @@ class TokenTree:
         assert self.region is not None
         self.prompt_computed = min(size, len(self.prompt) - 1)
         self._cache.copy(region, self.region, self.prompt_computed)
+        self.cached_tokens = self.prompt_computed
 
     def evict(self) -> None:
         """Frees the region; the tokens stay and are computed again when needed."""
