@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.prompts import excerpt
 from benchmarks.settings import DEMO, LARGE, Models, Settings, Workload
+from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.interfaces import Scorer, Scoring
 from w2s_core.large.local import LocalLargeModel
@@ -109,7 +110,7 @@ async def memory(models: Models, settings: Settings, loads: Sequence[Workload]) 
     large = LocalLargeModel(models.large, tokenizer, pool)
     peak = _PeakUsage(pool, models.large)
     scorer = _MeasuringScorer(LocalScorer(pool, pair[0], pair[1], template), peak.update)
-    async with Engine({LARGE: large}, {DEMO: scorer}, {LARGE: (LARGE, None)}, worker_pool=pool) as engine:
+    async with Engine({LARGE: large}, {DEMO: scorer}, {LARGE: ServedModelConfig(LARGE)}, worker_pool=pool) as engine:
         return [KVUsage(load, await _peak_kv_tokens(engine, peak, _request(tokenizer, load))) for load in loads]
 
 

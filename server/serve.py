@@ -127,7 +127,7 @@ class _ServerRun:
 
     def _reconfigure(self, engine: Engine) -> None:
         config = self._settings.engine_config()
-        engine.reconfigure(config.served, config.limits)
+        engine.reconfigure(config.served_models, config.limits)
 
     def _on_ready(self, engine: Engine) -> None:
         if self._settings is not self._initial_settings:  # reloaded while the models were loading

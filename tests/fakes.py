@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import asynccontextmanager
 from typing import Any
 
-from w2s_core.config import Limits
+from w2s_core.config import Limits, ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
 from w2s_core.errors import RequestError
@@ -95,6 +95,7 @@ class FakeLargeModel:
     ) -> None:
         self.tokenizer = tokenizer
         self.tool_format: str | None = None
+        self.default_sampling = SamplingParams()
         self.distribution = distribution or letters()
         self.context_length = context_length
         self.decoder = ByteTokenizer()
@@ -270,7 +271,7 @@ def fake_engine(
 ) -> Engine:
     """Serves `plain` and `guided`, both over the same fake large model; pairs `positive` and `polite`."""
     scorers = scorers or {"positive": FakeScorer(), "polite": FakeScorer(lambda text, ended: -float(len(text)))}
-    served = {"plain": ("large", None), "guided": ("large", guidance)}
+    served = {"plain": ServedModelConfig("large"), "guided": ServedModelConfig("large", guidance)}
     return Engine({"large": large or FakeLargeModel()}, scorers, served, limits=limits)
 
 

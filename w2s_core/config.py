@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from w2s_core.types import Guidance
 
 ToolFormatName: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral"]
+GenerationConfigName: TypeAlias = Literal["auto", "ignore", "vllm"]
 _FORBID: dict[str, str] = {"extra": "forbid"}
 
 
@@ -23,7 +24,8 @@ class LargeModelConfig:
 
     `model`: a folder, a Hugging Face hub id, or "demo:NAME". `trust_remote_code` runs Python code from the model's
     folder. `devices`: those of `workers.devices` that load it, None = all. `tool_format`: how the model writes tool
-    calls, "auto" = detected from its chat template.
+    calls, "auto" = detected from its chat template. `generation_config`: "auto" takes sampling defaults from the
+    model's `generation_config.json`, "ignore" (or "vllm", as vLLM calls it) does not.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
@@ -32,6 +34,7 @@ class LargeModelConfig:
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
     tool_format: ToolFormatName = "auto"
+    generation_config: GenerationConfigName = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +158,14 @@ def _problem_of_url(url: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ServedModelConfig:
-    """A model name of the API: a key of `large_models` and, optionally, the guidance that requests get by default."""
+    """A model name of the API: a key of `large_models` and, optionally, what requests get by default.
 
-    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    `sampling` holds values of `SamplingParams` by name. The large model's own defaults hold for what it does not name.
+    """
+
     large: str
     guidance: Guidance | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +216,3 @@ class EngineConfig:
     workers: WorkersConfig = WorkersConfig()
     limits: Limits = Limits()
     traces: bool = False
-
-    @property
-    def served(self) -> dict[str, tuple[str, Guidance | None]]:
-        """The served models by API name: (name of the large model, default guidance), as `Engine` takes them."""
-        return {name: (model.large, model.guidance) for name, model in self.served_models.items()}

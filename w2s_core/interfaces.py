@@ -139,6 +139,11 @@ class LargeModel(Protocol):
         """The name of its tool call format in `structured.tool_formats.TOOL_FORMATS`; None where that is not known."""
         ...
 
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """What its maker recommends, for requests and served models that do not say otherwise."""
+        ...
+
     def check(self, sampling: SamplingParams) -> None:
         """Raises RequestError, naming the field, for sampling parameters that this model does not support."""
         ...

@@ -240,6 +240,7 @@ class Round:
 class GenerationRequest:
     """One API call, for the engine. `guidance` None takes the served model's own; `best_of` is OpenAI's field.
 
+    Without `sampling.max_tokens` an answer has as many tokens as fit, at most `default_max_tokens` if that is given.
     Each of `prompts` gets `n` choices, indexed `i + prompt_index * n`. Of a prompt longer than `truncate_prompt_tokens`
     only the last tokens are used; -1 means as many as fit the context with the answer, None all.
 
@@ -263,6 +264,7 @@ class GenerationRequest:
     prompt_logprobs: int | None = None
     needs_token_ids: bool = False
     score_prefix: str | None = None
+    default_max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

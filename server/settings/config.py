@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from server.settings.api_keys import KeyConfigs
 from server.settings.environment import EnvironmentSource
 from server.settings.files import describe_validation_error, read_yaml
+from server.settings.served_models import ServedModelSettings
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
@@ -33,7 +34,6 @@ from w2s_core.config import (
     RemoteLargeModelConfig,
     RemoteModelConfig,
     RemotePairConfig,
-    ServedModelConfig,
     WorkersConfig,
 )
 from w2s_core.errors import ConfigurationError
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
     large_models: Annotated[dict[str, AnyLargeModelConfig], Field(min_length=1)]
     pairs: dict[str, AnyPairConfig] = Field(default_factory=dict)
-    served_models: Annotated[dict[str, ServedModelConfig], Field(min_length=1)]
+    served_models: Annotated[dict[str, ServedModelSettings], Field(min_length=1)]
     server: ServerConfig = ServerConfig()
     workers: WorkersConfig = WorkersConfig()
 
@@ -189,7 +189,8 @@ class Settings(BaseSettings):
             max_sampled_tokens_per_request=self.server.max_sampled_tokens_per_request,
             request_timeout_s=self.server.request_timeout_s,
         )
-        return EngineConfig(self.large_models, self.served_models, self.pairs, self.workers, limits, self.server.traces)
+        served = {name: model.to_config() for name, model in self.served_models.items()}
+        return EngineConfig(self.large_models, served, self.pairs, self.workers, limits, self.server.traces)
 
 
 def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:

@@ -60,6 +60,6 @@ def _dotted_key(loc: tuple[int | str, ...]) -> str:
     parts = [str(part) for part in loc]
     if len(parts) > 2 and parts[0] in ("large_models", "pairs"):
         del parts[2]  # the label behind a model's name: its backend
-    if len(parts) > 1 and ("[" in parts[-1] or parts[-1] in ("int", "float", "str")):
+    if len(parts) > 1 and parts[-1] in ("int", "float", "str"):
         parts.pop()
-    return ".".join(parts)
+    return ".".join(parts[:1] + [part for part in parts[1:] if "[" not in part])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.engine.test_engine import ASK, choices, events_of
 from tests.fakes import DEFAULT_GUIDANCE, fake_engine
-from w2s_core.config import Limits
+from w2s_core.config import Limits, ServedModelConfig
 from w2s_core.engine.admission import AdmissionQueue, Ticket
 from w2s_core.errors import OverloadedError, RequestError, ShuttingDownError
 from w2s_core.types import Guidance, SamplingParams, TextPrompt
@@ -96,7 +96,7 @@ async def test_a_shorter_queue_after_a_reload_holds_for_new_requests() -> None:
     engine = fake_engine(limits=Limits(max_rows=4, max_queued_rows=8))
     request = replace(ASK, prompts=(TextPrompt("x"),) * 3)
     assert len(choices(await events_of(engine, request))) == 3
-    engine.reconfigure({"guided": ("large", DEFAULT_GUIDANCE)}, Limits(max_rows=4, max_queued_rows=7))
+    engine.reconfigure({"guided": ServedModelConfig("large", DEFAULT_GUIDANCE)}, Limits(max_rows=4, max_queued_rows=7))
     with pytest.raises(RequestError, match="at most 2"):
         await events_of(engine, request)
 

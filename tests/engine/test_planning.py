@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.engine.test_engine import ASK, choices, events_of, texts
 from tests.fakes import DEFAULT_GUIDANCE, FakeLargeModel, FakeScorer, answer, fake_engine, letters
-from w2s_core.config import Limits
+from w2s_core.config import Limits, ServedModelConfig
+from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished
 from w2s_core.errors import ContextLengthError, RequestError, UnknownModelError
 from w2s_core.types import ChatPrompt, Guidance, SamplingParams, TextPrompt
@@ -51,6 +52,31 @@ async def test_max_tokens_may_equal_the_room_left_in_the_context(max_tokens: int
     request = replace(ASK, model="plain", sampling=SamplingParams(max_tokens=max_tokens))
     [choice] = choices(await events_of(fake_engine(large), request)).values()
     assert len(choice.hypothesis.tokens) == drawn
+
+
+def test_a_served_models_own_defaults_come_before_the_large_models() -> None:
+    large = FakeLargeModel()
+    large.default_sampling = SamplingParams(temperature=0.6, top_k=20)
+    served = {
+        "bare": ServedModelConfig("l"),
+        "own": ServedModelConfig("l", sampling={"temperature": 0, "stop": ("x",)}),
+    }
+    engine = Engine({"l": large}, {}, served)
+    assert engine.served_models["bare"].sampling == large.default_sampling
+    assert engine.served_models["own"].sampling == SamplingParams(temperature=0, top_k=20, stop=("x",))
+    engine.reconfigure({"bare": ServedModelConfig("l", sampling={"top_k": 5})}, Limits())
+    assert engine.served_models["bare"].sampling == SamplingParams(temperature=0.6, top_k=5)
+
+
+@pytest.mark.parametrize(("max_tokens", "default", "drawn"), [(None, 9, 9), (None, 99, 29), (12, 9, 12)])
+async def test_a_default_of_max_tokens_is_shortened_to_what_fits(
+    max_tokens: int | None, default: int, drawn: int
+) -> None:
+    large = FakeLargeModel(letters(eos=0), context_length=30)
+    request = replace(ASK, sampling=SamplingParams(max_tokens=max_tokens), default_max_tokens=default)
+    for model in ("plain", "guided"):
+        [choice] = choices(await events_of(fake_engine(large), replace(request, model=model))).values()
+        assert len(choice.hypothesis.tokens) == drawn
 
 
 @pytest.mark.parametrize(("max_tokens", "drawn"), [(None, 1), (7, 7)])

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.fakes import FakeLargeModel, FakeScorer, letters
+from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.evaluation.generation import Answer, AnswerGenerator, bounded
 from w2s_core.evaluation.likelihood import LikelihoodEvaluator
@@ -28,7 +29,7 @@ class Fakes:
         self.weak = FakeLargeModel(letters("aaab ", eos=0.3))
         self.scorer = FakeScorer()
         models = {LARGE: self.large, WEAK: self.weak}
-        self.engine = Engine(models, {PAIR: self.scorer}, {name: (name, None) for name in models})
+        self.engine = Engine(models, {PAIR: self.scorer}, {name: ServedModelConfig(name) for name in models})
         self.progress: Counter[str] = Counter()
         self.likelihood_calls: list[tuple[str, str]] = []
 

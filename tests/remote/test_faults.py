@@ -68,6 +68,29 @@ def test_its_message_is_passed_on_in_one_short_line(body: Any, message: str) -> 
     assert str(fault(500, body).error) == f"The provider of `llama` failed (500){message}"
 
 
+@pytest.mark.parametrize(
+    ("said_by_it", "passed_on"),
+    [
+        ("The model `/models/llama-70b/` does not exist.", "The model `[path]` does not exist."),
+        ("No such file: '/usr/lib/python3/dist-packages/x.py', line 3", "No such file: '[path]', line 3"),
+        ("at ~/llama/x or C:\\models\\x.bin", "at [path] or [path]"),
+        ("POST /v1/chat/completions to http://host:8000/v1/x failed", None),
+        ("n/a, and/or 1/2, application/json, 3 / 4", None),
+        ("prompt is too long: 9 > 8", None),
+    ],
+)
+def test_no_path_of_its_machine_is_passed_on(said_by_it: str, passed_on: str | None) -> None:
+    assert str(fault(400, said(said_by_it)).error).endswith(passed_on or said_by_it)
+
+
+def test_a_model_whose_name_is_a_path_is_called_as_in_the_configuration() -> None:
+    """As vLLM calls what it serves from a folder."""
+    classifier = FaultClassifier("llama", "/models", None)
+    error = classifier.from_response(404, {}, said("The model `/models` does not exist.")).error
+    assert "/models" not in str(error)
+    assert "has no model `llama`" in str(error)
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503])
 @pytest.mark.parametrize(
     "echo", ["{}", "Authorization: Bearer {}", "{0}{0}", "x" * 290 + "{}", "bearer\n{} ok", "'{}'"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.fakes import FakeScorer, answer
 from tests.remote.fake_provider import FakeProvider, words
-from w2s_core.config import Limits
+from w2s_core.config import Limits, ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished, TextCommitted
 from w2s_core.large.capabilities import probe_large_model
@@ -46,7 +46,7 @@ def remote_model(provider: FakeProvider, *, with_tokenizer: bool = True, **confi
 async def serving(provider: FakeProvider, limits: Limits | None = None, **config: Any) -> AsyncIterator[Engine]:
     part = remote_model(provider, **config)
     scorers = {"likes-a": FakeScorer()}
-    served = {"plain": ("far", None), "guided": ("far", CBS)}
+    served = {"plain": ServedModelConfig("far"), "guided": ServedModelConfig("far", CBS)}
     large_models = {"far": part.model}  # type: ignore[attr-defined]
     async with Engine(large_models, scorers, served, limits=limits, components=[part]) as engine:
         provider.calls.clear()
@@ -115,7 +115,9 @@ async def test_characters_stay_whole(tokenizer: HFTokenizer, flavor: str, seed: 
     provider = FakeProvider(tokenizer, words(tokenizer, ("☃", "é", "a", "𝄞"), eos=0.02), flavor=flavor)
     scorer = FakeScorer()
     part = remote_model(provider, with_tokenizer=with_tokenizer)
-    engine = Engine({"far": part.model}, {"likes-a": scorer}, {"guided": ("far", CBS)}, components=[part])  # type: ignore[attr-defined]
+    engine = Engine(
+        {"far": part.model}, {"likes-a": scorer}, {"guided": ServedModelConfig("far", CBS)}, components=[part]
+    )  # type: ignore[attr-defined]
     for length in (1, 2, 5):
         guidance = replace(CBS, chunk_length=length)
         async with engine:

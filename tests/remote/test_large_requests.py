@@ -13,6 +13,7 @@ from tests.fakes import answer
 from tests.remote import fake_provider
 from tests.remote.fake_provider import FakeProvider, events_of, words
 from tests.remote.test_large import ASK, CBS, FLAVORS, KEY, remote_model, serving
+from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError
@@ -192,7 +193,7 @@ async def test_a_provider_that_is_down_is_waited_for(tokenizer: HFTokenizer) -> 
 
     part = remote_model(provider)
     part._sleep = sleep
-    engine = Engine({"far": part.model}, {}, {"plain": ("far", None)}, components=[part])  # type: ignore[attr-defined]
+    engine = Engine({"far": part.model}, {}, {"plain": ServedModelConfig("far")}, components=[part])  # type: ignore[attr-defined]
     async with engine:
         assert not engine.ready
         assert engine.served_models["plain"].context_length is None

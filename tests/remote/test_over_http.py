@@ -19,7 +19,7 @@ from tests.remote.fake_provider import MODEL, FakeProvider, events_of, words
 from tests.server.conftest import loaded, uvicorn_server
 from tests.tiny import TEMPLATE, byte_tokenizer
 from w2s_core.build.remote import RemoteModels
-from w2s_core.config import RemoteLargeModelConfig
+from w2s_core.config import RemoteLargeModelConfig, ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Guidance
@@ -73,7 +73,7 @@ async def client_of(urls: list[str], folder: str, flavor: Any) -> AsyncIterator[
     config = RemoteLargeModelConfig(
         base_url=tuple(f"{url}/v1" for url in urls), model=MODEL, flavor=flavor, tokenizer=folder
     )
-    served = {"plain": ("far", None), "guided": ("far", GUIDANCE)}
+    served = {"plain": ServedModelConfig("far"), "guided": ServedModelConfig("far", GUIDANCE)}
     large_models = {"far": parts.large_model("far", config)}
     engine = Engine(large_models, {"likes-a": FakeScorer()}, served, components=parts.probes)
     async with loaded(engine) as app:  # type: ignore[arg-type]

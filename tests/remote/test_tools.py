@@ -16,6 +16,7 @@ from tests.fakes import FakeScorer
 from tests.remote.fake_provider import FakeProvider
 from tests.server.conftest import loaded
 from tests.tiny import byte_tokenizer
+from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.large.capabilities import probe_large_model
 from w2s_core.large.remote import RemoteLargeModel
@@ -65,7 +66,7 @@ async def client_of(provider: FakeProvider) -> AsyncIterator[httpx.AsyncClient]:
         provider, partial(probe_large_model, provider, provider.config, tokenizer, "large_models.far")
     )  # type: ignore[arg-type]
     large = RemoteLargeModel(provider, tokenizer, probe, resolve_tool_format("auto", tokenizer.chat_template))  # type: ignore[arg-type]
-    served = {"plain": ("far", None), "guided": ("far", CBS)}
+    served = {"plain": ServedModelConfig("far"), "guided": ServedModelConfig("far", CBS)}
     engine = Engine({"far": large}, {"likes-a": FakeScorer()}, served, components=[probe])
     async with loaded(engine) as app:  # type: ignore[arg-type]
         provider.calls.clear()

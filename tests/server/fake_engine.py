@@ -13,7 +13,7 @@ from types import MappingProxyType
 from w2s_core.engine.events import ChoiceFinished, Event, GuidanceReport, RequestFinished, TextCommitted
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.telemetry.request_record import RequestRecord
-from w2s_core.types import GenerationRequest, Guidance, Hypothesis
+from w2s_core.types import GenerationRequest, Guidance, Hypothesis, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class FakeServedModel:
     name: str
     context_length: int = 128
     guidance: Guidance | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
 STEERED = Guidance(pairs={"positive": 1.0}, beam_width=4, successors=4, chunk_length=5)

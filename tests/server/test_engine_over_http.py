@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes import FakeLargeModel, FakeScorer, fake_engine, letters
+from tests.fakes import DEFAULT_GUIDANCE, FakeLargeModel, FakeScorer, fake_engine, letters
 from tests.server.conftest import Connect, Serve
-from w2s_core.config import Limits
+from w2s_core.config import Limits, ServedModelConfig
 from w2s_core.engine import planning
+from w2s_core.engine.engine import Engine
+from w2s_core.types import SamplingParams
 
 PATH = "/v1/completions"
 
@@ -29,6 +31,33 @@ async def test_the_same_seed_gives_the_same_alone_and_among_others(connect: Conn
     crowd = await asyncio.gather(*(post(client, model=model, seed=seed, max_tokens=30) for seed in range(9)))
     assert crowd[5].json()["choices"][0]["text"] == alone
     assert len({response.json()["choices"][0]["text"] for response in crowd}) > 1
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("model", ["plain", "guided"])
+async def test_defaults_hold_for_every_kind_of_request(connect: Connect, path: str, model: str) -> None:
+    """The model's file makes it greedy, the served model stops it after 20 tokens, and the request says otherwise."""
+    large = FakeLargeModel(letters(eos=0.0))
+    large.default_sampling = SamplingParams(temperature=0, max_tokens=9)
+    served = {
+        "plain": ServedModelConfig("large", sampling={"max_tokens": 20}),
+        "guided": ServedModelConfig("large", DEFAULT_GUIDANCE, {"max_tokens": 20}),
+    }
+    client = await connect(Engine({"large": large}, {"positive": FakeScorer()}, served))
+
+    async def ask(**changes: Any) -> list[str]:
+        body = {"model": model, "messages": [{"role": "user", "content": "x"}], "prompt": "x", **changes}
+        del body["prompt" if "chat" in path else "messages"]
+        response = await client.post(path, json=body)
+        return [choice.get("text") or choice["message"]["content"] for choice in response.json()["choices"]]
+
+    assert await ask() == ["a" * 20]
+    assert await ask(max_tokens=None, temperature=None) == ["a" * 20]
+    assert await ask(max_tokens=5) == ["a" * 5]
+    if "chat" not in path:
+        assert await ask(best_of=2) == ["a" * 20]
+    [drawn] = await ask(temperature=1, seed=1)
+    assert set(drawn) != {"a"}
 
 
 async def test_guided_text_is_streamed_before_the_end(connect: Connect) -> None:

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.fakes import DEFAULT_GUIDANCE, FakeLargeModel, FakeProposals, FakeScorer, answer, letters
-from w2s_core.config import Limits
+from w2s_core.config import Limits, ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.errors import DeadlineError
 from w2s_core.remote.provider import Attempt
@@ -68,7 +68,7 @@ class Spans:
         self.tracing = Tracing(provider)
 
     def engine(self, large: FakeLargeModel | None = None, limits: Limits | None = None) -> Engine:
-        served = {"plain": ("large", None), "guided": ("large", DEFAULT_GUIDANCE)}
+        served = {"plain": ServedModelConfig("large"), "guided": ServedModelConfig("large", DEFAULT_GUIDANCE)}
         models = {"large": large or FakeLargeModel(letters(eos=0.0))}
         return Engine(models, {"positive": FakeScorer()}, served, limits=limits, tracing=self.tracing)
 
@@ -182,7 +182,11 @@ async def test_who_leaves_early_leaves_nothing_behind(spans: Spans, caplog: pyte
 
 
 async def test_answers_are_the_same_in_spans(spans: Spans) -> None:
-    plain = Engine({"large": FakeLargeModel()}, {"positive": FakeScorer()}, {"guided": ("large", DEFAULT_GUIDANCE)})
+    plain = Engine(
+        {"large": FakeLargeModel()},
+        {"positive": FakeScorer()},
+        {"guided": ServedModelConfig("large", DEFAULT_GUIDANCE)},
+    )
     ask = replace(ASK, sampling=SamplingParams(max_tokens=40, seed=5))
     assert await answer(plain, ask) == await answer(spans.engine(FakeLargeModel()), ask)
 

@@ -40,13 +40,13 @@ def build_engine(config: EngineConfig) -> Engine:
     scorers: dict[str, Scorer] = {
         name: remote.scorer(name, pair, shares_tokens)
         if isinstance(pair, RemotePairConfig)
-        else local.scorer(pair, shares_tokens)
+        else local.scorer(name, pair, shares_tokens)
         for name, pair in config.pairs.items()
     }
     return Engine(
         large_models,
         scorers,
-        config.served,
+        config.served_models,
         limits=config.limits,
         worker_pool=local.pool,
         components=[*remote.probes, *local.checkers],

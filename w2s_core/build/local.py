@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from w2s_core.build.generation_config import read_generation_config
 from w2s_core.build.tokenizers import TokenizerCache, model_source
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, WorkersConfig
 from w2s_core.errors import ConfigurationError
@@ -39,16 +40,18 @@ class LocalModels:
         assert self.pool is not None
         tokenizer = self._tokenizers.load(config.model)
         tool_format = resolve_tool_format(config.tool_format, tokenizer.chat_template)
-        model = LocalLargeModel(model_source(config.model), tokenizer, self.pool, tool_format)
+        source = model_source(config.model)
+        defaults = read_generation_config(source) if config.generation_config == "auto" else None
+        model = LocalLargeModel(source, tokenizer, self.pool, tool_format, defaults)
         self.checkers.append(model.checker)
         return model
 
-    def scorer(self, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> LocalScorer:
+    def scorer(self, name: str, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> LocalScorer:
         """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""
         assert self.pool is not None
         tuned, untuned = (
-            PairModel(model_source(reference), tokenizer, shares_tokens(tokenizer))
-            for reference in (config.tuned, config.untuned)
+            PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), model_source(reference))
+            for role, reference in (("tuned", config.tuned), ("untuned", config.untuned))
             for tokenizer in [self._tokenizers.load(reference)]
         )
         return LocalScorer(self.pool, tuned, untuned, config.prompt_template)

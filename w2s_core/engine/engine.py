@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from w2s_core.aio import merge
-from w2s_core.config import Limits
+from w2s_core.config import Limits, ServedModelConfig
 from w2s_core.engine.admission import AdmissionQueue
 from w2s_core.engine.events import Event, GuidanceReport, RequestFinished, TextCommitted
 from w2s_core.engine.observer import MeteredScorer, RequestObserver
@@ -46,8 +46,8 @@ class Component(Protocol):
 class Engine:
     """Serves generation requests. `async with` starts and stops its components.
 
-    `served` maps an API name to (name of its large model, default guidance). `worker_pool` runs the local models, None
-    if there are none; `components` are the others that are started and stopped with the engine.
+    `served` are the served models by API name. `worker_pool` runs the local models, None if there are none;
+    `components` are the others that are started and stopped with the engine.
 
         async with build_engine(config) as engine:
             async for event in engine.generate(GenerationRequest("smollm2", (TextPrompt("Hello"),))):
@@ -59,7 +59,7 @@ class Engine:
         self,
         large_models: Mapping[str, LargeModel],
         scorers: Mapping[str, Scorer],
-        served: Mapping[str, tuple[str, Guidance | None]],
+        served: Mapping[str, ServedModelConfig],
         *,
         limits: Limits | None = None,
         worker_pool: Component | None = None,
@@ -110,7 +110,7 @@ class Engine:
         """
         self.admission.close()
 
-    def reconfigure(self, served: Mapping[str, tuple[str, Guidance | None]], limits: Limits) -> None:
+    def reconfigure(self, served: Mapping[str, ServedModelConfig], limits: Limits) -> None:
         """Replaces the served models, over the same large models and pairs, and the limits except `max_rows`.
 
         Running and waiting requests keep the values they were planned with.

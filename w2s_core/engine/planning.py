@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from w2s_core.config import ServedModelConfig
 from w2s_core.engine.guidance import resolve_guidance
 from w2s_core.engine.token_budget import (
     cap_to_sampled_tokens,
@@ -36,14 +37,16 @@ _SEED_BITS = 63
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model name of the API with its large model's context length and its default guidance.
+    """A model name of the API with its large model's context length, and the guidance and sampling of its requests.
 
-    `context_length` is in tokens; None until the large model's provider has been reached.
+    `context_length` is in tokens; None until the large model's provider has been reached. `guidance` and `sampling`
+    hold as far as a request does not say otherwise.
     """
 
     name: str
     context_length: int | None
     guidance: Guidance | None
+    sampling: SamplingParams
 
 
 class Mode(Enum):
@@ -101,35 +104,37 @@ class Plan:
 class Planner:
     """Plans requests to the served models.
 
-    `served` maps an API name to (name of its large model, default guidance). `max_sampled_tokens` bounds what the large
-    model samples for one request, None = no bound.
+    `served` are the served models by API name. `max_sampled_tokens` bounds what the large model samples for one
+    request, None = no bound.
     """
 
     large_models: Mapping[str, LargeModel]
     scorers: Mapping[str, Scorer]
-    served: Mapping[str, tuple[str, Guidance | None]]
+    served: Mapping[str, ServedModelConfig]
     max_rows_per_request: int
     max_sampled_tokens: int | None = None
 
     @property
     def served_models(self) -> dict[str, ServedModel]:
         """The served models by API name."""
-        return {
-            name: ServedModel(name, _context_length(self.large_models[large]), guidance)
-            for name, (large, guidance) in self.served.items()
-        }
+        return {name: self._served_model(name, config) for name, config in self.served.items()}
+
+    def _served_model(self, name: str, config: ServedModelConfig) -> ServedModel:
+        large = self.large_models[config.large]
+        sampling = replace(large.default_sampling, **config.sampling)
+        return ServedModel(name, _context_length(large), config.guidance, sampling)
 
     def large_model(self, name: str) -> LargeModel:
         """The large model behind an API name. Raises UnknownModelError."""
         if name not in self.served:
             raise UnknownModelError(name)
-        return self.large_models[self.served[name][0]]
+        return self.large_models[self.served[name].large]
 
     def labels(self, request: GenerationRequest) -> tuple[str | None, Method]:
         """The (served model, method) that a request asks for, for metrics. The model is None if it is not served."""
         if request.model not in self.served:
             return None, "none"
-        guidance = request.guidance or self.served[request.model][1]
+        guidance = request.guidance or self.served[request.model].guidance
         return request.model, guidance.method if guidance else "none"
 
     async def with_checked_grammar(self, request: GenerationRequest) -> GenerationRequest:
@@ -147,8 +152,8 @@ class Planner:
 
     def plan(self, request: GenerationRequest) -> list[Plan]:
         """One plan per prompt. Raises RequestError, naming the field at fault."""
-        large, default = self.large_model(request.model), self.served[request.model][1]
-        guidance = resolve_guidance(request, default, self.scorers.keys())
+        large = self.large_model(request.model)
+        guidance = resolve_guidance(request, self.served[request.model].guidance, self.scorers.keys())
         grammar = request.sampling.grammar
         if grammar and guidance and guidance.method == "cbs" and not large.supports_chunked_grammar:
             raise RequestError(

@@ -27,19 +27,24 @@ def truncated_length(request: GenerationRequest, tokens: Tokens, large: LargeMod
             "truncate_prompt_tokens",
         )
     if limit < 0:
-        limit = max(1, large.context_length - (request.sampling.max_tokens or 1))
+        limit = max(1, large.context_length - (request.sampling.max_tokens or _default_room(request, large)))
     return min(limit, len(tokens))
 
 
+def _default_room(request: GenerationRequest, large: LargeModel) -> int:
+    """Tokens for an answer without `max_tokens`: a default leaves the prompt at least half of the context."""
+    return min(request.default_max_tokens or 1, max(1, large.context_length // 2))
+
+
 def context_budget(request: GenerationRequest, prompt: Prompt, tokens: Tokens, large: LargeModel) -> int:
-    """`max_tokens`, or without it all tokens that fit the large model's context behind the prompt."""
+    """`max_tokens`, or without it what fits the large model's context behind the prompt, up to the default."""
     free = large.context_length - large.count_tokens(tokens)
     max_tokens = request.sampling.max_tokens
     needed = 1 if max_tokens is None else max_tokens
     if free < needed:
         field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
         raise ContextLengthError(large.context_length, large.count_tokens(tokens), needed, field)
-    return free if max_tokens is None else max_tokens
+    return min(free, request.default_max_tokens or free) if max_tokens is None else max_tokens
 
 
 def cap_to_sampled_tokens(

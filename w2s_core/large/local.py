@@ -32,11 +32,20 @@ _STOP_CHECK_INTERVAL = 16  # tokens between two searches for stop strings while 
 class LocalLargeModel:
     """A `LargeModel` in the worker pool. `model` is its name there.
 
+    `default_sampling` comes from its `generation_config.json`.
     `checker` must be stopped with the model, because it may have started a process.
     """
 
-    def __init__(self, model: str, tokenizer: HFTokenizer, pool: WorkerPool, tool_format: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        tokenizer: HFTokenizer,
+        pool: WorkerPool,
+        tool_format: str | None = None,
+        default_sampling: SamplingParams | None = None,
+    ) -> None:
         self.tool_format = tool_format
+        self.default_sampling = default_sampling or SamplingParams()
         self.checker = GrammarChecker(tokenizer.tokenizer_json, tokenizer.eos)
         self._tokenizer = tokenizer
         self._model = model

@@ -34,6 +34,8 @@ class RemoteLargeModel:
     raise UnavailableError.
     """
 
+    default_sampling = SamplingParams()  # a provider's files are not known
+
     def __init__(
         self,
         provider: Provider,

@@ -266,7 +266,10 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class JobFailed:
-    """The job has failed. `field` names the request's field that is the reason; None if the request is not to blame."""
+    """The job has failed. `field` names the request's field that is the reason; None if the request is not to blame.
+
+    `message` reaches the client. So of an unexpected error it holds the type alone: the text may name files.
+    """
 
     id: int
     message: str

@@ -1,6 +1,7 @@
 """Classifies failed attempts: the error for the caller, whether to retry, and whether the endpoint is unhealthy.
 
-A provider's message is passed on only after it has been shortened, put in one line and stripped of our API key.
+A provider's message is passed on only after it has been shortened, put in one line and stripped of our API key and of
+file names.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from w2s_core.errors import (
 _MESSAGE_LENGTH = 300  # characters of a provider's message that are passed on
 _MAX_QUOTED = 10_000  # characters of it that are looked at one by one
 _TOO_MANY_REQUESTS = 429
+# An absolute path of several parts, which is no part of a URL and no route of this API.
+_PATH = re.compile(r"(?<![\w.:/~\\])(?:~?/(?!v1/)[^\s'\"`/]+/|[A-Za-z]:\\)[^\s'\"`,;:)]*")
 _TOO_LONG = re.compile(r"maximum context length (?:is|of) (\d+)", re.IGNORECASE)
 
 
@@ -55,12 +58,14 @@ class Fault(Exception):
 class FaultClassifier:
     """Turns httpx's exceptions and a provider's error responses into faults.
 
-    `name` is the model's in the configuration, `model` the provider's name for it.
+    `name` is the model's in the configuration, `model` the provider's name for it, which messages have unless it is a
+    path.
     """
 
     def __init__(self, name: str, model: str, api_key: str | None) -> None:
         self._provider = f"The provider of `{name}`"
         self._model = model
+        self._shown_model = name if model.startswith("/") else model
         self._api_key = api_key
 
     def from_exception(self, error: Exception, timeout_s: float) -> Fault:
@@ -118,7 +123,7 @@ class FaultClassifier:
             return UpstreamContextLengthError(_context_message(self._provider, message))
         if status == 404:
             return UpstreamRefusedError(
-                f"{self._provider} has no model `{self._model}`, or base_url is wrong (404){message}"
+                f"{self._provider} has no model `{self._shown_model}`, or base_url is wrong (404){message}"
             )
         return UpstreamRefusedError(f"{self._provider} rejected the call ({status}){message}")
 
@@ -128,6 +133,7 @@ class FaultClassifier:
         if self._api_key:
             text = text.replace(self._api_key, "[key]")
         text = re.sub(r"(?i)bearer\s+\S+", "[key]", text)[:_MAX_QUOTED]
+        text = _PATH.sub("[path]", text.replace(self._model, self._shown_model))
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         if len(text) > _MESSAGE_LENGTH:
             text = text[: _MESSAGE_LENGTH - 1] + "…"

@@ -15,7 +15,7 @@ from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score, Tokens
 
 
 class LocalScorer:
-    """A `Scorer` whose two models run in the worker pool, under their names there.
+    """A `Scorer` whose two models run in the worker pool.
 
     `template`: see `PairConfig.prompt_template`. Raises ConfigurationError where a model cannot use it.
     """
@@ -28,7 +28,7 @@ class LocalScorer:
             model.check_template(template)
 
     def check(self, prompt: Prompt, max_tokens: int) -> int:
-        infos = [self._pool.info(model.name) for model in self._models]
+        infos = [self._pool.info(model.pool_name) for model in self._models]
         return min(
             model.max_answer_tokens(prompt, self._template, info.max_length, max_tokens, info.vocabulary)
             for model, info in zip(self._models, infos, strict=True)
@@ -36,8 +36,8 @@ class LocalScorer:
 
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[LocalScoring]:
-        async with self._pool.session(0, {model.name for model in self._models}) as session:
-            limits = [self._pool.info(model.name).max_length for model in self._models]
+        async with self._pool.session(0, {model.pool_name for model in self._models}) as session:
+            limits = [self._pool.info(model.pool_name).max_length for model in self._models]
             prompts = [model.prompt(prompt, self._template) for model in self._models]
             yield LocalScoring(session, self._models, prompts, limits)
 
@@ -74,4 +74,4 @@ class LocalScoring:
         return [Score(t - u) for t, u in zip(tuned.logprobs, untuned.logprobs, strict=True)]
 
     async def _logprobs(self, index: int, answers: Sequence[Tokens]) -> ScoreResult:
-        return await self._session.score(self._models[index].name, self._prompts[index], answers)
+        return await self._session.score(self._models[index].pool_name, self._prompts[index], answers)

@@ -16,23 +16,30 @@ _PLACEHOLDER = "{prompt}"
 class PairModel:
     """A model's name and its tokenizer.
 
-    `shares_tokens`: its vocabulary is the large model's, id for id, so that answers need no retokenization. `template`
-    of the methods is `PairConfig.prompt_template`.
+    `name` is what messages call it, PAIR.tuned or PAIR.untuned: clients must see no folder of the machine. `source` is
+    its name in the worker pool if that is another one. `shares_tokens`: its vocabulary is the large model's, id for id,
+    so that answers need no retokenization. `template` of the methods is `PairConfig.prompt_template`.
     """
 
     name: str
     tokenizer: HFTokenizer
     shares_tokens: bool
+    source: str | None = None
+
+    @property
+    def pool_name(self) -> str:
+        """Its name in the worker pool, if it runs there."""
+        return self.source or self.name
 
     def check_template(self, template: str | None) -> None:
         """Raises ConfigurationError where the model cannot use this template."""
         if template is None and not self.tokenizer.chat_template.exists:
             raise ConfigurationError(
-                f"{self.name}: its tokenizer has no chat template; set the pair's prompt_template."
+                f"pairs.{self.name}: its tokenizer has no chat template; set the pair's prompt_template."
             )
         if template == "" and not self.tokenizer.empty_prompt:
             raise ConfigurationError(
-                f"{self.name}: its tokenizer has no BOS, which an empty prompt_template needs; set another one."
+                f"pairs.{self.name}: its tokenizer has no BOS, which an empty prompt_template needs; set another one."
             )
 
     def prompt(self, prompt: Prompt, template: str | None) -> Tokens:

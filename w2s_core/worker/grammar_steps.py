@@ -29,7 +29,7 @@ def start_ready_grammars(tasks: Sequence[SampleTask], *, idle: bool) -> list[Job
             task.start_grammar()
         except Exception as error:  # an unreadable tokenizer, or a bug: it must not take other tasks with it
             _log.exception("a grammar could not be compiled")
-            failed.append(JobFailed(task.job.id, str(error)))
+            failed.append(JobFailed(task.job.id, type(error).__name__))
     return failed
 
 

@@ -209,7 +209,7 @@ class ModelScheduler:
             if not step.batch.size:
                 raise
             _log.exception("a batch of %d tokens failed", step.batch.size)
-            failed = self._fail_sessions(step.batch.trees, str(error))
+            failed = self._fail_sessions(step.batch.trees, type(error).__name__)
         self.runner.release_memory()
         return failed
 

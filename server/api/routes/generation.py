@@ -49,7 +49,7 @@ async def generate(
     served = engine.served_models.get(body.model)
     if served is None:
         raise UnknownModelError(body.model)
-    generation_request = adjust(body.to_request(served.guidance))
+    generation_request = adjust(body.to_request(served))
     metadata = ResponseMetadata.new(builder.id_prefix, body.model, request.app.state.system_fingerprint)
     record: RequestRecord = request.state.record
     events = engine.generate(generation_request, record)

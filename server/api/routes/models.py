@@ -10,7 +10,7 @@ from server.access.auth import AuthenticatedRoute
 from server.api.openapi import error_responses
 from server.api.routes.generation import host_of
 from server.api.schemas import examples
-from server.api.schemas.responses import Model, ModelList
+from server.api.schemas.responses import DefaultSampling, Model, ModelList
 from w2s_core.errors import UnknownModelError
 
 if TYPE_CHECKING:
@@ -37,4 +37,9 @@ async def retrieve_model(model_id: str, request: Request) -> Model:
 
 def _model_object(request: Request, model: ServedModel) -> Model:
     created: int = request.app.state.created
-    return Model(id=model.name, created=created, max_model_len=model.context_length)
+    return Model(
+        id=model.name,
+        created=created,
+        max_model_len=model.context_length,
+        default_sampling=DefaultSampling.of(model.sampling),
+    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NoReturn, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import INT32_MAX, JsonObject, NonEmptyText, StrictModel, raise_at
+from server.api.schemas.fields import JsonObject, StrictModel, raise_at
 from server.api.schemas.guidance import GuidanceOptions
 from server.api.schemas.logprobs import OutputOptions, TopLogprobs
 from server.api.schemas.sampling import SamplingExtras
@@ -17,19 +18,7 @@ from server.api.schemas.structured import StructuredFields
 from server.api.schemas.unsupported import UNSUPPORTED_FIELDS
 from w2s_core.types import SamplingParams
 
-INT64_MAX = 2**63 - 1
 MAX_CHOICES = 128  # OpenAI's limit; the engine limits rows per request more tightly
-
-
-StopList = Annotated[list[NonEmptyText], Field(max_length=4)]
-
-
-def _stop_tag(value: Any) -> str:
-    return "list" if isinstance(value, list | tuple) else "string"
-
-
-# With a discriminator, so that a wrong value gets one message and not one per member of the union.
-Stop = Annotated[Annotated[NonEmptyText, Tag("string")] | Annotated[StopList, Tag("list")], Discriminator(_stop_tag)]
 
 
 class StreamOptions(StrictModel):
@@ -50,12 +39,6 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
     }
 
     model: str
-    max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
-    seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
-    stop: Stop | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -128,17 +111,10 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
         """`n`, 1 by default."""
         return self.n or 1
 
-    def to_sampling_params(self, max_tokens: int | None) -> SamplingParams:
-        """The engine's sampling parameters. Null becomes the default, and a `top_k` of -1 becomes 0 (off)."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=max(self.top_k or 0, 0),
-            stop=stop,
-            seed=self.seed,
-            logprobs=self.logprob_count,
-            grammar=self.grammar,
-            **self.sampling_extras(),
-        )
+    def to_sampling_params(self, default: SamplingParams, **changes: Any) -> SamplingParams:
+        """The engine's sampling parameters: the served model's `default`, and over it what the request gives.
+
+        `default.max_tokens` is left out: it is no limit of the request's own (`GenerationRequest.default_max_tokens`).
+        """
+        own = {"max_tokens": None, **self.given_sampling(), **self.sampling_extras()}
+        return replace(default, logprobs=self.logprob_count, grammar=self.grammar, **own | changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,7 +15,10 @@ from server.api.schemas.guidance import merge_guidance
 from server.api.schemas.logprobs import ChatLogprobs, PromptLogprobs, TopLogprobs
 from server.api.schemas.responses import BaseChoice, ResponseBody, ResponseModel
 from server.api.schemas.tools import NamedChoice, Tool, ToolCall, ToolCallDelta, ToolChoice
-from w2s_core.types import FinishReason, GenerationRequest, Guidance
+from w2s_core.types import FinishReason, GenerationRequest
+
+if TYPE_CHECKING:
+    from w2s_core.engine.planning import ServedModel
 
 ChatFinishReason: TypeAlias = FinishReason | Literal["tool_calls"]
 
@@ -69,14 +72,15 @@ class ChatBody(Conversation, GenerationBody):
     def logprob_count(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def to_request(self, default: Guidance | None) -> GenerationRequest:
-        """The engine's request. `default` is the served model's guidance. Raises RequestError."""
-        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    def to_request(self, served: ServedModel) -> GenerationRequest:
+        """The engine's request, with what `served` says where the request says nothing. Raises RequestError."""
+        limit = {} if self.max_completion_tokens is None else {"max_tokens": self.max_completion_tokens}
         return GenerationRequest(
             model=self.model,
             prompts=(self.chat_prompt(self.offered_tools, special_tokens=bool(self.add_special_tokens)),),
-            sampling=self.to_sampling_params(limit),
-            guidance=merge_guidance(self.guidance, default),
+            sampling=self.to_sampling_params(served.sampling, **limit),
+            guidance=merge_guidance(self.guidance, served.guidance),
+            default_max_tokens=served.sampling.max_tokens,
             n=self.choices_per_prompt,
             truncate_prompt_tokens=self.truncate_prompt_tokens,
             score_prefix=self.guidance.prompt if self.guidance else None,

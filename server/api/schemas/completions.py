@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,7 +12,10 @@ from server.api.schemas.fields import INT32_MAX, Text, TokenId
 from server.api.schemas.guidance import merge_guidance
 from server.api.schemas.logprobs import CompletionLogprobs, PromptLogprobs, TopLogprobs
 from server.api.schemas.responses import BaseChoice, ResponseBody
-from w2s_core.types import FinishReason, GenerationRequest, Guidance, Prompt, TextPrompt, TokenPrompt
+from w2s_core.types import FinishReason, GenerationRequest, Prompt, TextPrompt, TokenPrompt
+
+if TYPE_CHECKING:
+    from w2s_core.engine.planning import ServedModel
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default
 
@@ -65,13 +68,14 @@ class CompletionBody(GenerationBody):
     def echo_prompt(self) -> bool:
         return bool(self.echo)
 
-    def to_request(self, default: Guidance | None) -> GenerationRequest:
-        """The engine's request. `default` is the served model's guidance. Raises RequestError."""
+    def to_request(self, served: ServedModel) -> GenerationRequest:
+        """The engine's request, with what `served` says where the request says nothing. Raises RequestError."""
         return GenerationRequest(
             model=self.model,
             prompts=self._prompts(),
-            sampling=self.to_sampling_params(DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens),
-            guidance=merge_guidance(self.guidance, default),
+            sampling=self.to_sampling_params(served.sampling),
+            guidance=merge_guidance(self.guidance, served.guidance),
+            default_max_tokens=served.sampling.max_tokens or DEFAULT_MAX_TOKENS,
             n=self.choices_per_prompt,
             best_of=self.best_of,
             truncate_prompt_tokens=self.truncate_prompt_tokens,

@@ -123,7 +123,14 @@ TOKENIZED = _response(
 )
 DETOKENIZE = _examples(tokens={"model": "smollm2", "tokens": [6403, 1980, 253, 655]})
 DETOKENIZED = _response({"prompt": "Once upon a time"})
-_MODEL = {"id": "smollm2", "object": "model", "created": 1763900000, "owned_by": "w2s", "max_model_len": 2048}
+_SAMPLING: dict[str, Any] = {
+    **{"temperature": 0.2, "top_p": 0.9, "top_k": 0, "min_p": 0.0, "max_tokens": None, "stop": [], "seed": None},
+    **{"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0},
+}
+_MODEL = {
+    **{"id": "smollm2", "object": "model", "created": 1763900000, "owned_by": "w2s", "max_model_len": 2048},
+    "default_sampling": _SAMPLING,
+}
 MODEL = _response(_MODEL)
 MODELS = _response({"object": "list", "data": [_MODEL]})
 VERSION = _response({"version": "0.1.0"})

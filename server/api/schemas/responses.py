@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from w2s_core.engine.events import GuidanceReport, RequestFinished
-from w2s_core.types import Hypothesis, Method
+from w2s_core.types import Hypothesis, Method, SamplingParams
 
 
 class ResponseModel(BaseModel):
@@ -145,6 +145,30 @@ class ErrorResponse(ResponseModel):
     error: ErrorDetail
 
 
+class DefaultSampling(ResponseModel):
+    """What holds for the sampling fields that a request does not give.
+
+    `max_tokens` null: 16 for a completion, and for chat as many as fit the context.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    max_tokens: int | None = None
+    stop: list[str]
+    seed: int | None = None
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+
+    @classmethod
+    def of(cls, sampling: SamplingParams) -> DefaultSampling:
+        """The served model's default parameters."""
+        fields = {name: getattr(sampling, name) for name in cls.model_fields}
+        return cls(**fields | {"stop": list(sampling.stop)})
+
+
 class Model(ResponseModel):
     """A served model. `max_model_len` (a vLLM extension) is its context length in tokens, prompt and answer together.
 
@@ -156,6 +180,7 @@ class Model(ResponseModel):
     created: int
     owned_by: str = "w2s"
     max_model_len: int | None
+    default_sampling: DefaultSampling
 
 
 class ModelList(ResponseModel):

@@ -1,4 +1,4 @@
-"""Sampling fields other than temperature, top_p and top_k: OpenAI's penalties and logit bias, and vLLM's extensions."""
+"""The sampling fields of a request: those for which a served model may have defaults, and the others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.fields import INT32_MAX, NonEmptyText, StrictModel, TokenId
+from server.sampling_fields import SamplingFields
 
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
@@ -20,26 +20,9 @@ def _check_truncation(tokens: int) -> int:
     return tokens
 
 
-class SamplingExtras(StrictModel):
-    """Sampling fields. Null means "not given". They affect how the large model samples, never the pairs' scores."""
+class SamplingExtras(SamplingFields, StrictModel):
+    """The sampling fields of a request, those without configurable defaults included."""
 
-    min_p: Annotated[
-        Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None,
-        Field(description="Exclude tokens whose probability is below this fraction of the most likely token's."),
-    ] = None
-    presence_penalty: Annotated[
-        Penalty | None,
-        Field(description="Subtracted once from the logit of each token that occurs in the answer so far."),
-    ] = None
-    frequency_penalty: Annotated[
-        Penalty | None, Field(description="Subtracted from a token's logit for each occurrence in the answer so far.")
-    ] = None
-    repetition_penalty: Annotated[
-        Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None,
-        Field(
-            description="Divides positive logits of tokens in the prompt and the answer, and multiplies negative ones."
-        ),
-    ] = None
     logit_bias: Annotated[dict[TokenKey, Bias] | None, Field(description="Values to add to logits, by token id.")] = (
         None
     )
@@ -79,12 +62,8 @@ class SamplingExtras(StrictModel):
     ] = None
 
     def sampling_extras(self) -> dict[str, Any]:
-        """The given fields as keyword arguments of `SamplingParams`."""
+        """The given ones of the fields without configurable defaults, as keyword arguments of `SamplingParams`."""
         given: dict[str, Any] = {
-            "min_p": self.min_p,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty,
             "logit_bias": tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
             "min_tokens": self.min_tokens,
             "ignore_eos": self.ignore_eos,

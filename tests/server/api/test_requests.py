@@ -58,8 +58,8 @@ async def ask(connect: Connect) -> Asker:
 @BOTH
 async def test_defaults_are_openais(ask: Asker, endpoint: str) -> None:
     request = await ask.asked(endpoint)
-    limit = 16 if endpoint == "completions" else None
-    assert request.sampling == SamplingParams(limit, temperature=1.0, top_p=1.0, top_k=0, stop=(), seed=None)
+    assert request.default_max_tokens == (16 if endpoint == "completions" else None)
+    assert request.sampling == SamplingParams(None, temperature=1.0, top_p=1.0, top_k=0, stop=(), seed=None)
     assert (request.model, request.n, request.best_of, request.guidance) == ("plain", 1, None, None)
 
 

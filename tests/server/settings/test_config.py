@@ -266,3 +266,36 @@ def test_the_engine_gets_the_limits(tmp_path: Path) -> None:
     assert (limits.max_queued_rows, limits.max_rows_per_request, limits.max_rows) == (3, 20, 40)
     assert limits.request_timeout_s == 5
     assert config.workers.threads == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "key"),
+    [
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ""}, "stop: "),
+        ({"stop": ["a", ""]}, "stop.1: "),
+        ({"stop": list("abcde")}, "stop: "),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"seed": 2**63}, "seed"),
+        ({"temperatur": 1}, "temperatur: unknown key"),
+        ({"logprobs": 1}, "logprobs: unknown key"),
+    ],
+)
+def test_sampling_defaults_have_the_bounds_of_requests(tmp_path: Path, sampling: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(write(tmp_path, demo_with(served_models__smollm2__sampling=sampling)))
+    assert f"served_models.smollm2.sampling.{key}" in str(caught.value)
+
+
+def test_sampling_defaults_of_a_served_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = demo_with(served_models__smollm2__sampling={"stop": "###", "top_k": -1, "min_p": None})
+    monkeypatch.setenv("W2S_SERVED_MODELS__SMOLLM2__SAMPLING__TEMPERATURE", "0.4")
+    served = load_settings(write(tmp_path, content)).engine_config().served_models["smollm2"]
+    assert served.sampling == {"stop": ("###",), "top_k": 0, "temperature": 0.4}
