@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -136,6 +137,37 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again(lives: list[str]) 
         os.kill(pool.workers[0].pid, signal.SIGKILL)
         await until(lambda: not lives and pool.ready)
         assert clock.sleeps == [0.5, 1]
+    finally:
+        await pool.stop()
+
+
+@pytest.mark.parametrize("name", ["w2s-send", "w2s-receive"])
+async def test_a_process_whose_threads_cannot_be_started_is_ended(
+    lives: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each attempt would leave one behind, with its models on the device."""
+    spawned: list[subprocess.Popen[bytes]] = []
+    spawn, start = process._spawn, threading.Thread.start
+
+    def remember() -> tuple[Connection, subprocess.Popen[bytes]]:
+        connection, child = spawn()
+        spawned.append(child)
+        return connection, child
+
+    def no_thread(thread: threading.Thread) -> None:
+        if thread.name == name and len(spawned) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(process, "_spawn", remember)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    lives += ["lives", "lives", "lives"]
+    pool = WorkerPool([SPEC], backoff=lambda: Backoff(clock := Clock(), clock.sleep))
+    await pool.start()
+    try:
+        os.kill(pool.workers[0].pid, signal.SIGKILL)
+        await until(lambda: not lives and pool.ready)
+        assert [child.poll() is None for child in spawned] == [False, False, True]
     finally:
         await pool.stop()
 

@@ -81,6 +81,15 @@ async def test_a_stream_closed_early_has_drawn_what_the_worker_told() -> None:
     assert isinstance(worker.sent[-1], CancelJob)
 
 
+async def test_what_a_slow_reader_stops_late_has_been_drawn() -> None:
+    worker = PlayedWorker()
+    stream = stream_of(session_on(worker))
+    worker.plays(*[update((0, 1), (1, 1))] * 50, update(finished=True))
+    async for row in stream.updates():
+        stream.stop(row.row)
+    assert stream.drawn == 100
+
+
 async def test_tokens_lost_with_a_worker_count_once() -> None:
     first, second = PlayedWorker(), PlayedWorker()
     stream = stream_of(session_on(first, second))
@@ -97,6 +106,25 @@ async def test_tokens_lost_with_a_worker_count_once() -> None:
     assert stream.drawn == 14
 
 
+async def test_a_stream_closed_while_its_worker_is_replaced_has_drawn_what_was_told() -> None:
+    worker, replacing, never = PlayedWorker(), asyncio.Event(), asyncio.Event()
+
+    async def pick() -> PlayedWorker:
+        if worker.jobs:
+            replacing.set()
+            await never.wait()
+        return worker
+
+    stream = stream_of(Session(1, 2, pick))  # type: ignore[arg-type]
+    worker.plays(update(unreported=300), WorkerLostError("killed"))
+    async with aclosing(stream.updates()) as updates:
+        reading = asyncio.ensure_future(anext(updates))
+        await replacing.wait()
+        reading.cancel()
+        await asyncio.wait([reading])
+    assert stream.drawn == 300
+
+
 async def test_a_stream_that_ends_has_drawn_what_it_yielded() -> None:
     worker = PlayedWorker()
     stream = stream_of(session_on(worker))
@@ -110,6 +138,16 @@ async def test_a_job_that_kills_every_worker_is_not_carried_on() -> None:
         worker.plays(WorkerLostError("killed"))
     with pytest.raises(WorkerError, match="3 workers in a row"):
         await session_on(*workers).score("m", (1, 2), [(3,)])
+    assert sum(len(worker.jobs) for worker in workers) == 3
+
+
+async def test_tokens_that_are_lost_with_their_worker_are_no_news() -> None:
+    """A token in the middle of a chunk that kills its worker is reached anew on each: nobody has the tokens before."""
+    workers = [PlayedWorker() for _ in range(9)]
+    for worker in workers:
+        worker.plays(update(unreported=2), update(unreported=4), WorkerLostError("killed"))
+    with pytest.raises(WorkerError, match="3 workers in a row"):
+        [row async for row in stream_of(session_on(*workers)).updates()]
     assert sum(len(worker.jobs) for worker in workers) == 3
 
 

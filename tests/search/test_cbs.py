@@ -193,6 +193,8 @@ def test_equal_successors_are_merged_and_the_first_one_stays() -> None:
     cut, cut_elsewhere = (replace(ended, tokens=tokens, ended=False, key=6) for tokens in ((1, 2), (1, 3)))
     assert [y.key for y in distinct([ended, cut, cut_elsewhere])] == [4, 6], "the same text, however it is tokenized"
     assert [y.key for y in distinct([first, other], last_round=True)] == [1]
+    full = replace(other, finish_reason="length")
+    assert [y.key for y in distinct([full, first], last_round=True)] == [2], "both end for want of tokens"
     shown = replace(ended, text="!", key=5)
     assert [y.key for y in distinct([ended, shown])] == [4, 5], "ended by different tokens, which show in the text"
 

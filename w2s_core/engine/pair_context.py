@@ -86,6 +86,8 @@ async def search_within_pair_context(
         except PairContextLengthError as error:
             assert replaying.latest is not None
             replaying.replacement = [_fitted(y, error, cutter) for y in replaying.latest]
+            if began and replaying.replacement == replaying.latest:  # cut back to the beam, some are still too long
+                return
         except UpstreamContextLengthError:
             if replaying.latest is None or not began:  # the large model's own context, or not one answer fits
                 raise

@@ -17,6 +17,7 @@ from w2s_core.engine.pair_context import AnswerCutter, search_within_pair_contex
 from w2s_core.engine.planning import Mode, Plan
 from w2s_core.errors import ContextLengthError, PairContextLengthError
 from w2s_core.interfaces import Proposals, Proposer, Scoring
+from w2s_core.search.cbs import distinct
 from w2s_core.search.randomness import copy_key, root_key, successor_key
 from w2s_core.search.tree import SearchTree
 from w2s_core.types import Hypothesis, ProviderUsage, TextPrompt, Tokens
@@ -173,4 +174,5 @@ def _proposer(proposals: Proposals, scoring: Scoring) -> Proposer:
 
 def _best(beam: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
     """The n best answers, best first. If merging has left fewer than n, the last one is repeated."""
+    beam = distinct(beam, last_round=True)  # a search that ended before its time has not merged them
     return [*beam[:n], *[beam[-1]] * (n - len(beam))]

@@ -83,8 +83,16 @@ class WorkerProcess:
         self._loaded = False
         self._stopping = False
         self._connection, self._process = _spawn()
-        self._stderr = StderrRelay(name, self._process.stderr) if self._process.stderr else None
-        self._outbox.put(spec)
+        with contextlib.ExitStack() as on_error:  # no thread can be started: the process must not stay without a parent
+            on_error.callback(self._process.wait)
+            on_error.callback(self._process.kill)
+            on_error.callback(self._outbox.put, None)
+            self._start_threads()
+            on_error.pop_all()
+
+    def _start_threads(self) -> None:
+        self._stderr = StderrRelay(self._name, self._process.stderr) if self._process.stderr else None
+        self._outbox.put(self.spec)
         self._sender = threading.Thread(target=self._send_commands, daemon=True, name="w2s-send")
         self._sender.start()
         threading.Thread(target=self._receive_reports, daemon=True, name="w2s-receive").start()

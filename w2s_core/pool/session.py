@@ -46,7 +46,7 @@ class Session:
         self._rows = rows
         self._pick_worker = pick_worker
         self._worker: WorkerProcess | None = None
-        self._fail_overs = 0  # since the last outcome
+        self._fail_overs = 0  # since the last outcome that survives its worker
         self._binding = asyncio.Lock()
 
     def close(self) -> None:
@@ -107,7 +107,8 @@ class Session:
                     done = True
                     self._fail_over(worker, outcome)
                     raise outcome
-                self._fail_overs = 0
+                if not isinstance(outcome, SampleUpdate) or outcome.rows:  # what is unreported is lost with the worker
+                    self._fail_overs = 0
                 done = not isinstance(outcome, SampleUpdate) or outcome.finished
                 if isinstance(outcome, JobFailed):
                     raise _error(outcome)
@@ -187,7 +188,7 @@ class SampleStream:
                         for update in self._apply(outcome):
                             yield update
             except WorkerLostError:
-                self._unreported = 0
+                pass  # what it told counts until the next worker tells how much it has drawn anew
             finally:
                 for late in unread:
                     if isinstance(late, SampleUpdate):
@@ -203,10 +204,10 @@ class SampleStream:
         for update in outcome.rows:
             number = self._row_numbers[update.row]
             row = self._live_rows.get(number)
+            drawn = len(update.tokens) + update.ended
+            self._reported += drawn  # also for a row that was stopped meanwhile: a slow reader stops it late
             if row is None:
                 continue
-            drawn = len(update.tokens) + update.ended
-            self._reported += drawn
             self._live_rows[number] = replace(row, tokens=row.tokens + update.tokens, length=row.length - drawn)
             if update.done:
                 del self._live_rows[number]

@@ -53,5 +53,6 @@ def distinct(hypotheses: Iterable[Hypothesis], *, last_round: bool = False) -> l
     first: dict[tuple[object, ...], Hypothesis] = {}
     for y in hypotheses:
         answer = y.text if y.finished or last_round else y.tokens
-        first.setdefault((answer, y.ended, y.finish_reason), y)
+        finish_reason = y.finish_reason or ("length" if last_round else None)
+        first.setdefault((answer, y.ended, finish_reason), y)
     return list(first.values())
