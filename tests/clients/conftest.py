@@ -103,3 +103,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 def call(kind: str, url: str) -> Caller:
     """The official client, strict, synchronous and asynchronous."""
     return caller(kind, url)
+
+
+def tokens_of(response: Any) -> dict[str, Any]:
+    """The usage of a response, but for the cached tokens, of which the second request of a prompt has more."""
+    usage: dict[str, Any] = response.usage.model_dump(exclude={"prompt_tokens_details"})
+    return usage

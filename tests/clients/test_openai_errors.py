@@ -64,7 +64,13 @@ async def test_models(call: Caller) -> None:
         (COMPLETIONS, {"max_tokens": 0}, openai.BadRequestError, None, "max_tokens"),
         (COMPLETIONS, {"stop": list("abcde")}, openai.BadRequestError, None, "stop"),
         (COMPLETIONS, {"prompt": [300]}, openai.BadRequestError, None, "prompt"),
-        (COMPLETIONS, {"prompt": "x" * (CONTEXT - 4)}, openai.BadRequestError, "context_length_exceeded", "prompt"),
+        (
+            COMPLETIONS,
+            {"prompt": "x" * (CONTEXT - 4), "max_tokens": 16},
+            openai.BadRequestError,
+            "context_length_exceeded",
+            "prompt",
+        ),
         (COMPLETIONS, {"prompt": "x" * MAX_BODY_BYTES}, openai.APIStatusError, "request_too_large", None),
     ],
 )
