@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
-from tests.fakes import ByteTokenizer, FakeLargeModel, FakeScorer, FakeScoring, answer, fake_engine
+from tests.fakes import EOS, ByteTokenizer, FakeLargeModel, FakeScorer, FakeScoring, answer, fake_engine
 from w2s_core.engine.pair_context import AnswerCutter, search_within_pair_context
 from w2s_core.errors import PairContextLengthError, UpstreamContextLengthError
 from w2s_core.large.successors import SuccessorBuilder
+from w2s_core.scorers.pair_model import PairModel
 from w2s_core.types import GenerationRequest, Guidance, Hypothesis, Prompt, SamplingParams, Score, TextPrompt
 
 STOP = SamplingParams(stop=("X",))
@@ -33,7 +35,7 @@ class SmallPair(FakeScoring):
     """Has room for three tokens. An answer that is cut off takes two for each letter, others one."""
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
-        lengths = {y.text: len(y.tokens) * (1 + y.finished) for y in candidates}
+        lengths = {(y.text, y.ended): len(y.tokens) * (1 + y.finished) for y in candidates}
         if max(lengths.values()) > 3:
             raise PairContextLengthError("pair", 5, 2, lengths)
         return await super().score(candidates)
@@ -76,3 +78,34 @@ async def test_a_search_that_ends_early_gives_no_answer_twice() -> None:
     guidance = Guidance("cbs", {"positive": 1.0}, beam_width=3, successors=8, chunk_length=1)
     engine = fake_engine(model, {"positive": likes_nothing}, guidance=guidance)
     assert [y.text for y in await answer(engine, ASK)] == ["", "a"]
+
+
+class TwoEnds:
+    """A `Proposer` of one text twice: ended by the model, whose EOS is one token more, and by a stop string."""
+
+    async def propose(self, beam: Sequence[Hypothesis], *, k: int, length: int) -> list[Hypothesis]:
+        stopped = Hypothesis(tuple(b"abc"), "abc", key=1, finish_reason="stop", parent=beam[0])
+        return [replace(stopped, key=2, ended=True), stopped]
+
+
+class RoomForThree(FakeScoring):
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        answers = [(*y.tokens, *(EOS,) * y.ended) for y in candidates]
+        model = PairModel("pair", ByteTokenizer(), shares_tokens=False)  # type: ignore[arg-type]
+        model.check_length((1, 2), candidates, answers, 5)
+        return await super().score(candidates)
+
+
+async def test_of_two_answers_with_one_text_the_one_that_is_too_long_is_cut() -> None:
+    rounds = search_within_pair_context(
+        TwoEnds(),
+        RoomForThree(FakeScorer()),
+        [Hypothesis()],
+        AnswerCutter(ByteTokenizer(), (1,), SamplingParams()),  # type: ignore[arg-type]
+        w=2,
+        k=2,
+        length=4,
+        budget=4,
+    )
+    [round_] = [round_ async for round_ in rounds]
+    assert [(y.text, y.finish_reason) for y in round_.candidates] == [("ab", "length"), ("abc", "stop")]

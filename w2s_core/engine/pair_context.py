@@ -86,7 +86,9 @@ async def search_within_pair_context(
         except PairContextLengthError as error:
             assert replaying.latest is not None
             replaying.replacement = [_fitted(y, error, cutter) for y in replaying.latest]
-            if began and replaying.replacement == replaying.latest:  # cut back to the beam, some are still too long
+            if replaying.replacement == replaying.latest:  # cut back to the beam, some are still too long
+                if not began:
+                    raise
                 return
         except UpstreamContextLengthError:
             if replaying.latest is None or not began:  # the large model's own context, or not one answer fits
@@ -98,7 +100,7 @@ async def search_within_pair_context(
 
 def _fitted(y: Hypothesis, error: PairContextLengthError, cutter: AnswerCutter) -> Hypothesis:
     """The answer, cut if it is one of those that are too long for the pair."""
-    tokens = error.lengths.get(y.as_scored.text, 0)
+    tokens = error.lengths.get((y.as_scored.text, y.ended), 0)
     if tokens <= error.room:
         return y
     shorter = min(len(y.tokens) - 1, int(len(y.tokens) * error.room / tokens * _MARGIN))

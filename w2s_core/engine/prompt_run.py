@@ -134,7 +134,9 @@ class PromptRun:
             try:
                 [score] = await scoring.score([replace(self._root, text=text, finish_reason="length")])
             except PairContextLengthError as error:
-                raise ContextLengthError(error.limit, error.prompt_tokens, error.lengths[text], "prompt") from None
+                raise ContextLengthError(
+                    error.limit, error.prompt_tokens, error.lengths[text, False], "prompt"
+                ) from None
             self.scored_tokens = scoring.scored_tokens
             self.provider_usage += scoring.provider_usage
         answer = replace(self._root, score=score.total, scores=score.pairs)

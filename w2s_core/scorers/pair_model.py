@@ -97,7 +97,8 @@ class PairModel:
         `answers` are the `candidates` in this model's tokens.
         """
         if len(prompt) + max(map(len, answers), default=0) > limit:
-            lengths = {y.text: len(answer) for y, answer in zip(candidates, answers, strict=True)}
+            by_length = sorted(zip(map(len, answers), candidates, strict=True), key=lambda item: item[0])
+            lengths = {(y.text, y.ended): length for length, y in by_length}  # the longest, if tokens differ
             raise PairContextLengthError(self.name, limit, len(prompt), lengths)
 
 
