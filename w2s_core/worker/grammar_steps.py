@@ -18,10 +18,10 @@ _MAX_WAIT_S = 0.01
 def start_ready_grammars(tasks: Sequence[SampleTask], *, idle: bool) -> list[JobFailed]:
     """Starts the tasks whose grammar has been compiled. Returns the failure of those whose grammar cannot be.
 
-    Waits a little for the first grammar if the worker is `idle` but for these tasks and all of them wait for theirs.
+    Waits a little for the first grammar if the worker is `idle`: nothing else could run in its last step.
     """
     waiting = {task: task.compiling for task in tasks if task.compiling is not None}
-    if idle and waiting and len(waiting) == len(tasks):
+    if idle and waiting:
         wait(waiting.values(), _MAX_WAIT_S, FIRST_COMPLETED)
     failed: list[JobFailed] = []
     for task in waiting:

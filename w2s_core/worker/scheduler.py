@@ -114,8 +114,7 @@ class ModelScheduler:
 
     def step(self) -> list[JobOutcome]:
         """Runs one forward. Returns the updates and results that came of it."""
-        only_sampling = len(self.sample_tasks) == len(self.tasks)
-        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, idle=self._stalled or only_sampling))
+        failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, idle=self._stalled))
         step = self._schedule()
         self._stalled = not step.batch.size
         return [*failed, *self._run(step)]
