@@ -84,7 +84,7 @@ class Models:
         served = {LARGE: ServedModelConfig(LARGE)}
         served |= {name: ServedModelConfig(LARGE, Guidance("cbs", {name: 1.0})) for name in self.pairs}
         return EngineConfig(
-            large_models={LARGE: remote or LargeModelConfig(self.large)},
+            large_models={LARGE: remote or LargeModelConfig(self.large, generation_config="ignore")},
             served_models=served,
             pairs={name: PairConfig(t, u, prompt_template=template) for name, (t, u, template) in self.pairs.items()},
             workers=WorkersConfig(devices=("cpu",), dtype=settings.dtype, threads=settings.threads),

@@ -94,6 +94,7 @@ async def _vllm(models: Models, settings: Settings) -> AsyncIterator[Server]:
     with tempfile.TemporaryDirectory(prefix="w2s-bench-") as folder:
         log = Path(folder) / "vllm.log"
         options: dict[str, Any] = {"dtype": settings.dtype, "threads": settings.threads}
+        options["options"] = ["--generation-config", "vllm"]  # both sides sample alike, whatever the model's file says
         async with vllm_process(settings.vllm, models.large, log, **options) as server:
             yield server
 
