@@ -88,6 +88,7 @@ class Sampling:
     bad_words: tuple[Tokens, ...] = ()
     alternatives: int = 0
     grammar: Grammar | None = None
+    plausibility: float = 0.0  # `Guidance.plausibility`; only rows with experts have one
 
     @property
     def bans_tokens(self) -> bool:
@@ -103,8 +104,24 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Expert:
+    """A model of a pair in a SampleJob (EFT): `weight` times its logits are added to the large model's.
+
+    It reads its own `prompt` and then the answer. Ids from `vocabulary` on are neither read nor changed by it.
+    """
+
+    model: str
+    prompt: Tokens
+    weight: float
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
 class SampleJob:
-    """Sample more tokens for each row. An update of a row is sent every `report_every` tokens and when it is done."""
+    """Sample more tokens for each row. An update of a row is sent every `report_every` tokens and when it is done.
+
+    The worker must have the models of the `experts`, too.
+    """
 
     id: int
     session: int
@@ -113,6 +130,7 @@ class SampleJob:
     rows: tuple[Row, ...]
     sampling: Sampling
     report_every: int
+    experts: tuple[Expert, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

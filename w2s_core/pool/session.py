@@ -14,6 +14,7 @@ from w2s_core.errors import RequestError, WorkerError
 from w2s_core.pool.messages import (
     CancelJob,
     CloseSession,
+    Expert,
     JobFailed,
     JobOutcome,
     PromptJob,
@@ -77,12 +78,19 @@ class Session:
                 return outcome.logprobs
 
     def sample(
-        self, model: str, prompt: Tokens, rows: Sequence[Row], sampling: Sampling, *, report_every: int
+        self,
+        model: str,
+        prompt: Tokens,
+        rows: Sequence[Row],
+        sampling: Sampling,
+        *,
+        report_every: int,
+        experts: tuple[Expert, ...] = (),
     ) -> SampleStream:
         """Samples these rows. Iterate over the stream's `updates` for their tokens."""
 
         def make_job(rows: tuple[Row, ...]) -> SampleJob:
-            return SampleJob(next_job_id(), self.id, model, prompt, rows, sampling, report_every)
+            return SampleJob(next_job_id(), self.id, model, prompt, rows, sampling, report_every, experts)
 
         return SampleStream(self, make_job, rows)
 

@@ -8,6 +8,7 @@ from w2s_core.pool.messages import (
     CancelJob,
     CloseSession,
     InspectJob,
+    JobFailed,
     JobOutcome,
     ModelInfo,
     Ping,
@@ -45,12 +46,11 @@ class WorkerModels:
         """Carries out a command. Returns its replies: a Pong, a WorkerState, a JobFailed, or none."""
         match command:
             case SampleJob() | ScoreJob() | PromptJob():
-                return [*self._schedulers[command.model].add(command)]
+                return self._add(command)
             case StopRows():
                 self._stop_rows(command)
             case CancelJob():
-                for scheduler in self._schedulers.values():
-                    scheduler.cancel(command.id)
+                self._cancel(command.id)
             case CloseSession():
                 for scheduler in self._schedulers.values():
                     scheduler.close_session(command.session)
@@ -61,8 +61,26 @@ class WorkerModels:
         return []
 
     def step(self) -> list[JobOutcome]:
-        """Runs one forward of each model that has jobs."""
-        return [outcome for scheduler in self._schedulers.values() if scheduler.tasks for outcome in scheduler.step()]
+        """Runs one forward of each model that has jobs: the pairs' first, whose logits the large models' rows need."""
+        outcomes: list[JobOutcome] = []
+        for scheduler in reversed(self._schedulers.values()):
+            if scheduler.tasks:
+                outcomes += scheduler.step()
+                for failure in [outcome for outcome in outcomes if isinstance(outcome, JobFailed)]:
+                    self._cancel(failure.id)  # its parts in other models
+        return outcomes
+
+    def _add(self, job: SampleJob | ScoreJob | PromptJob) -> list[JobOutcome | Pong]:
+        scheduler = self._schedulers[job.model]
+        failed = scheduler.add(job)
+        if isinstance(job, SampleJob) and not failed:
+            for expert in job.experts:
+                self._schedulers[expert.model].add_expert(scheduler.sample_tasks[-1], expert)
+        return [*failed]
+
+    def _cancel(self, job: int) -> None:
+        for scheduler in self._schedulers.values():
+            scheduler.cancel(job)
 
     def _stop_rows(self, command: StopRows) -> None:
         for scheduler in self._schedulers.values():

@@ -22,19 +22,29 @@ _PRESORTED = 1024  # tokens sorted at first: top_p rarely needs more, and sortin
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How one row's token is drawn. `number` is uniform in [0, 1); `processor` changes the row's logits first."""
+    """How one row's token is drawn. `number` is uniform in [0, 1); `processor` changes the row's logits first.
+
+    `steered`: its logits are not the model's own, but have been changed by experts.
+    """
 
     sampling: Sampling
     number: float
     processor: LogitsProcessor | None = None
+    steered: bool = False
 
 
-def draw_tokens(logits: torch.Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float]]:
+def draw_tokens(
+    logits: torch.Tensor, draws: Sequence[Draw], own_logits: torch.Tensor | None = None
+) -> tuple[list[int], list[float]]:
     """Draws one token per row of `logits` (rows, vocab, float32).
 
-    Returns the tokens and their log-probabilities in nats, before temperature and logits processors.
+    Returns the tokens and their log-probabilities in nats, before temperature and logits processors, and of the
+    model's `own_logits` where the row is steered. They are not finite where any of the row's logits are not.
     """
     tokens, logprobs = _draw(logits, draws)
+    if own_logits is not None:
+        steered = to_device(torch.tensor([draw.steered for draw in draws]), logits.device)
+        logprobs = torch.where(steered & logprobs.isfinite(), _logprobs(own_logits, tokens), logprobs)
     drawn = torch.stack([tokens.double(), logprobs.double()])  # one read from the device; float64 holds both exactly
     ids, nats = drawn.tolist()
     return [int(token) for token in ids], nats

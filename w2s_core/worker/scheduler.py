@@ -15,14 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 import torch
 from llguidance import LLMatcher
 
-from w2s_core.pool.messages import JobFailed, JobOutcome, ModelInfo, PromptJob, SampleJob, ScoreJob
-from w2s_core.types import StepKind
+from w2s_core.pool.messages import Expert, JobFailed, JobOutcome, ModelInfo, PromptJob, SampleJob, ScoreJob
+from w2s_core.types import StepKind, Tokens
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.grammar_steps import failed_grammars, start_masks, start_ready_grammars
@@ -30,31 +29,16 @@ from w2s_core.worker.kv_cache import CacheFullError
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.prefix_cache import PrefixCache
 from w2s_core.worker.prompt_task import PromptTask
+from w2s_core.worker.proxy_tuning import collect_expert_logits
+from w2s_core.worker.scheduled_step import ScheduledStep, Task, batch_additions
 from w2s_core.worker.step_outputs import collect_prompt_logprobs, draw_next_tokens, score_answers
-from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask, unknown_token
+from w2s_core.worker.tasks import ExpertTask, SampleTask, ScoreTask, unknown_token
 from w2s_core.worker.token_tree import TokenTree
 
 _log = logging.getLogger(__name__)
 _MAX_STEP_TIMES = 4096  # the latest step times, kept until the next Pong; one second has fewer
 # Prompt and scoring tokens per step. Bounds a step's time and the memory of its logits (tokens × vocabulary).
 _TOKEN_BUDGET = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledStep:
-    """One step as scheduled: its batch, the rows that draw a token, and the sessions that found no free KV slots."""
-
-    batch: Batch
-    rows: list[tuple[SampleTask, RowState]]
-    without_slots: list[TokenTree]
-
-    @property
-    def kind(self) -> StepKind:
-        """The label of the step's metrics. A step that does several things takes the first of prefill, decode,
-        score."""
-        if self.batch.has_prefill:
-            return "prefill"
-        return "decode" if self.rows else "score"
 
 
 class ModelScheduler:
@@ -64,8 +48,9 @@ class ModelScheduler:
         """Without `grammars`, no job may have a grammar."""
         self.runner = runner
         self.grammars = grammars
-        self.trees: dict[int, TokenTree] = {}  # by session, oldest first
+        self.trees: dict[int | tuple[int, Tokens], TokenTree] = {}  # by session, or session and prompt; oldest first
         self.sample_tasks: list[SampleTask] = []
+        self.expert_tasks: list[ExpertTask] = []
         self.score_tasks: list[ScoreTask] = []
         self.prompt_tasks: list[PromptTask] = []
         self.prefix_cache = PrefixCache(runner.cache)
@@ -74,8 +59,9 @@ class ModelScheduler:
         self._step_times: deque[tuple[StepKind, float]] = deque(maxlen=_MAX_STEP_TIMES)
 
     @property
-    def tasks(self) -> list[SampleTask | ScoreTask | PromptTask]:
-        return [*self.sample_tasks, *self.score_tasks, *self.prompt_tasks]
+    def tasks(self) -> list[Task]:
+        expert_tasks = [task for task in self.expert_tasks if not task.done]
+        return [*self.sample_tasks, *expert_tasks, *self.score_tasks, *self.prompt_tasks]
 
     def add(self, job: SampleJob | ScoreJob | PromptJob) -> list[JobOutcome]:
         """Starts a job. Its session keeps only the tokens that this or another running job of the session names.
@@ -85,7 +71,7 @@ class ModelScheduler:
         if (token := unknown_token(job, self._info.vocabulary)) is not None:
             return [JobFailed(job.id, f"There is no token {token}: the model has {self._info.vocabulary} tokens.")]
         self._stalled = False
-        tree = self.trees.get(job.session) or self._open_session(job)
+        tree = self.trees.get(job.session) or self._open_tree(job.session, job.prompt, isinstance(job, PromptJob))
         match job:
             case SampleJob():
                 self.sample_tasks.append(SampleTask(job, tree, self._info.eos, self._compile_grammar(job)))
@@ -93,8 +79,20 @@ class ModelScheduler:
                 self.score_tasks.append(ScoreTask(job, tree))
             case PromptJob():
                 self.prompt_tasks.append(PromptTask(job, tree))
-        tree.prune_to(leaf for task in self.tasks if task.tree is tree for leaf in task.leaves)
+        self._prune(tree)
         return []
+
+    def add_expert(self, sample: SampleTask, expert: Expert) -> None:
+        """Starts an expert's part in a job that has just been added to its large model's scheduler."""
+        own = self.trees.get(sample.job.session)
+        # The session's tree is shared if the expert is the large model itself and reads the same prompt.
+        key = sample.job.session if own and own.prompt == expert.prompt else (sample.job.session, expert.prompt)
+        tree = self.trees.get(key) or self._open_tree(key, expert.prompt)
+        self.expert_tasks.append(ExpertTask(sample, expert, tree))
+        self._prune(tree)
+
+    def _prune(self, tree: TokenTree) -> None:
+        tree.prune_to(leaf for task in self.tasks if task.tree is tree for leaf in task.leaves)
 
     def _compile_grammar(self, job: SampleJob) -> Future[LLMatcher] | None:
         if job.sampling.grammar is None:
@@ -102,14 +100,14 @@ class ModelScheduler:
         assert self.grammars is not None
         return self.grammars.initial_matcher(job.sampling.grammar.source)
 
-    def _open_session(self, job: SampleJob | ScoreJob | PromptJob) -> TokenTree:
-        tree = TokenTree(self.runner.cache, job.prompt)
-        if not isinstance(job, PromptJob):
+    def _open_tree(self, key: int | tuple[int, Tokens], prompt: Tokens, needs_prompt_logits: bool = False) -> TokenTree:
+        tree = TokenTree(self.runner.cache, prompt)
+        if not needs_prompt_logits:
             try:
                 self.prefix_cache.match_prefix(tree, self.trees.values())
             except CacheFullError:
                 tree.evict()  # its prompt is computed when slots are free
-        self.trees[job.session] = tree
+        self.trees[key] = tree
         return tree
 
     def step(self) -> list[JobOutcome]:
@@ -132,12 +130,12 @@ class ModelScheduler:
         ages = {tree: age for age, tree in enumerate(self.trees.values())}
         for task in sorted(self.tasks, key=lambda task: ages[task.tree]):
             before = batch.size
-            got_slots = [self._add_or_evict(batch, task.tree, add) for add in _batch_additions(batch, task)]
+            got_slots = [self._add_or_evict(batch, task.tree, add) for add in batch_additions(batch, task)]
             if not all(got_slots):
                 without_slots.append(task.tree)
             if isinstance(task, ScoreTask):
                 task.tokens_run += batch.size - before
-        rows = [(task, row) for task in self.sample_tasks for row in task.live_rows if row.leaf in batch.logits_rows]
+        rows = [(t, row) for t in self.sample_tasks for row in t.live_rows if t.can_draw(row, batch.logits_rows)]
         return ScheduledStep(batch, rows, without_slots)
 
     def _add_or_evict(self, batch: Batch, tree: TokenTree, add: Callable[[], object]) -> bool:
@@ -222,6 +220,7 @@ class ModelScheduler:
 
     def _update_tasks(self, step: ScheduledStep, logits: torch.Tensor) -> list[JobOutcome]:
         """Gives the tasks their logits, removes finished tasks and returns updates, results and failures."""
+        collect_expert_logits(step.batch, logits, self.expert_tasks)
         broken = [
             *draw_next_tokens(step.batch, logits, step.rows),
             *score_answers(step.batch, logits, self.score_tasks),
@@ -233,8 +232,9 @@ class ModelScheduler:
             "weights are damaged.",
         )
         updates = [task.flush_update() for task in self.sample_tasks]
-        done = [task for task in self.tasks if not isinstance(task, SampleTask) and task.done]
+        done = [task for task in self.tasks if isinstance(task, ScoreTask | PromptTask) and task.done]
         self.sample_tasks = [task for task in self.sample_tasks if task.live_rows]
+        self.expert_tasks = [task for task in self.expert_tasks if not task.done]
         self.score_tasks = [task for task in self.score_tasks if not task.done]
         self.prompt_tasks = [task for task in self.prompt_tasks if not task.done]
         return [*failed, *(update for update in updates if update is not None), *(task.result() for task in done)]
@@ -242,10 +242,10 @@ class ModelScheduler:
     def _fail_sessions(self, trees: list[TokenTree], message: str, field: str | None = None) -> list[JobOutcome]:
         """Closes these sessions without caching their KV, which may be half written, and fails their jobs."""
         failed = [task for task in self.tasks if task.tree in trees]
-        for session in [session for session, tree in self.trees.items() if tree in trees]:
-            self.trees[session].evict()
-            self.close_session(session)
-        return [JobFailed(task.job.id, message, field) for task in failed]
+        for key in [key for key, tree in self.trees.items() if tree in trees]:
+            self.trees[key].evict()
+            self._close_tree(key)
+        return [JobFailed(job, message, field) for job in dict.fromkeys(task.job.id for task in failed)]
 
     def _cancel_failed(self, failed: list[JobFailed]) -> list[JobOutcome]:
         for failure in failed:
@@ -258,13 +258,17 @@ class ModelScheduler:
 
     def close_session(self, session: int) -> None:
         """Drops the session's jobs and frees its KV, except for what the prefix cache keeps of the prompt."""
-        tree = self.trees.pop(session, None)
-        if tree is not None:
-            self._keep_tasks(lambda task: task.tree is not tree)
-            self.prefix_cache.insert(tree)
+        for key in [key for key in self.trees if key == session or (isinstance(key, tuple) and key[0] == session)]:
+            self._close_tree(key)
 
-    def _keep_tasks(self, keep: Callable[[SampleTask | ScoreTask | PromptTask], bool]) -> None:
+    def _close_tree(self, key: int | tuple[int, Tokens]) -> None:
+        tree = self.trees.pop(key)
+        self._keep_tasks(lambda task: task.tree is not tree)
+        self.prefix_cache.insert(tree)
+
+    def _keep_tasks(self, keep: Callable[[Task], bool]) -> None:
         self.sample_tasks = [task for task in self.sample_tasks if keep(task)]
+        self.expert_tasks = [task for task in self.expert_tasks if keep(task)]
         self.score_tasks = [task for task in self.score_tasks if keep(task)]
         self.prompt_tasks = [task for task in self.prompt_tasks if keep(task)]
 
@@ -279,11 +283,3 @@ class ModelScheduler:
         for tree in self.trees.values():
             tree.check_integrity()
         assert self.slots_in_use == sum(t.region.size for t in self.trees.values() if t.region), "a lost region"
-
-
-def _batch_additions(batch: Batch, task: SampleTask | ScoreTask | PromptTask) -> list[Callable[[], object]]:
-    """The calls that add to the batch what the task needs for its logits in this step."""
-    if isinstance(task, PromptTask):
-        return [] if task.done else [partial(batch.request_prompt_logits, task.tree, task.processed)]
-    decoding = isinstance(task, SampleTask)
-    return [partial(batch.request_logits, task.tree, node, decoding=decoding) for node in task.needed_nodes()]

@@ -12,11 +12,12 @@ import torch
 
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.prompt_task import PromptTask
+from w2s_core.worker.proxy_tuning import combine_logits
 from w2s_core.worker.sampling import draw_tokens
 from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.worker.token_tree import TokenTree
 from w2s_core.worker.top_logprobs import top_logprobs
-from w2s_core.worker.transfer import long_tensor
+from w2s_core.worker.transfer import long_tensor, select_rows
 
 
 def draw_next_tokens(
@@ -25,11 +26,11 @@ def draw_next_tokens(
     """Draws each row's next token from its leaf's logits and appends it to the row."""
     if not rows:
         return []
-    indices = [batch.logits_rows[row.leaf] for _, row in rows]
-    in_order = indices == list(range(len(logits)))  # then the large tensor need not be copied
-    row_logits = logits if in_order else logits[long_tensor(indices, logits.device)]
+    row_logits = select_rows(logits, [batch.logits_rows[row.leaf] for _, row in rows])
     _collect_top_logprobs(row_logits, rows)
-    tokens, logprobs = draw_tokens(row_logits, [task.draw(row) for task, row in rows])
+    draws = [task.draw(row) for task, row in rows]
+    steered = combine_logits(row_logits, rows)
+    tokens, logprobs = draw_tokens(steered, draws, None if steered is row_logits else row_logits)
     broken: list[TokenTree] = []
     for (task, row), token, logprob in zip(rows, tokens, logprobs, strict=True):
         if isfinite(logprob):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
+import torch
 from llguidance import LLMatcher
 
-from w2s_core.pool.messages import PromptJob, Row, RowUpdate, SampleJob, SampleUpdate, ScoreJob, ScoreResult
+from w2s_core.pool.messages import Expert, PromptJob, Row, RowUpdate, SampleJob, SampleUpdate, ScoreJob, ScoreResult
 from w2s_core.search.randomness import uniform
 from w2s_core.types import Alternatives
 from w2s_core.worker.grammar_masks import resume_states
@@ -77,6 +78,7 @@ class SampleTask:
         self._end_tokens = (frozenset() if job.sampling.ignore_eos else eos) | frozenset(job.sampling.stop_token_ids)
         self._rules = LogitsRules(job.sampling, job.prompt, eos) if job.sampling.needs_processor else None
         self.rows = [RowState(i, tree.insert(row.tokens), row, self._rules) for i, row in enumerate(job.rows)]
+        self.experts: list[ExpertTask] = []  # in the order of the job's experts
         self._unreported = 0  # as told in the last update
 
     @property
@@ -110,12 +112,24 @@ class SampleTask:
         return [row.leaf for row in self.rows]
 
     def needed_nodes(self) -> Iterator[Node]:
-        """The nodes after which the task needs logits: every live row's leaf."""
-        return (row.leaf for row in self.rows if not row.done and not self.waiting_for_grammar)
+        """The nodes after which the task needs logits: the leaf of every live row that waits for no other model's."""
+        return (
+            row.leaf
+            for row in self.rows
+            if not row.done
+            and not self.waiting_for_grammar
+            and all(expert.same_model or expert.has_logits(row) for expert in self.experts)
+        )
+
+    def can_draw(self, row: RowState, logits_rows: Mapping[Node, int]) -> bool:
+        """Whether all logits that the row's draw needs are there, or are in the batch that has these `logits_rows`."""
+        return row.leaf in logits_rows and all(
+            expert.has_logits(row) or expert.leaves[row.index] in logits_rows for expert in self.experts
+        )
 
     def draw(self, row: RowState) -> Draw:
         """How this row's next token is drawn."""
-        return Draw(self.job.sampling, uniform(row.key, row.answer_length), row.processor)
+        return Draw(self.job.sampling, uniform(row.key, row.answer_length), row.processor, bool(self.experts))
 
     def append(self, row: RowState, token: int, logprob: float) -> None:
         """Adds a drawn token to the row, or ends the row if it is an end token or the last that may be drawn."""
@@ -131,6 +145,8 @@ class SampleTask:
             row.leaf = row.leaf.child(token)
             if row.processor is not None:
                 row.processor.append(token)
+            for expert in self.experts:
+                expert.append(row, token)
         row.done = row.ending is not None or row.remaining == 0
         if row.done and row.processor is not None and row.ending is None:
             row.leaf.grammar_state = row.processor.grammar
@@ -151,6 +167,54 @@ class SampleTask:
             return None
         self._unreported = unreported
         return SampleUpdate(self.job.id, rows, finished, unreported, self.tree.cached_tokens)
+
+
+class ExpertTask:
+    """An expert's part in a running SampleJob. It needs the expert's logits after every live row's answer so far.
+
+    `logits` maps a row's index to those for its next draw: a tensor (rows, vocab) and the index of the row in it.
+    """
+
+    def __init__(self, sample: SampleTask, expert: Expert, tree: TokenTree) -> None:
+        self.job = sample.job
+        self.tree = tree
+        self.expert = expert
+        self.leaves = [tree.insert(tuple(filter(self._reads, row.tokens))) for row in self.job.rows]
+        self.logits: dict[int, tuple[torch.Tensor, int]] = {}
+        self._sample = sample
+        sample.experts.append(self)
+
+    @property
+    def same_model(self) -> bool:
+        """Whether the expert is the large model itself, with a prompt of its own: one batch then has both logits."""
+        return self.expert.model == self.job.model
+
+    @property
+    def done(self) -> bool:
+        return not self._sample.live_rows
+
+    def has_logits(self, row: RowState) -> bool:
+        return row.index in self.logits
+
+    def needed_nodes(self) -> Iterator[Node]:
+        """The nodes after which the task needs logits."""
+        return (node for _, node in self._missing())
+
+    def found(self, logits_rows: Mapping[Node, int]) -> list[tuple[RowState, int]]:
+        """The rows whose missing logits are in this batch, each with the batch's row of those logits."""
+        return [(row, logits_rows[node]) for row, node in self._missing() if node in logits_rows]
+
+    def append(self, row: RowState, token: int) -> None:
+        """Reads the row's next token."""
+        del self.logits[row.index]
+        if self._reads(token):
+            self.leaves[row.index] = self.leaves[row.index].child(token)
+
+    def _missing(self) -> Iterator[tuple[RowState, Node]]:
+        return ((row, self.leaves[row.index]) for row in self._sample.live_rows if not self.has_logits(row))
+
+    def _reads(self, token: int) -> bool:
+        return token < self.expert.vocabulary
 
 
 class ScoreTask:

@@ -1,4 +1,4 @@
-"""Host-to-device copies that do not wait for the device's queued work."""
+"""Host-to-device copies that do not wait for the device's queued work, and rows picked with such indices."""
 
 from __future__ import annotations
 
@@ -17,3 +17,9 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def select_rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """These rows of a tensor (N, …); the tensor itself, which is not copied, if they are all of its rows in order."""
+    in_order = rows == list(range(len(tensor)))
+    return tensor if in_order else tensor[long_tensor(rows, tensor.device)]
