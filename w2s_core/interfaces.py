@@ -17,6 +17,7 @@ from typing import Protocol
 from w2s_core.types import (
     ChatPrompt,
     Grammar,
+    Guidance,
     Hypothesis,
     Prompt,
     PromptLogprobs,
@@ -262,4 +263,17 @@ class Scorer(Protocol):
 
     def open(self, prompt: Prompt) -> AbstractAsyncContextManager[Scoring]:
         """Opens a session for one prompt; leaving the context frees what it holds."""
+        ...
+
+
+class ProxyTuner(Protocol):
+    """Proxy tuning (EFT) of one large model: pairs change the logits of every draw (`w2s_core.worker.proxy_tuning`)."""
+
+    def tune(self, guidance: Guidance, prompt: Prompt, max_tokens: int, field: str) -> tuple[LargeModel, int]:
+        """Returns the model steered by the pairs of `guidance`, and how many tokens of answer, at most `max_tokens`, it
+        may then have.
+
+        `prompt` is what the pairs read. Raises RequestError, naming `field`, for a pair that cannot steer this model,
+        and RequestError where the pairs' contexts have no room for an answer.
+        """
         ...

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Method: TypeAlias = Literal["cbs", "best_of_n", "none"]
+Method: TypeAlias = Literal["cbs", "best_of_n", "eft", "none"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 StepKind: TypeAlias = Literal["decode", "prefill", "score"]  # of a model's forward pass
 Tokens: TypeAlias = tuple[int, ...]
@@ -89,7 +89,9 @@ class Guidance:
 
     `pairs` maps a pair's name to its weight w_j. After each chunk of at most `chunk_length` (L) tokens `beam_width` (W)
     hypotheses are kept, and each gets `successors` (K) continuations. Method "best_of_n" draws `successors` whole
-    answers. `trace` asks for the search tree.
+    answers. "eft" is proxy tuning, per token and without a search: the pairs change the logits of every draw. With
+    `proposal` "eft" a search draws its candidates so. Then only tokens at least `plausibility` times as likely as the
+    large model's likeliest are drawn. `trace` asks for the search tree.
 
     `max_sampled_tokens` bounds what the large model draws for one request, pruned tokens included: answers end early,
     with finish reason "length", where it could be exceeded. None means the server's own bound.
@@ -102,6 +104,8 @@ class Guidance:
     chunk_length: int = 5
     trace: bool = False
     max_sampled_tokens: int | None = None
+    proposal: Literal["base", "eft"] = "base"
+    plausibility: float = 0.0
 
     @property
     def rows(self) -> int:

@@ -85,7 +85,7 @@ class ServerConfig(BaseModel):
     """The `server` section. Times are in seconds, sizes in bytes.
 
     A row is one sequence that the large model samples at a time. A prompt takes W·K rows with chunk-level beam search,
-    N with best_of_n, and n without guidance.
+    N with best_of_n, and n with eft and without guidance.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -155,8 +155,10 @@ class Settings(BaseSettings):
         for field in ("beam_width", "successors", "chunk_length"):
             if getattr(guidance, field) < 1:
                 yield f"{key}.{field}: must be at least 1"
+        if not 0 <= guidance.plausibility <= 1:
+            yield f"{key}.plausibility: must be between 0 and 1"
         rows = guidance.successors if guidance.method == "best_of_n" else guidance.rows
-        if guidance.method != "none" and rows > self.server.max_rows_per_request:
+        if guidance.method in ("cbs", "best_of_n") and rows > self.server.max_rows_per_request:
             limit = self.server.max_rows_per_request
             yield f"{key}: takes {rows} rows, more than server.max_rows_per_request ({limit})"
 

@@ -13,6 +13,7 @@ from w2s_core.config import EngineConfig, LargeModelConfig, RemoteLargeModelConf
 from w2s_core.engine.engine import Engine
 from w2s_core.errors import ConfigurationError
 from w2s_core.interfaces import LargeModel, Scorer
+from w2s_core.scorers.proxy_tuning import LocalProxyTuner
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.text.tokenizer import HFTokenizer
 
@@ -32,10 +33,14 @@ def build_engine(config: EngineConfig) -> Engine:
     tokenizers = TokenizerCache()
     local = LocalModels(config, tokenizers, metrics)
     remote = RemoteModels(tokenizers.load, partial(_on_attempt, metrics, tracing))
-    large_models: dict[str, LargeModel] = {
-        name: remote.large_model(name, large) if isinstance(large, RemoteLargeModelConfig) else local.large_model(large)
-        for name, large in config.large_models.items()
-    }
+    large_models: dict[str, LargeModel] = {}
+    tuners: dict[str, LocalProxyTuner] = {}
+    for name, large in config.large_models.items():
+        if isinstance(large, RemoteLargeModelConfig):
+            large_models[name] = remote.large_model(name, large)
+        else:
+            large_models[name] = model = local.large_model(large)
+            tuners[name] = local.proxy_tuner(model, large, config.pairs)
     shares_tokens = _shares_tokens(config, tokenizers)
     scorers: dict[str, Scorer] = {
         name: remote.scorer(name, pair, shares_tokens)
@@ -47,6 +52,7 @@ def build_engine(config: EngineConfig) -> Engine:
         large_models,
         scorers,
         config.served_models,
+        tuners=tuners,
         limits=config.limits,
         worker_pool=local.pool,
         components=[*remote.probes, *local.checkers],

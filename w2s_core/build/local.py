@@ -6,17 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from w2s_core.build.generation_config import read_generation_config
 from w2s_core.build.tokenizers import TokenizerCache, model_source
-from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, WorkersConfig
+from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, RemotePairConfig, WorkersConfig
 from w2s_core.errors import ConfigurationError
 from w2s_core.large.local import LocalLargeModel
 from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
+from w2s_core.scorers.proxy_tuning import LocalProxyTuner, ProxyPair, proxy_pair
 from w2s_core.structured.grammar_checker import GrammarChecker
 from w2s_core.structured.tool_formats import resolve_tool_format
 from w2s_core.telemetry.metrics import Metrics
@@ -32,7 +33,9 @@ class LocalModels:
     def __init__(self, config: EngineConfig, tokenizers: TokenizerCache, metrics: Metrics) -> None:
         large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
         pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
-        self.pool = _pool(config.workers, large, pairs, tokenizers, metrics) if large or pairs else None
+        devices = _detect_devices() if config.workers.devices == "auto" else list(config.workers.devices)
+        self._models = _device_assignment(large, pairs, devices, tokenizers) if large or pairs else {}
+        self.pool = _pool(config.workers, devices, self._models, metrics) if self._models else None
         self.checkers: list[GrammarChecker] = []
         self._tokenizers = tokenizers
 
@@ -49,23 +52,42 @@ class LocalModels:
     def scorer(self, name: str, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> LocalScorer:
         """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""
         assert self.pool is not None
-        tuned, untuned = (
-            PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), model_source(reference))
-            for role, reference in (("tuned", config.tuned), ("untuned", config.untuned))
-            for tokenizer in [self._tokenizers.load(reference)]
-        )
+        tuned, untuned = self._pair_models(name, config, shares_tokens)
         return LocalScorer(self.pool, tuned, untuned, config.prompt_template)
+
+    def proxy_tuner(
+        self, large: LocalLargeModel, config: LargeModelConfig, pairs: Mapping[str, PairConfig | RemotePairConfig]
+    ) -> LocalProxyTuner:
+        """Steers a large model that `large_model` has built with those of `pairs` that can."""
+        assert self.pool is not None
+        usable = {
+            name: "it runs at a provider, and EFT needs its logits."
+            if isinstance(pair, RemotePairConfig)
+            else proxy_pair(self._proxy_pair(name, config, pair), large.tokenizer)
+            for name, pair in pairs.items()
+        }
+        return LocalProxyTuner(large, self.pool, usable)
+
+    def _proxy_pair(self, name: str, large: LargeModelConfig, pair: PairConfig) -> ProxyPair:
+        devices = [self._models[model_source(model)][1] for model in (large.model, pair.tuned, pair.untuned)]
+        tuned, untuned = self._pair_models(name, pair, lambda _: True)
+        return ProxyPair(tuned, untuned, pair.prompt_template, frozenset(set.intersection(*devices)))
+
+    def _pair_models(
+        self, name: str, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]
+    ) -> Iterator[PairModel]:
+        """The pair's tuned and untuned model."""
+        for role, reference in (("tuned", config.tuned), ("untuned", config.untuned)):
+            tokenizer = self._tokenizers.load(reference)
+            yield PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), model_source(reference))
 
 
 def _pool(
     workers: WorkersConfig,
-    large: Mapping[str, LargeModelConfig],
-    pairs: Mapping[str, PairConfig],
-    tokenizers: TokenizerCache,
+    devices: Sequence[str],
+    models: Mapping[str, tuple[ModelSpec, set[str]]],
     metrics: Metrics,
 ) -> WorkerPool:
-    devices = _detect_devices() if workers.devices == "auto" else list(workers.devices)
-    models = _device_assignment(large, pairs, devices, tokenizers)
     return WorkerPool(_worker_specs(workers, devices, models), workers.heartbeat_timeout_s, metrics=metrics)
 
 

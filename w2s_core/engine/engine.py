@@ -16,7 +16,7 @@ from w2s_core.engine.observer import MeteredScorer, RequestObserver
 from w2s_core.engine.planning import Plan, Planner, ServedModel
 from w2s_core.engine.prompt_run import PromptEvent, PromptRun
 from w2s_core.errors import DeadlineError, RequestError, UnavailableError
-from w2s_core.interfaces import LargeModel, Scorer, Tokenizer
+from w2s_core.interfaces import LargeModel, ProxyTuner, Scorer, Tokenizer
 from w2s_core.structured.tool_formats import TOOL_FORMATS, ToolFormat
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.telemetry.request_record import RequestRecord
@@ -46,8 +46,8 @@ class Component(Protocol):
 class Engine:
     """Serves generation requests. `async with` starts and stops its components.
 
-    `served` are the served models by API name. `worker_pool` runs the local models, None if there are none;
-    `components` are the others that are started and stopped with the engine.
+    `served` are the served models by API name. `tuners`: see `Planner`. `worker_pool` runs the local models, None if
+    there are none; `components` are the others that are started and stopped with the engine.
 
         async with build_engine(config) as engine:
             async for event in engine.generate(GenerationRequest("smollm2", (TextPrompt("Hello"),))):
@@ -61,6 +61,7 @@ class Engine:
         scorers: Mapping[str, Scorer],
         served: Mapping[str, ServedModelConfig],
         *,
+        tuners: Mapping[str, ProxyTuner] | None = None,
         limits: Limits | None = None,
         worker_pool: Component | None = None,
         components: Sequence[Component] = (),
@@ -71,7 +72,12 @@ class Engine:
         self.metrics = metrics or Metrics()
         metered = {name: MeteredScorer(name, scorer, self.metrics) for name, scorer in scorers.items()}
         self._planner = Planner(
-            large_models, metered, served, limits.max_rows_per_request, limits.max_sampled_tokens_per_request
+            large_models,
+            metered,
+            served,
+            limits.max_rows_per_request,
+            limits.max_sampled_tokens_per_request,
+            tuners or {},
         )
         self._worker_pool = worker_pool
         self._components = components

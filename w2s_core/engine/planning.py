@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from w2s_core.config import ServedModelConfig
-from w2s_core.engine.guidance import resolve_guidance
+from w2s_core.engine.guidance import resolve_guidance, searches, steering_field
 from w2s_core.engine.token_budget import (
     cap_to_sampled_tokens,
     check_min_tokens,
@@ -16,7 +16,7 @@ from w2s_core.engine.token_budget import (
     truncated_length,
 )
 from w2s_core.errors import RequestError, UnavailableError, UnknownModelError
-from w2s_core.interfaces import LargeModel, Scorer
+from w2s_core.interfaces import LargeModel, ProxyTuner, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
 from w2s_core.search.tree import MAX_TREE_CHARACTERS
@@ -61,7 +61,8 @@ class Mode(Enum):
 class Plan:
     """Everything that is needed to answer one prompt with `n` choices.
 
-    `prompt` is for the large model, `pair_prompt` for the pairs. `guidance` and `scorer` are None for plain sampling.
+    `prompt` is for the large model, `pair_prompt` for the pairs. `guidance` and `scorer` are None for plain sampling,
+    and `scorer` for EFT, where `large` is the steered model.
     A search starts from `initial_hypotheses` copies of the empty answer and keeps `beam_width` hypotheses after each
     chunk. `budget` is the number of large-model tokens that an answer may have. `pair_scored`: scores come from a pair,
     not from the large model's likelihood. `text_to_score` is None unless nothing is sampled and this text is scored.
@@ -90,21 +91,22 @@ class Plan:
     def mode(self) -> Mode:
         if self.text_to_score is not None:
             return Mode.SCORE
-        return Mode.SAMPLE if self.guidance is None else Mode.SEARCH
+        return Mode.SEARCH if searches(self.guidance) else Mode.SAMPLE
 
     @property
     def rows(self) -> int:
         """Rows to reserve: sequences that the large model samples at once, or 1 if it samples none."""
         if self.mode is Mode.SCORE:
             return 1
-        return self.n if self.guidance is None else self.initial_hypotheses * self.guidance.successors
+        return self.initial_hypotheses * self.guidance.successors if searches(self.guidance) else self.n
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
     """Plans requests to the served models.
 
-    `served` are the served models by API name. `max_sampled_tokens` bounds what the large model samples for one
+    `served` are the served models by API name. `tuners` steer the draws of large models, by the names of these; one
+    that has no tuner cannot be steered. `max_sampled_tokens` bounds what the large model samples for one
     request, None = no bound.
     """
 
@@ -113,6 +115,7 @@ class Planner:
     served: Mapping[str, ServedModelConfig]
     max_rows_per_request: int
     max_sampled_tokens: int | None = None
+    tuners: Mapping[str, ProxyTuner] = field(default_factory=dict)
 
     @property
     def served_models(self) -> dict[str, ServedModel]:
@@ -168,8 +171,10 @@ class Planner:
     ) -> Plan:
         prompt, tokens = _encode(request, prompt, large)
         pair_prompt, text_to_score = _split_scored_text(request, _decode(request, prompt, large), guidance)
-        scorer = self._scorer(guidance)
+        scorer = self._scorer(guidance, text_to_score)
         budget = context_budget(request, prompt, tokens, large)
+        if guidance is not None and text_to_score is None and (field := steering_field(guidance)) is not None:
+            large, budget = self._tuner(request.model, field).tune(guidance, pair_prompt, budget, field)
         if scorer is not None:
             budget = scorer.check(pair_prompt, budget)
         budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens, large)
@@ -177,7 +182,8 @@ class Planner:
         chunked = guidance is not None and guidance.method == "cbs"
         # Best of n is a search with one chunk as long as the answer, of whose candidates the n best are kept.
         if guidance is not None and not chunked:
-            guidance = replace(guidance, beam_width=request.n, chunk_length=budget)
+            successors = guidance.successors if searches(guidance) else 1
+            guidance = replace(guidance, beam_width=request.n, successors=successors, chunk_length=budget)
         seed = request.sampling.seed
         plan = Plan(
             large=large,
@@ -191,7 +197,7 @@ class Planner:
             n=request.n,
             beam_width=guidance.beam_width if guidance else request.n,
             initial_hypotheses=guidance.beam_width if guidance and chunked else 1,
-            pair_scored=guidance is not None and bool(guidance.pairs),
+            pair_scored=scorer is not None and guidance is not None and bool(guidance.pairs),
             with_tokens=request.with_tokens,
             with_prompt=request.with_prompt,
             prompt_logprobs=request.prompt_logprobs,
@@ -201,8 +207,14 @@ class Planner:
         self._check_rows(plan, request)
         return plan
 
-    def _scorer(self, guidance: Guidance | None) -> Scorer | None:
-        if guidance is None:
+    def _tuner(self, model: str, field: str) -> ProxyTuner:
+        tuner = self.tuners.get(self.served[model].large)
+        if tuner is None:
+            raise RequestError("EFT changes logits, and this model's are at a provider: it must run here.", field)
+        return tuner
+
+    def _scorer(self, guidance: Guidance | None, text_to_score: str | None) -> Scorer | None:
+        if guidance is None or not (searches(guidance) or text_to_score is not None):
             return None
         return CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
 
@@ -216,7 +228,7 @@ class Planner:
 
 def _field_of_rows(request: GenerationRequest, guidance: Guidance | None, limit: int) -> str:
     """The field that makes a request sample more than `limit` sequences at once."""
-    if guidance is None:
+    if not searches(guidance):
         return "n"
     if request.best_of is not None and request.best_of > 1:
         return "best_of"

@@ -6,6 +6,7 @@ Each function raises RequestError, naming the field.
 
 from __future__ import annotations
 
+from w2s_core.engine.guidance import searches
 from w2s_core.errors import ContextLengthError, RequestError
 from w2s_core.interfaces import LargeModel
 from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, Tokens
@@ -66,12 +67,12 @@ def cap_to_sampled_tokens(
             "not one token for each.",
             _field_of_sequences(request, guidance, min(limits)),
         )
-    chunk_length = None if guidance is None else guidance.chunk_length if guidance.method == "cbs" else drawn
+    chunk_length = None if not searches(guidance) else guidance.chunk_length if guidance.method == "cbs" else drawn
     return min(budget, large.longest_answer(drawn, chunk_length))
 
 
 def _sequences_per_prompt(request: GenerationRequest, guidance: Guidance | None) -> int:
-    if guidance is None:
+    if not searches(guidance):
         return request.n
     return guidance.rows if guidance.method == "cbs" else guidance.successors
 
@@ -82,7 +83,7 @@ def _field_of_sequences(request: GenerationRequest, guidance: Guidance | None, l
         return "guidance.max_sampled_tokens"
     if _sequences_per_prompt(request, guidance) <= limit:
         return "prompt"
-    return "n" if guidance is None else "guidance"
+    return "guidance" if searches(guidance) else "n"
 
 
 def check_min_tokens(request: GenerationRequest, budget: int) -> None:

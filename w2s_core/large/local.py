@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from copy import copy
+from dataclasses import replace
+from typing import Self
 
 from w2s_core.errors import RequestError
 from w2s_core.large.prompts import decode_prompt, encode_prompt
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import check_possible, check_token_ids, resolve_sampling
-from w2s_core.pool.messages import Row, Sampling
+from w2s_core.pool.messages import Expert, Row, Sampling
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.pool.session import SampleStream, Session
 from w2s_core.search.randomness import successor_key
@@ -50,6 +53,19 @@ class LocalLargeModel:
         self._tokenizer = tokenizer
         self._model = model
         self._pool = pool
+        self._experts: tuple[Expert, ...] = ()
+        self._plausibility = 0.0
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of its token ids. Available once the pool has started."""
+        return self._pool.info(self._model).vocabulary
+
+    def with_experts(self, experts: tuple[Expert, ...], plausibility: float) -> Self:
+        """The same model, whose draws these experts change (`worker.proxy_tuning`); see `Guidance.plausibility`."""
+        steered = copy(self)
+        steered._experts, steered._plausibility = experts, plausibility
+        return steered
 
     @property
     def decoder(self) -> HFTokenizer:
@@ -80,7 +96,7 @@ class LocalLargeModel:
         return await self.checker.check(grammar)
 
     def encode(self, prompt: Prompt) -> Tokens:
-        return encode_prompt(self._tokenizer, prompt, self._pool.info(self._model).vocabulary)
+        return encode_prompt(self._tokenizer, prompt, self.vocabulary)
 
     @property
     def exposes_token_ids(self) -> bool:
@@ -97,10 +113,11 @@ class LocalLargeModel:
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:
-        async with self._pool.session(rows, {self._model}) as session:
-            resolved = resolve_sampling(sampling, self._tokenizer, self._pool.info(self._model).vocabulary)
+        async with self._pool.session(rows, {self._model, *(expert.model for expert in self._experts)}) as session:
+            resolved = resolve_sampling(sampling, self._tokenizer, self.vocabulary)
+            resolved = replace(resolved, plausibility=self._plausibility)
             successors = SuccessorBuilder(self._tokenizer, prompt, sampling)
-            yield LocalProposals(self._model, session, prompt, resolved, successors)
+            yield LocalProposals(self._model, session, prompt, resolved, successors, experts=self._experts)
 
     async def prompt_logprobs(self, prompt: Tokens, *, top: int) -> PromptLogprobs:
         # This session leaves the prompt's KV in the prefix cache, for the generation that follows.
@@ -114,7 +131,14 @@ class LocalProposals:
     provider_usage = ProviderUsage()
 
     def __init__(
-        self, model: str, session: Session, prompt: Tokens, sampling: Sampling, successors: SuccessorBuilder
+        self,
+        model: str,
+        session: Session,
+        prompt: Tokens,
+        sampling: Sampling,
+        successors: SuccessorBuilder,
+        *,
+        experts: tuple[Expert, ...] = (),
     ) -> None:
         self.prompt_tokens = len(prompt)
         self._model = model
@@ -122,6 +146,7 @@ class LocalProposals:
         self._prompt = prompt
         self._sampling = sampling
         self._successors = successors
+        self._experts = experts
         self._streams: set[SampleStream] = set()  # that are open
         self._drawn = 0  # tokens of closed streams
         self._cached_tokens: int | None = None  # as the first stream was told
@@ -185,7 +210,9 @@ class LocalProposals:
     @asynccontextmanager
     async def _stream(self, rows: Sequence[Row], report_every: int) -> AsyncIterator[SampleStream]:
         """Samples these rows; what was drawn by the end counts as sampled, however it ends."""
-        stream = self._session.sample(self._model, self._prompt, rows, self._sampling, report_every=report_every)
+        stream = self._session.sample(
+            self._model, self._prompt, rows, self._sampling, report_every=report_every, experts=self._experts
+        )
         self._streams.add(stream)
         try:
             yield stream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,20 @@ class GuidanceOptions(StrictModel):
         Positive, Field(description="K: the number of continuations per hypothesis. For best_of_n: N.")
     ] = 4
     chunk_length: Annotated[Positive, Field(description="L: the number of tokens per chunk.")] = 5
+    proposal: Annotated[
+        Literal["base", "eft"],
+        Field(description="What cbs and best_of_n draw candidates from: the large model, or EFT with the pairs."),
+    ] = "base"
+    plausibility: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="For EFT: only tokens of which the large model's own probability is at least this fraction of "
+            "its likeliest token's are drawn. 0 keeps all; large weights want about 0.1.",
+        ),
+    ] = 0.0
     trace: Annotated[bool, Field(description="Return the search tree in the response's `guidance.tree`.")] = False
     prompt: Annotated[
         Text | None,
