@@ -58,7 +58,8 @@ class SamplingParams:
     and `min_tokens` leave no token, they are lifted.
 
     Output: special tokens appear in the text only where `skip_special_tokens` is false. `logprobs` is the number of
-    `Hypothesis.alternatives` at each position; None and 0 ask for none.
+    `Hypothesis.alternatives` at each position; None and 0 ask for none. Stop strings count only behind the first
+    `stop_behind`, the marker that closes a reasoning model's thoughts; "" stands for the beginning.
     """
 
     max_tokens: int | None = None
@@ -81,6 +82,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None
     grammar: Grammar | None = None
+    stop_behind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ class Guidance:
     answers. `trace` asks for the search tree.
 
     `max_sampled_tokens` bounds what the large model draws for one request, pruned tokens included: answers end early,
-    with finish reason "length", where it could be exceeded. None means the server's own bound.
+    with finish reason "length", where it could be exceeded. None means the server's own bound. `thoughts`: a reasoning
+    model's thoughts are searched and scored together with its answer; otherwise they are sampled once, unscored.
     """
 
     method: Method = "cbs"
@@ -102,6 +105,7 @@ class Guidance:
     chunk_length: int = 5
     trace: bool = False
     max_sampled_tokens: int | None = None
+    thoughts: bool = False
 
     @property
     def rows(self) -> int:

@@ -9,6 +9,7 @@ from enum import Enum, auto
 
 from w2s_core.config import ServedModelConfig
 from w2s_core.engine.guidance import resolve_guidance
+from w2s_core.engine.thoughts import ThoughtPlan, plan_thoughts, without_thoughts
 from w2s_core.engine.token_budget import (
     cap_to_sampled_tokens,
     check_min_tokens,
@@ -65,7 +66,8 @@ class Plan:
     A search starts from `initial_hypotheses` copies of the empty answer and keeps `beam_width` hypotheses after each
     chunk. `budget` is the number of large-model tokens that an answer may have. `pair_scored`: scores come from a pair,
     not from the large model's likelihood. `text_to_score` is None unless nothing is sampled and this text is scored.
-    `tree_characters` is the room for the prompt's search tree, 0 if no trace is asked for.
+    `tree_characters` is the room for the prompt's search tree, 0 if no trace is asked for. `thoughts`: None unless the
+    answers of a reasoning model may begin with thoughts.
     """
 
     large: LargeModel
@@ -85,6 +87,7 @@ class Plan:
     prompt_logprobs: int | None
     text_to_score: str | None
     tree_characters: int
+    thoughts: ThoughtPlan | None = None
 
     @property
     def mode(self) -> Mode:
@@ -170,8 +173,10 @@ class Planner:
         pair_prompt, text_to_score = _split_scored_text(request, _decode(request, prompt, large), guidance)
         scorer = self._scorer(guidance)
         budget = context_budget(request, prompt, tokens, large)
-        if scorer is not None:
-            budget = scorer.check(pair_prompt, budget)
+        scored = budget if scorer is None else scorer.check(pair_prompt, budget)
+        thoughts = plan_thoughts(request, prompt, tokens, large, guidance, answer_budget=scored)
+        if thoughts is None or thoughts.searched:
+            budget = scored
         budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens, large)
         check_min_tokens(request, budget)
         chunked = guidance is not None and guidance.method == "cbs"
@@ -197,6 +202,7 @@ class Planner:
             prompt_logprobs=request.prompt_logprobs,
             text_to_score=text_to_score,
             tree_characters=MAX_TREE_CHARACTERS // len(request.prompts) if guidance and guidance.trace else 0,
+            thoughts=thoughts,
         )
         self._check_rows(plan, request)
         return plan
@@ -258,6 +264,8 @@ def _split_scored_text(
 ) -> tuple[Prompt, str | None]:
     """The pairs' prompt x, and the answer y that they score if nothing is to be sampled (`max_tokens` 0), else None."""
     only_scored = request.sampling.max_tokens == 0 and guidance is not None and bool(guidance.pairs)
+    if guidance is None or not guidance.thoughts:
+        prompt = without_thoughts(prompt)
     if not only_scored or not isinstance(prompt, TextPrompt):
         if request.score_prefix is not None:
             raise RequestError(

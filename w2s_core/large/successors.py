@@ -21,6 +21,7 @@ class SuccessorBuilder:
 
     def __init__(self, decoder: Decoder, prompt: Tokens, sampling: SamplingParams) -> None:
         self.stops = sampling.stop
+        self._stop_behind = sampling.stop_behind
         self._scored = AnswerDetokenizer(decoder, prompt)
         self._shown = self._scored if sampling.skip_special_tokens else AnswerDetokenizer(decoder.verbatim, prompt)
         self._include_stop = sampling.include_stop_str_in_output
@@ -87,12 +88,17 @@ class SuccessorBuilder:
 
     def _find_stop(self, parent: Hypothesis, tokens: Tokens, text: str) -> tuple[int, int] | None:
         """(begin, end) of the stop string that ends the answer in `text`, or None."""
-        start = len(parent.text)
+        start, first = len(parent.text), 0
+        if self._stop_behind:
+            if (marker := text.find(self._stop_behind)) < 0:
+                return None
+            first = marker + len(self._stop_behind)
         if self.stops and len(parent.tokens) < self._min_tokens:
             if len(tokens) <= self._min_tokens:
                 return None
             start = max(start, self._min_tokens_length(tokens[: self._min_tokens]))
-        return find_stop_string(text, start, self.stops)
+        found = find_stop_string(text[first:], max(0, start - first), self.stops)
+        return found and (found[0] + first, found[1] + first)
 
     def _min_tokens_length(self, tokens: Tokens) -> int:
         if tokens not in self._min_tokens_lengths:

@@ -89,11 +89,15 @@ class ChatBody(Conversation, GenerationBody):
 
 
 class AssistantMessage(ResponseModel):
-    """The message of a chat response. `content` is null if the answer consists of tool calls only."""
+    """The message of a chat response. `content` is null if the answer consists of tool calls only.
+
+    `reasoning_content` is there if the model is a reasoning model, and null if it has not thought.
+    """
 
     role: Literal["assistant"]
     content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 
@@ -120,6 +124,7 @@ class Delta(ResponseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 

@@ -42,6 +42,13 @@ class GuidanceOptions(StrictModel):
             "end early."
         ),
     ] = None
+    thoughts: Annotated[
+        bool,
+        Field(
+            description="Search a reasoning model's thoughts together with its answer; the pairs then read both. "
+            "Otherwise the thoughts are sampled once, and the search begins behind them."
+        ),
+    ] = False
 
 
 def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None) -> Guidance | None:
