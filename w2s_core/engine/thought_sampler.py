@@ -129,12 +129,16 @@ class ThoughtSampler:
         start = len(y.text) if start is None else start
         detokenizer = AnswerDetokenizer(self._plan.large.decoder.verbatim, self._prompt)
         kept = detokenizer.covering(y.tokens, end)
-        if len(detokenizer.text(kept)) > start:
+        length = len(detokenizer.text(kept))
+        if length > start:
             kept = kept[:-1]
             self.overhang = y.text[len(detokenizer.text(kept)) : start]
-        else:
-            while len(kept) < len(y.tokens) and len(detokenizer.text(y.tokens[: len(kept) + 1])) <= start:
-                kept = y.tokens[: len(kept) + 1]
+        for size in range(len(kept) + 1, len(y.tokens) + 1):
+            longer = len(detokenizer.text(y.tokens[:size]))
+            if longer > start:
+                break
+            if longer > length:  # else it is the first part of a character, which is the answer's
+                kept, length = y.tokens[:size], longer
         return replace(y, tokens=kept, text=y.text[:start], ended=False, ending=None, finish_reason=None, parent=None)
 
     def _split(self, events: list[TextCommitted] | list[TextCommitted | ChoiceFinished]) -> list[TextCommitted]:

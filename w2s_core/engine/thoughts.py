@@ -37,7 +37,8 @@ def plan_thoughts(
 ) -> ThoughtPlan | None:
     """The plan for a prompt, which is encoded as `tokens`; None if its answers have no thoughts apart.
 
-    That is so unless a chat template opens the answer: what continues a text is text. Raises RequestError for a search of thoughts whose answers follow a grammar.
+    That is so unless a chat template opens the answer: what continues a text is text. Raises RequestError for a search
+    of thoughts whose answers follow a grammar.
     """
     if large.reasoning_format is None or not isinstance(prompt, ChatPrompt) or not prompt.opens_answer:
         return None
