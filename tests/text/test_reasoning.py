@@ -91,6 +91,7 @@ def test_every_format_reads_what_its_markers_say(form: ReasoningFormat) -> None:
 
 def test_formats_are_detected_in_templates() -> None:
     assert detect_reasoning_format("{{ messages }}") is None
+    assert detect_reasoning_format("{{ messages }}<think>") is QWEN3
     assert detect_reasoning_format("{{ content.split('</think>')[-1] }}") is QWEN3
     assert detect_reasoning_format("[THINK]{{ x }}[/THINK]") is MISTRAL
     assert detect_reasoning_format("</seed:think>") is REASONING_FORMATS["seed_oss"]

@@ -66,7 +66,8 @@ REASONING_FORMATS = {
 
 def detect_reasoning_format(template: str) -> ReasoningFormat | None:
     """Detects the reasoning format in the source of a chat template; None where it has none of them."""
-    return next((known for known in (SEED_OSS, MISTRAL, QWEN3) if known.closing in template), None)
+    known = (SEED_OSS, MISTRAL, QWEN3)
+    return next((form for form in known if form.opening in template or form.closing in template), None)
 
 
 def resolve_reasoning_format(name: str, template: ChatTemplate | None) -> str | None:
