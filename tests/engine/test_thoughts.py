@@ -165,9 +165,22 @@ class WideToken(ByteTokenizer):
 async def test_a_token_that_ends_the_thoughts_and_begins_the_answer() -> None:
     """The answer is drawn anew behind the marker, so nothing of it is lost or comes twice."""
     large = thinking(lambda tokens: {b"xyz"[len(tokens)] if len(tokens) < 3 else EOS: 1.0}, b"<think>Hm.</think\x01")
-    large.decoder = WideToken()
+    large.decoder, opened, open_ = WideToken(), [], large.open
+
+    def watching(prompt: Tokens, sampling: SamplingParams, *, rows: int) -> object:
+        opened.append(large.decoder.decode(prompt))
+        return open_(prompt, sampling, rows=rows)
+
+    large.open = watching  # type: ignore[method-assign, assignment]
     found = await ask(fake_engine(large), "guided")
     assert (found.thoughts, found.texts) == ({0: "Hm."}, {0: "xyz"})
+    assert opened[1] == f"{opened[0]}<think>Hm.</think>"
+
+
+async def test_the_pairs_context_bounds_the_answer_alone() -> None:
+    found = await ask(fake_engine(thinking(lambda _: {97: 0.5, 98: 0.5}), {"positive": FakeScorer(room=5)}), "guided")
+    assert found.thoughts == {0: "Hm. aXb"}
+    assert len(found.texts[0]) == 5
 
 
 async def test_the_template_may_close_the_thoughts() -> None:
@@ -183,7 +196,7 @@ async def test_the_template_may_close_the_thoughts() -> None:
 async def test_a_search_of_both_scores_both() -> None:
     scorer = FakeScorer()
     guidance = replace(DEFAULT_GUIDANCE, thoughts=True)
-    sampling = SamplingParams(seed=1, max_tokens=60, stop=("X",))
+    sampling = SamplingParams(seed=1, max_tokens=60, stop=("X", ">"))
     engine = fake_engine(thinking(lambda tokens: {b"abXab"[len(tokens) % 5]: 1.0}), {"positive": scorer})
     found = await ask(engine, "guided", guidance=guidance, sampling=sampling)
     assert found.thoughts == {0: "Hm. aXb"}
