@@ -37,7 +37,7 @@ from w2s_core.config import (
     WorkersConfig,
 )
 from w2s_core.errors import ConfigurationError
-from w2s_core.types import MAX_PAIR_WEIGHT, Guidance
+from w2s_core.types import Guidance
 
 # The demo, served when no models are configured: a large model, and the same one guided by a pair.
 DEMO: Mapping[str, Any] = {
@@ -145,16 +145,13 @@ class Settings(BaseSettings):
                 yield from self._guidance_problems(f"{key}.guidance", served.guidance)
 
     def _guidance_problems(self, key: str, guidance: Guidance) -> Iterator[str]:
-        for pair, weight in guidance.pairs.items():
+        for pair in guidance.pairs:
             if pair not in self.pairs:
                 yield f"{key}.pairs.{pair}: no pair is named `{pair}` (configured: {_names(self.pairs)})"
-            if not abs(weight) <= MAX_PAIR_WEIGHT:
-                yield f"{key}.pairs.{pair}: must be at most {MAX_PAIR_WEIGHT:,.0f}, of either sign"
+        for name, problem in guidance.problems():
+            yield f"{key}.{name}: {problem}"
         if guidance.method != "none" and not guidance.pairs:
             yield f"{key}.pairs: names no pair; method `{guidance.method}` needs at least one"
-        for field in ("beam_width", "successors", "chunk_length"):
-            if getattr(guidance, field) < 1:
-                yield f"{key}.{field}: must be at least 1"
         rows = guidance.successors if guidance.method == "best_of_n" else guidance.rows
         if guidance.method != "none" and rows > self.server.max_rows_per_request:
             limit = self.server.max_rows_per_request

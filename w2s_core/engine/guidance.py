@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from w2s_core.errors import RequestError
-from w2s_core.types import MAX_PAIR_WEIGHT, GenerationRequest, Guidance
+from w2s_core.types import GenerationRequest, Guidance
 
 
 def resolve_guidance(request: GenerationRequest, default: Guidance | None, pairs: Collection[str]) -> Guidance | None:
@@ -35,14 +35,12 @@ def resolve_guidance(request: GenerationRequest, default: Guidance | None, pairs
 
 
 def _check_guidance(guidance: Guidance, request: GenerationRequest, pairs: Collection[str]) -> None:
-    for pair, weight in guidance.pairs.items():
+    for pair in guidance.pairs:
         if pair not in pairs:
             names = ", ".join(sorted(pairs)) or "none"
             raise RequestError(f"There is no pair `{pair}`. Configured pairs: {names}.", f"guidance.pairs.{pair}")
-        if not abs(weight) <= MAX_PAIR_WEIGHT:  # nor is NaN
-            raise RequestError(
-                f"A pair's weight is at most {MAX_PAIR_WEIGHT:,.0f}, of either sign.", f"guidance.pairs.{pair}"
-            )
+    for key, problem in guidance.problems():
+        raise RequestError(f"`guidance.{key}`: {problem}.", f"guidance.{key}")
     bound = "beam_width" if guidance.method == "cbs" else "successors"
     if request.n > getattr(guidance, bound):
         raise RequestError(f"n ({request.n}) exceeds guidance.{bound} ({getattr(guidance, bound)}).", "n")

@@ -20,6 +20,7 @@ from w2s_core.errors import RequestError, UnavailableError, UnknownModelError
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
+from w2s_core.search.selection import successors_by_round
 from w2s_core.search.tree import MAX_TREE_CHARACTERS
 from w2s_core.types import (
     ChatPrompt,
@@ -100,7 +101,10 @@ class Plan:
         """Rows to reserve: sequences that the large model samples at once, or 1 if it samples none."""
         if self.mode is Mode.SCORE:
             return 1
-        return self.n if self.guidance is None else self.initial_hypotheses * self.guidance.successors
+        if self.guidance is None:
+            return self.n
+        schedule = successors_by_round(self.guidance, self.budget)
+        return self.initial_hypotheses * (max(schedule) if schedule else self.guidance.successors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +230,8 @@ def _field_of_rows(request: GenerationRequest, guidance: Guidance | None, limit:
         return "n"
     if request.best_of is not None and request.best_of > 1:
         return "best_of"
+    if guidance.schedule != "constant" and guidance.rows <= limit:
+        return "guidance.schedule"
     for name in ("successors", "beam_width"):
         if getattr(guidance, name) > limit:
             return f"guidance.{name}"

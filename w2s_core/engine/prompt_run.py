@@ -19,6 +19,7 @@ from w2s_core.errors import ContextLengthError, PairContextLengthError
 from w2s_core.interfaces import Proposals, Proposer, Scoring
 from w2s_core.search.cbs import distinct
 from w2s_core.search.randomness import copy_key, root_key, successor_key
+from w2s_core.search.selection import Selector
 from w2s_core.search.tree import SearchTree
 from w2s_core.types import Hypothesis, ProviderUsage, TextPrompt, Tokens
 
@@ -118,8 +119,9 @@ class PromptRun:
                 k=guidance.successors,
                 length=guidance.chunk_length,
                 budget=plan.budget,
+                selector=Selector(guidance, plan.budget),
             )
-            observed = self._observer.observe_rounds(rounds, beam, k=guidance.successors, pair_scored=plan.pair_scored)
+            observed = self._observer.observe_rounds(rounds, pair_scored=plan.pair_scored)
             async with aclosing(observed):
                 async for round_ in observed:
                     beam = round_.beam

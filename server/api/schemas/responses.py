@@ -61,12 +61,16 @@ class ChoiceGuidance(ResponseModel):
 
 
 class CandidateNode(ResponseModel):
-    """A candidate in the search tree. `parent` is the `id` of a candidate of the previous chunk, or null."""
+    """A candidate in the search tree. `parent` is the `id` of a candidate of the previous chunk, or null.
+
+    The beam is ordered by `rank`, which is the score unless the request turns on another selection.
+    """
 
     id: int
     parent: int | None
     text: str
     score: float
+    rank: float
     scores: dict[str, float]
     finish_reason: str | None
     kept: bool
