@@ -39,12 +39,13 @@ from w2s_core.config import (
 from w2s_core.errors import ConfigurationError
 from w2s_core.types import Guidance
 
-# The demo, served when no models are configured: a large model, and the same one guided by a pair.
+# The demo, served when no models are configured: a large model, and the same one guided by a pair. How its brakes and
+# its sampling were chosen: docs/models.md.
 DEMO: Mapping[str, Any] = {
     "large_models": {"smollm2": {"backend": "local", "model": "demo:smollm2-135m-instruct"}},
     "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews", "prompt_template": ""}},
     "served_models": {
-        "smollm2": {"large": "smollm2"},
+        "smollm2": {"large": "smollm2", "sampling": {"temperature": 0.3, "min_p": 0.5}},
         "smollm2-positive": {
             "large": "smollm2",
             "guidance": {
@@ -53,7 +54,11 @@ DEMO: Mapping[str, Any] = {
                 "beam_width": 4,
                 "successors": 4,
                 "chunk_length": 5,
+                "repetition": 1.0,
+                "fluency": 0.3,
+                "early_stopping": True,
             },
+            "sampling": {"temperature": 0.7, "min_p": 0.1},
         },
     },
 }
