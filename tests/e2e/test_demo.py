@@ -86,12 +86,25 @@ async def test_a_search_streams_while_it_searches(demo: Demo) -> None:
 async def test_guidance_raises_the_pairs_score(demo: Demo) -> None:
     """One seed, but 16 candidates a chunk against 1: a search that steers at all wins by several nats."""
     scores = []
+    as_published = {"repetition": 0, "fluency": 0, "early_stopping": False}
     for guidance in ({"beam_width": 1, "successors": 1}, {"beam_width": 4, "successors": 4}):
-        answer = await demo.client.completions.create(
-            model="smollm2-positive", prompt=REVIEW, max_tokens=30, seed=5, extra_body={"guidance": guidance}
-        )
+        settings: Any = {"prompt": REVIEW, "max_tokens": 30, "seed": 5, "temperature": 1}
+        settings["extra_body"] = {"guidance": guidance | as_published, "min_p": 0}
+        answer = await demo.client.completions.create(model="smollm2-positive", **settings)
         scores.append(answer.choices[0].guidance["score"])  # type: ignore[attr-defined]
     assert scores[1] > scores[0] + 3
+
+
+@pytest.mark.parametrize("model", ["smollm2", "smollm2-positive"])
+async def test_the_demo_knows_the_capital_of_france(demo: Demo, model: str) -> None:
+    """With its own sampling and brakes, which a newcomer gets who asks for nothing else."""
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    answers = [
+        await demo.client.chat.completions.create(model=model, messages=question, max_tokens=40, seed=seed)
+        for seed in range(4)
+    ]
+    assert sum("Paris" in (answer.choices[0].message.content or "") for answer in answers) >= 3
+    assert sum(answer.choices[0].finish_reason == "stop" for answer in answers) >= 3
 
 
 async def test_a_client_that_leaves_frees_its_rows(demo: Demo) -> None:
