@@ -45,7 +45,7 @@ DEMO: Mapping[str, Any] = {
     "large_models": {"smollm2": {"backend": "local", "model": "demo:smollm2-135m-instruct"}},
     "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews", "prompt_template": ""}},
     "served_models": {
-        "smollm2": {"large": "smollm2", "sampling": {"temperature": 0.3, "min_p": 0.5}},
+        "smollm2": {"large": "smollm2", "sampling": {"temperature": 0.3, "min_p": 0.8}},
         "smollm2-positive": {
             "large": "smollm2",
             "guidance": {
