@@ -59,8 +59,8 @@ class SamplingParams:
     and `min_tokens` leave no token, they are lifted.
 
     Output: special tokens appear in the text only where `skip_special_tokens` is false. `logprobs` is the number of
-    `Hypothesis.alternatives` at each position; None and 0 ask for none. Stop strings count only behind the first
-    `stop_behind`, the marker that closes a reasoning model's thoughts; "" stands for the beginning.
+    `Hypothesis.alternatives` at each position; None and 0 ask for none. `stop_behind` are the markers of a
+    reasoning model's thoughts: in an answer that begins with the first, stop strings count only behind the second.
     """
 
     max_tokens: int | None = None
@@ -83,7 +83,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None
     grammar: Grammar | None = None
-    stop_behind: str = ""
+    stop_behind: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

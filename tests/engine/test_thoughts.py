@@ -207,6 +207,14 @@ async def test_a_search_of_both_scores_both() -> None:
     assert found.end.completion_tokens == len(THINKING) + 2
 
 
+async def test_stop_strings_hold_where_a_model_that_could_think_does_not() -> None:
+    large = FakeLargeModel(lambda prompt, answer: {b"a<bXab"[len(answer) % 6]: 1.0})
+    large.reasoning_format = "qwen3"
+    guidance = replace(DEFAULT_GUIDANCE, thoughts=True)
+    found = await ask(fake_engine(large), "guided", guidance=guidance, sampling=SamplingParams(stop=("X",)))
+    assert (found.thoughts, found.texts) == ({}, {0: "a<b"})
+
+
 async def test_a_grammar_cannot_follow_thoughts_that_are_searched() -> None:
     engine = fake_engine(thinking(wild))
     large = engine._planner.large_models["large"]

@@ -99,7 +99,7 @@ class ReasoningRun:
     async def _search_both(self) -> AsyncGenerator[ChoiceEvent]:
         plan = self.plan
         assert plan.thoughts is not None
-        sampling = searched_sampling(plan.sampling, plan.large, plan.thoughts.format)
+        sampling = searched_sampling(plan.sampling, plan.large, plan.thoughts)
         run = PromptRun(replace(plan, sampling=sampling), self._first_choice, self._observer)
         self._answers.append(run)
         splitters = [ThoughtSplitter(plan.thoughts) for _ in range(plan.n)]

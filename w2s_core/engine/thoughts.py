@@ -63,8 +63,11 @@ def without_thoughts(prompt: Prompt) -> Prompt:
     return replace(prompt, messages=tuple(messages))
 
 
-def searched_sampling(sampling: SamplingParams, large: LargeModel, reasoning_format: ReasoningFormat) -> SamplingParams:
+def searched_sampling(sampling: SamplingParams, large: LargeModel, plan: ThoughtPlan) -> SamplingParams:
     """The sampling of thoughts and answer together: stop strings hold behind the thoughts, whose end must be text."""
-    tokenizer, closing = large.tokenizer, reasoning_format.closing
+    tokenizer, closing = large.tokenizer, plan.format.closing
+    opening = plan.format.opening if plan.state is ReasoningState.START else ""
     special = tokenizer is not None and closing not in tokenizer.decode(tokenizer.encode(closing, special_tokens=False))
-    return replace(sampling, stop_behind=closing, skip_special_tokens=sampling.skip_special_tokens and not special)
+    return replace(
+        sampling, stop_behind=(opening, closing), skip_special_tokens=sampling.skip_special_tokens and not special
+    )

@@ -88,17 +88,25 @@ class SuccessorBuilder:
 
     def _find_stop(self, parent: Hypothesis, tokens: Tokens, text: str) -> tuple[int, int] | None:
         """(begin, end) of the stop string that ends the answer in `text`, or None."""
-        start, first = len(parent.text), 0
-        if self._stop_behind:
-            if (marker := text.find(self._stop_behind)) < 0:
-                return None
-            first = marker + len(self._stop_behind)
+        start, first = len(parent.text), self._answer_start(text)
+        if first is None:
+            return None
         if self.stops and len(parent.tokens) < self._min_tokens:
             if len(tokens) <= self._min_tokens:
                 return None
             start = max(start, self._min_tokens_length(tokens[: self._min_tokens]))
         found = find_stop_string(text[first:], max(0, start - first), self.stops)
         return found and (found[0] + first, found[1] + first)
+
+    def _answer_start(self, text: str) -> int | None:
+        """The number of characters before the answer proper, behind which stop strings count; None if there is none."""
+        if self._stop_behind is None:
+            return 0
+        (opening, closing), begun = self._stop_behind, text.lstrip()
+        if not begun.startswith(opening):
+            return None if opening.startswith(begun) else 0
+        marker = text.find(closing)
+        return None if marker < 0 else marker + len(closing)
 
     def _min_tokens_length(self, tokens: Tokens) -> int:
         if tokens not in self._min_tokens_lengths:
