@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
 CLIENTS := .venv-clients
+GUIDELLM := .venv-guidellm
 PORT ?= 8000
 CONFIG ?=
 ARGS ?=
@@ -66,9 +67,16 @@ $(CLIENTS)/.ready: tests/clients/lm-eval.txt $(VENV)/.ready
 	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r tests/clients/lm-eval.txt
 	touch $@
 
+# guidellm wants other versions than this project's.
+$(GUIDELLM)/.ready: tests/clients/guidellm.txt
+	$(PYTHON) -m venv $(GUIDELLM)
+	$(GUIDELLM)/bin/python -m pip install --disable-pip-version-check -r tests/clients/guidellm.txt
+	touch $@
+
 .PHONY: test-clients
-test-clients: install $(CLIENTS)/.ready ## compare lm-eval's results on this server with those on transformers (450 MB)
-	TEST_LM_EVAL=$(abspath $(CLIENTS)/bin/python) $(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+test-clients: install $(CLIENTS)/.ready $(GUIDELLM)/.ready ## run lm-eval and guidellm against this server (2 GB)
+	TEST_LM_EVAL=$(abspath $(CLIENTS)/bin/python) TEST_GUIDELLM=$(abspath $(GUIDELLM)/bin/guidellm) \
+	  $(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
 .PHONY: check
 check: install ## check lint, format, types and import boundaries

@@ -184,7 +184,7 @@ def ready_message(url: str, names: Sequence[str], api_key: str | None) -> str:
 
     The command calls the last model, which in the demo is the guided one, and sends `api_key` if there is one.
     """
-    messages = [{"role": "user", "content": "Tell me about the film."}]
+    messages = [{"role": "user", "content": "How was the movie?"}]
     body = json.dumps({"model": names[-1], "max_tokens": 40, "messages": messages})
     headers = ["-H 'Content-Type: application/json'"]
     if api_key is not None:

@@ -36,7 +36,7 @@ NOT_FAST = (
     *("worker/test_logprobs_on_workers.py", "worker/test_required_tools.py", "worker/test_sampling_extras.py"),
     *("worker/test_refusals_on_workers.py", "worker/test_scoring_fixed_texts.py", "worker/test_soak.py"),
     *("worker/test_sentencepiece_over_http.py", "worker/test_vocabularies_on_workers.py"),
-    *("worker/test_no_paths_on_workers.py", "worker/test_worker_metrics.py"),
+    *("worker/test_no_paths_on_workers.py", "worker/test_reasoning_on_workers.py", "worker/test_worker_metrics.py"),
 )
 
 KEYS = ("sk-secret", "sk-very-secret-0123456789", "sk-scanned-for")  # that tests hand out for keys

@@ -95,6 +95,7 @@ class FakeLargeModel:
     ) -> None:
         self.tokenizer = tokenizer
         self.tool_format: str | None = None
+        self.reasoning_format: str | None = None
         self.default_sampling = SamplingParams()
         self.distribution = distribution or letters()
         self.context_length = context_length
@@ -130,6 +131,12 @@ class FakeLargeModel:
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return TextPrompt(self.decoder.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+
+    def prompt_text(self, prompt: Tokens) -> str:
+        return self.decoder.decode(prompt)
+
+    def extend_prompt(self, prompt: Tokens, answer: Tokens, text: str = "") -> Tokens:
+        return prompt + answer + self.decoder.encode(text)
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[FakeProposals]:

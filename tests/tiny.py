@@ -24,6 +24,7 @@ from transformers import (
 
 VOCABULARY = 300
 BOS, EOS = 256, 257
+THINK, END_THINK = 258, 259
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "bos_token_id": BOS,
@@ -62,10 +63,10 @@ def tiny_model(family: str = "llama", seed: int = 0, *, vocabulary: int = VOCABU
 
 
 def byte_tokenizer(
-    template: str | None = None, *, pairs: bool = False, size: int = VOCABULARY
+    template: str | None = None, *, pairs: bool = False, size: int = VOCABULARY, thinks: bool = False
 ) -> PreTrainedTokenizerFast:
     """One token a byte, then <bos>, <eos> and fillers up to `size`; `pairs` makes some letters merge, so that more text
-    can change the tokens of the text before."""
+    can change the tokens of the text before. `thinks`: THINK and END_THINK are tokens, as in Qwen 3."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merged = ["ab", "bc", "cd", "da", "abcd"] if pairs else []
     merges = [("a", "b"), ("c", "d"), ("ab", "cd"), ("b", "c"), ("d", "a")] if pairs else []
@@ -74,7 +75,8 @@ def byte_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<bos>", "<eos>"])
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(size - 258 - len(merged))])
+    fillers = [f"<extra{i}>" for i in range(size - 258 - len(merged))]
+    tokenizer.add_tokens(["<think>", "</think>", *fillers[2:]] if thinks else fillers)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", chat_template=template
     )
@@ -154,13 +156,14 @@ def save_tiny(
     vocabulary: int = VOCABULARY,
     tokens: int = VOCABULARY,
     sentencepiece: str | None = None,
+    thinks: bool = False,
 ) -> Path:
     """A folder that `from_pretrained` loads, with `vocabulary` embeddings and logits, and `tokens` in its tokenizer."""
     model = tiny_model(family, seed, vocabulary=vocabulary)
     model.config.max_position_embeddings = context_length
     model.save_pretrained(folder)
     if sentencepiece is None:
-        byte_tokenizer(template, pairs=pairs, size=tokens).save_pretrained(folder)
+        byte_tokenizer(template, pairs=pairs, size=tokens, thinks=thinks).save_pretrained(folder)
     else:
         sentencepiece_tokenizer(sentencepiece, template).save_pretrained(folder)
     return folder

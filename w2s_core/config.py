@@ -14,6 +14,19 @@ from urllib.parse import urlsplit
 from w2s_core.types import Guidance
 
 ToolFormatName: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral"]
+ReasoningFormatName: TypeAlias = Literal[
+    "auto",
+    "none",
+    "deepseek_r1",
+    "deepseek_v3",
+    "glm45",
+    "kimi_k2",
+    "minimax_m2",
+    "mistral",
+    "olmo3",
+    "qwen3",
+    "seed_oss",
+]
 GenerationConfigName: TypeAlias = Literal["auto", "ignore", "vllm"]
 _FORBID: dict[str, str] = {"extra": "forbid"}
 
@@ -24,7 +37,8 @@ class LargeModelConfig:
 
     `model`: a folder, a Hugging Face hub id, or "demo:NAME". `trust_remote_code` runs Python code from the model's
     folder. `devices`: those of `workers.devices` that load it, None = all. `tool_format`: how the model writes tool
-    calls, "auto" = detected from its chat template. `generation_config`: "auto" takes sampling defaults from the
+    calls, and `reasoning_format`: how it marks its thoughts ("none" = not), by the names of vLLM's parsers; "auto" =
+    detected from its chat template. `generation_config`: "auto" takes sampling defaults from the
     model's `generation_config.json`, "ignore" (or "vllm", as vLLM calls it) does not.
     """
 
@@ -34,6 +48,7 @@ class LargeModelConfig:
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
     tool_format: ToolFormatName = "auto"
+    reasoning_format: ReasoningFormatName = "auto"
     generation_config: GenerationConfigName = "auto"
 
 
@@ -123,11 +138,13 @@ class RemoteModelConfig(ProviderConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteLargeModelConfig(RemoteModelConfig):
-    """A large model at a provider. `tool_format`: as in `LargeModelConfig`; "auto" needs a `tokenizer`."""
+    """A large model at a provider. `tool_format`, `reasoning_format`: as in `LargeModelConfig`; "auto" needs a
+    `tokenizer`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     backend: Literal["remote"] = "remote"
     tool_format: ToolFormatName = "auto"
+    reasoning_format: ReasoningFormatName = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,6 +141,11 @@ class LargeModel(Protocol):
         ...
 
     @property
+    def reasoning_format(self) -> str | None:
+        """The name in `text.reasoning.REASONING_FORMATS` of how it marks its thoughts; None where that is not known."""
+        ...
+
+    @property
     def default_sampling(self) -> SamplingParams:
         """What its maker recommends, for requests and served models that do not say otherwise."""
         ...
@@ -187,6 +192,14 @@ class LargeModel(Protocol):
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         """Decodes a TokenPrompt to a TextPrompt, so that pairs can read it; returns other prompts as they are."""
+        ...
+
+    def prompt_text(self, prompt: Tokens) -> str:
+        """The text of an encoded prompt, special tokens included."""
+        ...
+
+    def extend_prompt(self, prompt: Tokens, answer: Tokens, text: str = "") -> Tokens:
+        """Encodes what follows an encoded prompt: the tokens of an answer's beginning, then `text`."""
         ...
 
     def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AbstractAsyncContextManager[Proposals]:

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-Method: TypeAlias = Literal["cbs", "best_of_n", "eft", "none"]
+from w2s_core.guidance import Guidance as Guidance  # noqa: PLC0414  (requests have one)
+from w2s_core.guidance import Method as Method  # noqa: PLC0414
+
 FinishReason: TypeAlias = Literal["stop", "length"]
 StepKind: TypeAlias = Literal["decode", "prefill", "score"]  # of a model's forward pass
 Tokens: TypeAlias = tuple[int, ...]
 GrammarKind: TypeAlias = Literal["json", "json_object", "regex", "choice", "grammar", "compiled"]
 MIN_LOGPROB = -9999.0  # nats; stands for −∞, which JSON cannot express, as at OpenAI and vLLM
-MAX_PAIR_WEIGHT = 1e6  # of either sign; far above any useful one, and so small that a sum of scores is finite
 # Top log-probabilities at one position: (token, nats), best first.
 Alternatives: TypeAlias = tuple[tuple[int, float], ...]
 
@@ -58,7 +59,8 @@ class SamplingParams:
     and `min_tokens` leave no token, they are lifted.
 
     Output: special tokens appear in the text only where `skip_special_tokens` is false. `logprobs` is the number of
-    `Hypothesis.alternatives` at each position; None and 0 ask for none.
+    `Hypothesis.alternatives` at each position; None and 0 ask for none. `stop_behind` are the markers of a
+    reasoning model's thoughts: in an answer that begins with the first, stop strings count only behind the second.
     """
 
     max_tokens: int | None = None
@@ -81,36 +83,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None
     grammar: Grammar | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """How a request is searched (Zhou et al. 2024, arXiv:2405.19262, section 4).
-
-    `pairs` maps a pair's name to its weight w_j. After each chunk of at most `chunk_length` (L) tokens `beam_width` (W)
-    hypotheses are kept, and each gets `successors` (K) continuations. Method "best_of_n" draws `successors` whole
-    answers. "eft" is proxy tuning, per token and without a search: the pairs change the logits of every draw. With
-    `proposal` "eft" a search draws its candidates so. Then only tokens at least `plausibility` times as likely as the
-    large model's likeliest are drawn. `trace` asks for the search tree.
-
-    `max_sampled_tokens` bounds what the large model draws for one request, pruned tokens included: answers end early,
-    with finish reason "length", where it could be exceeded. None means the server's own bound.
-    """
-
-    method: Method = "cbs"
-    pairs: Mapping[str, float] = field(default_factory=dict)
-    beam_width: int = 4
-    successors: int = 4
-    chunk_length: int = 5
-    trace: bool = False
-    max_sampled_tokens: int | None = None
-    proposal: Literal["base", "eft"] = "base"
-    plausibility: float = 0.0
-
-    @property
-    def rows(self) -> int:
-        """Sequences that the large model samples at once: W·K."""
-        return self.beam_width * self.successors
+    stop_behind: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +147,7 @@ class Hypothesis:
 
     `logprobs` are log π_base of each token before temperature, the ending token's last. `alternatives` are parallel to
     them where `SamplingParams.logprobs` asked for any, else empty. `score` is the weighted sum of `scores`, each pair's
-    log-ratio.
+    log-ratio. `rank` is what the beam is ordered by: the score, unless `Guidance` turns on another selection.
 
     `parent` is the hypothesis that it continues. That one has no parent: a chain back to the prompt would hold the text
     of every chunk, the square of the answer's length.
@@ -195,6 +168,7 @@ class Hypothesis:
     ending: int | None = None
     alternatives: tuple[Alternatives, ...] = ()
     scored_as: Hypothesis | None = field(default=None, repr=False, compare=False)
+    rank: float = 0.0
 
     @property
     def as_scored(self) -> Hypothesis:
@@ -234,10 +208,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One chunk of the search: every distinct candidate with its score, and the beam that was kept, best first."""
+    """One chunk of the search: every distinct candidate with its score, and the beam that was kept, best first.
+
+    `proposed` counts the candidates before equal ones were merged.
+    """
 
     candidates: Sequence[Hypothesis]
     beam: Sequence[Hypothesis]
+    proposed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +257,7 @@ class Candidate:
     parent: int | None
     text: str
     score: float
+    rank: float
     scores: Mapping[str, float]
     finish_reason: FinishReason | None
     kept: bool

@@ -69,7 +69,8 @@ async def full_response(
                 tokens[event.index] += event.tokens
             case ChoiceFinished():
                 choice_tokens = [*tokens[event.index], *event.tokens]
-                parts = ChoiceParts(event.hypothesis.text, choice_tokens, prompts.get(event.index))
+                prompt = prompts.get(event.index)
+                parts = ChoiceParts(event.hypothesis.text, choice_tokens, prompt, thoughts=event.thoughts)
                 choice = builder.full_choice(event.index, parts, _finish_reason(event), **_choice_guidance(event))
                 choices.append(choice)
             case RequestFinished():
@@ -116,7 +117,8 @@ class ChunkStream:
         if isinstance(event, TextCommitted):
             self._usage = Usage.of(event.prompt_tokens, event.completion_tokens)
             parts = ChoiceParts(event.text, event.tokens, echo_length=self._echo_length(event.index))
-            return [*opening, *(self._chunk(choice) for choice in self.builder.text_deltas(event.index, parts))]
+            deltas = self.builder.thought_deltas if event.thought else self.builder.text_deltas
+            return [*opening, *(self._chunk(choice) for choice in deltas(event.index, parts))]
         self._finished += 1
         if self._finished == self.choices:
             self._held_back = event

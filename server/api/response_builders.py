@@ -59,6 +59,10 @@ class ResponseBuilder(Protocol):
         """The deltas for more text of a choice; none if a parser holds the text back."""
         ...
 
+    def thought_deltas(self, index: int, parts: ChoiceParts) -> Sequence[BaseChoice]:
+        """The deltas for more thoughts of a choice, which `parts` has as its text."""
+        ...
+
     def final_deltas(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> Sequence[BaseChoice]:
         """The deltas that end a choice, at least one; the last has the finish reason and the `extras`."""
         ...
@@ -68,13 +72,20 @@ class ResponseBuilder(Protocol):
 class ChoiceParts:
     """What a choice or delta is built from: its text, its tokens, and the prompt if the request asks for it.
 
-    `echo_length` is the number of characters of an echoed prompt that precede the text.
+    `echo_length` is the number of characters of an echoed prompt that precede the text. `thoughts` are a reasoning
+    model's, "" if it has not thought; None for any other model.
     """
 
     text: str = ""
     tokens: Sequence[TokenInfo] = ()
     prompt: PromptRead | None = None
     echo_length: int = 0
+    thoughts: str | None = None
+
+    @property
+    def reasoning_fields(self) -> dict[str, Any]:
+        """The fields of a message that tell its thoughts; none if the model is no reasoning model."""
+        return {} if self.thoughts is None else {"reasoning_content": self.thoughts or None}
 
 
 class CompletionBuilder:
@@ -107,6 +118,8 @@ class CompletionBuilder:
 
     def text_deltas(self, index: int, parts: ChoiceParts) -> list[CompletionChoice]:
         return [self._choice(index, parts.text, parts, None)]
+
+    thought_deltas = text_deltas  # a completion is one text
 
     def final_deltas(
         self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any
@@ -160,7 +173,7 @@ class ChatBuilder:
         return {"prompt_token_ids": [token.token for token in prompt.tokens]}
 
     def full_choice(self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any) -> ChatChoice:
-        message = AssistantMessage(role="assistant", content=parts.text, refusal=None)
+        message = AssistantMessage(role="assistant", content=parts.text, refusal=None, **parts.reasoning_fields)
         token_fields = self._token_fields(parts.tokens, full=True)
         return ChatChoice(index=index, message=message, finish_reason=reason, **token_fields, **extras)
 
@@ -169,6 +182,9 @@ class ChatBuilder:
 
     def text_deltas(self, index: int, parts: ChoiceParts) -> list[ChatChunkChoice]:
         return [self._delta(index, Delta(content=parts.text), parts.tokens, None)]
+
+    def thought_deltas(self, index: int, parts: ChoiceParts) -> list[ChatChunkChoice]:
+        return [self._delta(index, Delta(reasoning_content=parts.text), parts.tokens, None)]
 
     def final_deltas(
         self, index: int, parts: ChoiceParts, reason: FinishReason, **extras: Any

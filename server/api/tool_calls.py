@@ -131,7 +131,7 @@ class ToolChatBuilder(ChatBuilder):
                 )
                 for call in calls
             ]
-        message = AssistantMessage(role="assistant", refusal=None, **message_fields)
+        message = AssistantMessage(role="assistant", refusal=None, **message_fields, **parts.reasoning_fields)
         finish_reason = _finish_reason(reason, len(calls))
         token_fields = self._token_fields(parts.tokens, full=True)
         return ChatChoice(index=index, message=message, finish_reason=finish_reason, **token_fields, **extras)

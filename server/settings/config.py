@@ -37,14 +37,15 @@ from w2s_core.config import (
     WorkersConfig,
 )
 from w2s_core.errors import ConfigurationError
-from w2s_core.types import MAX_PAIR_WEIGHT, Guidance
+from w2s_core.types import Guidance
 
-# The demo, served when no models are configured: a large model, and the same one guided by a pair.
+# The demo, served when no models are configured: a large model, and the same one guided by a pair. How its brakes and
+# its sampling were chosen: docs/models.md.
 DEMO: Mapping[str, Any] = {
     "large_models": {"smollm2": {"backend": "local", "model": "demo:smollm2-135m-instruct"}},
     "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews", "prompt_template": ""}},
     "served_models": {
-        "smollm2": {"large": "smollm2"},
+        "smollm2": {"large": "smollm2", "sampling": {"temperature": 0.3, "min_p": 0.8}},
         "smollm2-positive": {
             "large": "smollm2",
             "guidance": {
@@ -53,7 +54,11 @@ DEMO: Mapping[str, Any] = {
                 "beam_width": 4,
                 "successors": 4,
                 "chunk_length": 5,
+                "repetition": 1.0,
+                "fluency": 0.3,
+                "early_stopping": True,
             },
+            "sampling": {"temperature": 0.7, "min_p": 0.1},
         },
     },
 }
@@ -145,18 +150,13 @@ class Settings(BaseSettings):
                 yield from self._guidance_problems(f"{key}.guidance", served.guidance)
 
     def _guidance_problems(self, key: str, guidance: Guidance) -> Iterator[str]:
-        for pair, weight in guidance.pairs.items():
+        for pair in guidance.pairs:
             if pair not in self.pairs:
                 yield f"{key}.pairs.{pair}: no pair is named `{pair}` (configured: {_names(self.pairs)})"
-            if not abs(weight) <= MAX_PAIR_WEIGHT:
-                yield f"{key}.pairs.{pair}: must be at most {MAX_PAIR_WEIGHT:,.0f}, of either sign"
+        for name, problem in guidance.problems():
+            yield f"{key}.{name}: {problem}"
         if guidance.method != "none" and not guidance.pairs:
             yield f"{key}.pairs: names no pair; method `{guidance.method}` needs at least one"
-        for field in ("beam_width", "successors", "chunk_length"):
-            if getattr(guidance, field) < 1:
-                yield f"{key}.{field}: must be at least 1"
-        if not 0 <= guidance.plausibility <= 1:
-            yield f"{key}.plausibility: must be between 0 and 1"
         rows = guidance.successors if guidance.method == "best_of_n" else guidance.rows
         if guidance.method in ("cbs", "best_of_n") and rows > self.server.max_rows_per_request:
             limit = self.server.max_rows_per_request

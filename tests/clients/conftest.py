@@ -22,7 +22,8 @@ from w2s_core.types import Guidance
 
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}{% endif %}"
-    "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
+    "{% for m in messages %}<{{ m.role }}>"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content or '' }}"
     "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}"
     "<assistant>"
 )
@@ -40,13 +41,19 @@ GUIDED: dict[str, Guidance | None] = {
 def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
     """An engine that serves a plain and a guided model; its template renders tools and tool calls."""
     root = tmp_path_factory.mktemp("tiny")
-    large, tuned, untuned = (
-        str(save_tiny(root / name, seed=seed, template=TEMPLATE, context_length=CONTEXT))
-        for seed, name in enumerate(("large", "tuned", "untuned"))
+    large, tuned, untuned, thinker = (
+        str(save_tiny(root / name, seed=seed, template=template, context_length=CONTEXT, thinks=name == "thinker"))
+        for seed, (name, template) in enumerate(
+            [("large", TEMPLATE), ("tuned", TEMPLATE), ("untuned", TEMPLATE), ("thinker", f"{TEMPLATE}<think>")]
+        )
     )
     return EngineConfig(
-        {"large": LargeModelConfig(large, tool_format="hermes")},
-        {name: ServedModelConfig("large", guidance) for name, guidance in GUIDED.items()},
+        {
+            "large": LargeModelConfig(large, tool_format="hermes", reasoning_format="none"),
+            "thinker": LargeModelConfig(thinker, tool_format="hermes"),
+        },
+        {name: ServedModelConfig("large", guidance) for name, guidance in GUIDED.items()}
+        | {f"thinking-{name}": ServedModelConfig("thinker", guidance) for name, guidance in GUIDED.items()},
         {"pair": PairConfig(tuned, untuned, prompt_template="")},
         WorkersConfig(devices=("cpu",), threads=1, dtype="float32"),
     )

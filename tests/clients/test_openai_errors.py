@@ -14,7 +14,7 @@ import pytest
 from server.app import create_app
 from server.engine_host import EngineHost
 from server.settings.config import ServerConfig
-from tests.clients.conftest import CONTEXT, KEY, MAX_BODY_BYTES, Caller, caller
+from tests.clients.conftest import CONTEXT, GUIDED, KEY, MAX_BODY_BYTES, Caller, caller
 from tests.fakes import FakeLargeModel, fake_engine
 from tests.server.conftest import uvicorn_server
 from tests.server.fake_engine import FakeEngine
@@ -30,7 +30,10 @@ STREAM = pytest.mark.parametrize("stream", [False, True])
 
 
 async def test_models(call: Caller) -> None:
-    assert [model.id for model in (await call("models.list")).data] == ["plain", "cbs", "best"]
+    assert [model.id for model in (await call("models.list")).data] == [
+        *GUIDED,
+        *(f"thinking-{name}" for name in GUIDED),
+    ]
     model = await call("models.retrieve", model="cbs")
     assert (model.id, model.object, model.model_extra["max_model_len"]) == ("cbs", "model", CONTEXT)
     with pytest.raises(openai.NotFoundError) as raised:

@@ -21,6 +21,7 @@ SMALL = {"guidance": {"beam_width": 2, "successors": 2}}
 
 async def complete(demo: Demo, model: str = "smollm2-positive", **changes: Any) -> str:
     settings = {"prompt": REVIEW, "max_tokens": 20, "seed": 7, "temperature": 0.9} | changes
+    settings["extra_body"] = {"min_p": 0.0} | changes.get("extra_body", {})  # the two models' defaults differ
     answer = await demo.client.completions.create(model=model, **settings)
     return answer.choices[0].text
 
@@ -34,7 +35,7 @@ async def test_the_served_models_are_listed(demo: Demo) -> None:
 async def test_a_completion_is_the_same_streamed_and_not(demo: Demo, model: str) -> None:
     whole = await complete(demo, model)
     stream = await demo.lenient.completions.create(
-        model=model, prompt=REVIEW, max_tokens=20, seed=7, temperature=0.9, stream=True
+        model=model, prompt=REVIEW, max_tokens=20, seed=7, temperature=0.9, stream=True, extra_body={"min_p": 0.0}
     )
     assert "".join([chunk.choices[0].text async for chunk in stream]) == whole
     assert len(whole) > 20
@@ -71,7 +72,7 @@ async def test_guidance_of_one_row_is_plain_sampling_token_for_token(demo: Demo)
 
 async def test_a_search_streams_while_it_searches(demo: Demo) -> None:
     """CBS 4/4/5 over 64 tokens: the beam agrees on a beginning long before the end."""
-    guidance = {"guidance": {"beam_width": 4, "successors": 4, "chunk_length": 5}}
+    guidance = {"guidance": {"beam_width": 4, "successors": 4, "chunk_length": 5}, "min_p": 0.0}
     settings: Any = {"prompt": REVIEW, "max_tokens": 64, "seed": 3, "temperature": 0.7, "extra_body": guidance}
     stream = await demo.lenient.completions.create(model="smollm2-positive", stream=True, **settings)
     texts = [chunk.choices[0].text async for chunk in stream]
@@ -85,12 +86,25 @@ async def test_a_search_streams_while_it_searches(demo: Demo) -> None:
 async def test_guidance_raises_the_pairs_score(demo: Demo) -> None:
     """One seed, but 16 candidates a chunk against 1: a search that steers at all wins by several nats."""
     scores = []
+    as_published = {"repetition": 0, "fluency": 0, "early_stopping": False}
     for guidance in ({"beam_width": 1, "successors": 1}, {"beam_width": 4, "successors": 4}):
-        answer = await demo.client.completions.create(
-            model="smollm2-positive", prompt=REVIEW, max_tokens=30, seed=5, extra_body={"guidance": guidance}
-        )
+        settings: Any = {"prompt": REVIEW, "max_tokens": 30, "seed": 5, "temperature": 1}
+        settings["extra_body"] = {"guidance": guidance | as_published, "min_p": 0}
+        answer = await demo.client.completions.create(model="smollm2-positive", **settings)
         scores.append(answer.choices[0].guidance["score"])  # type: ignore[attr-defined]
     assert scores[1] > scores[0] + 3
+
+
+@pytest.mark.parametrize("model", ["smollm2", "smollm2-positive"])
+async def test_the_demo_knows_the_capital_of_france(demo: Demo, model: str) -> None:
+    """With its own sampling and brakes, which a newcomer gets who asks for nothing else."""
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    answers = [
+        await demo.client.chat.completions.create(model=model, messages=question, max_tokens=40, seed=seed)
+        for seed in range(4)
+    ]
+    assert sum("Paris" in (answer.choices[0].message.content or "") for answer in answers) >= 3
+    assert sum(answer.choices[0].finish_reason == "stop" for answer in answers) >= 3
 
 
 async def test_a_client_that_leaves_frees_its_rows(demo: Demo) -> None:

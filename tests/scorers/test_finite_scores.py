@@ -11,9 +11,10 @@ import pytest
 from tests.engine.test_engine import ASK, events_of
 from tests.fakes import DEFAULT_GUIDANCE, FakeScorer, FakeScoring, fake_engine
 from w2s_core.errors import RequestError, UpstreamError, WorkerError
+from w2s_core.guidance import MAX_PAIR_WEIGHT
 from w2s_core.scorers.combined import CombinedScoring
 from w2s_core.scorers.likelihood import LikelihoodScorer
-from w2s_core.types import MAX_PAIR_WEIGHT, MIN_LOGPROB, Hypothesis, ProviderUsage
+from w2s_core.types import MIN_LOGPROB, Hypothesis, ProviderUsage
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 

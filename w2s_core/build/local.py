@@ -21,6 +21,7 @@ from w2s_core.scorers.proxy_tuning import LocalProxyTuner, ProxyPair, proxy_pair
 from w2s_core.structured.grammar_checker import GrammarChecker
 from w2s_core.structured.tool_formats import resolve_tool_format
 from w2s_core.telemetry.metrics import Metrics
+from w2s_core.text.reasoning import resolve_reasoning_format
 from w2s_core.text.tokenizer import HFTokenizer
 
 
@@ -43,9 +44,10 @@ class LocalModels:
         assert self.pool is not None
         tokenizer = self._tokenizers.load(config.model)
         tool_format = resolve_tool_format(config.tool_format, tokenizer.chat_template)
+        reasoning_format = resolve_reasoning_format(config.reasoning_format, tokenizer.chat_template)
         source = model_source(config.model)
         defaults = read_generation_config(source) if config.generation_config == "auto" else None
-        model = LocalLargeModel(source, tokenizer, self.pool, tool_format, defaults)
+        model = LocalLargeModel(source, tokenizer, self.pool, tool_format, defaults, reasoning_format=reasoning_format)
         self.checkers.append(model.checker)
         return model
 

@@ -15,6 +15,7 @@ from w2s_core.remote.provider import Attempt, Provider
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, probe_pair_model
 from w2s_core.structured.tool_formats import resolve_tool_format
+from w2s_core.text.reasoning import resolve_reasoning_format
 from w2s_core.text.tokenizer import HFTokenizer
 
 
@@ -38,8 +39,10 @@ class RemoteModels:
         tokenizer = self._load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
         probe = CapabilityProbe(provider, partial(probe_large_model, provider, config, tokenizer, key))
         self.probes.append(probe)
-        tool_format = resolve_tool_format(config.tool_format, tokenizer.chat_template if tokenizer else None)
-        return RemoteLargeModel(provider, tokenizer, probe, tool_format)
+        template = tokenizer.chat_template if tokenizer else None
+        tool_format = resolve_tool_format(config.tool_format, template)
+        reasoning_format = resolve_reasoning_format(config.reasoning_format, template)
+        return RemoteLargeModel(provider, tokenizer, probe, tool_format, reasoning_format)
 
     def scorer(self, name: str, config: RemotePairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> RemoteScorer:
         """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
 from w2s_core.aio import merge
 from w2s_core.config import Limits, ServedModelConfig
@@ -15,6 +15,7 @@ from w2s_core.engine.events import Event, GuidanceReport, RequestFinished, TextC
 from w2s_core.engine.observer import MeteredScorer, RequestObserver
 from w2s_core.engine.planning import Plan, Planner, ServedModel
 from w2s_core.engine.prompt_run import PromptEvent, PromptRun
+from w2s_core.engine.reasoning_run import ReasoningRun
 from w2s_core.errors import DeadlineError, RequestError, UnavailableError
 from w2s_core.interfaces import LargeModel, ProxyTuner, Scorer, Tokenizer
 from w2s_core.structured.tool_formats import TOOL_FORMATS, ToolFormat
@@ -25,6 +26,7 @@ from w2s_core.types import GenerationRequest, Guidance, ProviderUsage
 if TYPE_CHECKING:
     from w2s_core.telemetry.tracing import Tracing
 
+Run: TypeAlias = PromptRun | ReasoningRun
 _RETRY_AFTER_S = 5
 
 
@@ -172,7 +174,7 @@ class Engine:
         plans = self._planner.plan(await self._planner.with_checked_grammar(request))
         self._check_fits_idle_queue(plans)
         observer.on_planned(plans)
-        runs = [PromptRun(plan, first_choice=i * request.n, observer=observer) for i, plan in enumerate(plans)]
+        runs = [_run(plan, i * request.n, observer) for i, plan in enumerate(plans)]
         async with AsyncExitStack() as stack:
             sources = []
             for run in runs:
@@ -198,31 +200,33 @@ class Engine:
             )
 
 
-def _prompt_tokens(runs: Sequence[PromptRun]) -> int:
-    return sum(run.prompt_tokens for run in runs)
+def _run(plan: Plan, first_choice: int, observer: RequestObserver) -> Run:
+    return (PromptRun if plan.thoughts is None else ReasoningRun)(plan, first_choice, observer)
 
 
-def _completion_tokens(runs: Sequence[PromptRun]) -> int:
-    return sum(sum(run.choice_lengths) for run in runs)
-
-
-def _with_usage(event: PromptEvent, runs: Sequence[PromptRun]) -> PromptEvent:
+def _with_usage(event: PromptEvent, runs: Sequence[Run]) -> PromptEvent:
     if not isinstance(event, TextCommitted):
         return event
-    return replace(event, prompt_tokens=_prompt_tokens(runs), completion_tokens=_completion_tokens(runs))
+    prompt_tokens, completion_tokens = (
+        sum(run.prompt_tokens for run in runs),
+        sum(run.completion_tokens for run in runs),
+    )
+    return replace(event, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 
-def _finished(runs: Sequence[PromptRun]) -> RequestFinished:
+def _finished(runs: Sequence[Run]) -> RequestFinished:
     guidance = runs[0].plan.guidance
+    reasoning_tokens = [run.reasoning_tokens for run in runs if run.reasoning_tokens is not None]
     return RequestFinished(
-        prompt_tokens=_prompt_tokens(runs),
-        completion_tokens=_completion_tokens(runs),
+        prompt_tokens=sum(run.prompt_tokens for run in runs),
+        completion_tokens=sum(run.completion_tokens for run in runs),
         cached_tokens=sum(run.cached_tokens for run in runs),
+        reasoning_tokens=sum(reasoning_tokens) if reasoning_tokens else None,
         guidance=None if guidance is None else _guidance_report(guidance, runs),
     )
 
 
-def _guidance_report(guidance: Guidance, runs: Sequence[PromptRun]) -> GuidanceReport:
+def _guidance_report(guidance: Guidance, runs: Sequence[Run]) -> GuidanceReport:
     provider_usage = sum((run.provider_usage for run in runs), ProviderUsage())
     return GuidanceReport(
         method=guidance.method,

@@ -47,8 +47,9 @@ class PromptRead:
 class TextCommitted:
     """More final text of choice `index`; text that was sent is never taken back.
 
-    `tokens` are the tokens of this text, if the request asked for them. `prompt_tokens` and `completion_tokens` are the
-    usage of the whole request so far; `RequestFinished` has the final numbers.
+    `thought`: the text belongs to a reasoning model's thoughts, not to its answer. `tokens` are the tokens of this
+    text, if the request asked for them. `prompt_tokens` and `completion_tokens` are the usage of the whole request so
+    far; `RequestFinished` has the final numbers.
     """
 
     index: int
@@ -56,6 +57,7 @@ class TextCommitted:
     tokens: tuple[TokenInfo, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class ChoiceFinished:
 
     `guided` says whether a pair scored the hypothesis, so that its score has a meaning. `tokens`, if the request asked
     for them, are those that belong to no `TextCommitted`: they have no text, such as the EOS token that ended it.
+    `thoughts` are those of a reasoning model, "" if there are none; None if the model is not one.
     """
 
     index: int
     hypothesis: Hypothesis
     guided: bool
     tokens: tuple[TokenInfo, ...] = ()
+    thoughts: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +101,15 @@ class GuidanceReport:
 class RequestFinished:
     """The last event of a request. `completion_tokens` counts returned tokens only, EOS tokens included.
 
-    `cached_tokens` are the tokens of the prompts whose KV was cached, as far as that is known.
+    `cached_tokens` are the tokens of the prompts whose KV was cached, as far as that is known. `reasoning_tokens` is
+    the part of `completion_tokens` that belongs to thoughts; None if the model writes none.
     """
 
     prompt_tokens: int
     completion_tokens: int
     guidance: GuidanceReport | None
     cached_tokens: int = 0
+    reasoning_tokens: int | None = None
 
 
 Event: TypeAlias = PromptRead | TextCommitted | ChoiceFinished | RequestFinished

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from w2s_core.errors import RequestError
-from w2s_core.types import MAX_PAIR_WEIGHT, GenerationRequest, Guidance
+from w2s_core.types import GenerationRequest, Guidance
 
 
 def resolve_guidance(request: GenerationRequest, default: Guidance | None, pairs: Collection[str]) -> Guidance | None:
@@ -58,14 +58,12 @@ def _check_has_pairs(guidance: Guidance) -> None:
 
 
 def _check_guidance(guidance: Guidance, request: GenerationRequest, pairs: Collection[str]) -> None:
-    for pair, weight in guidance.pairs.items():
+    for pair in guidance.pairs:
         if pair not in pairs:
             names = ", ".join(sorted(pairs)) or "none"
             raise RequestError(f"There is no pair `{pair}`. Configured pairs: {names}.", f"guidance.pairs.{pair}")
-        if not abs(weight) <= MAX_PAIR_WEIGHT:  # nor is NaN
-            raise RequestError(
-                f"A pair's weight is at most {MAX_PAIR_WEIGHT:,.0f}, of either sign.", f"guidance.pairs.{pair}"
-            )
+    for key, problem in guidance.problems():
+        raise RequestError(f"`guidance.{key}`: {problem}.", f"guidance.{key}")
     if not searches(guidance):
         return
     bound = "beam_width" if guidance.method == "cbs" else "successors"

@@ -150,18 +150,14 @@ class RequestObserver:
         self._scorings.append(scoring)
         return self._trace.trace_scoring(scoring) if self._trace else scoring
 
-    async def observe_rounds(
-        self, rounds: AsyncGenerator[Round], beam: Sequence[Hypothesis], *, k: int, pair_scored: bool
-    ) -> AsyncGenerator[Round]:
-        """The rounds of a search that starts from `beam` with K = `k`, counted and traced."""
+    async def observe_rounds(self, rounds: AsyncGenerator[Round], *, pair_scored: bool) -> AsyncGenerator[Round]:
+        """The rounds of a search, counted and traced."""
         if self._trace:
             rounds = self._trace.trace_rounds(rounds)
         async with aclosing(rounds):
             async for round_ in rounds:
-                proposed = k * sum(not y.finished for y in beam)
-                self._metrics.count_round(round_, proposed=proposed, pair_scored=pair_scored)
+                self._metrics.count_round(round_, pair_scored=pair_scored)
                 self.record.chunks += 1
-                beam = round_.beam
                 yield round_
 
     def _elapsed(self) -> float:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from w2s_core.errors import PairContextLengthError, UpstreamContextLengthError
 from w2s_core.interfaces import Decoder, Proposer, Scoring
 from w2s_core.search.cbs import search
+from w2s_core.search.selection import Selector
 from w2s_core.text.detokenizer import AnswerDetokenizer
 from w2s_core.types import Hypothesis, Round, SamplingParams, Tokens
 
@@ -73,12 +74,13 @@ async def search_within_pair_context(
     k: int,
     length: int,
     budget: int,
+    selector: Selector | None = None,
 ) -> AsyncGenerator[Round]:
     """As `search`. If a provider alone can tell that an answer is too long for the pair, the search ends before it."""
-    replaying, began = _Replaying(proposer), False
+    replaying, began, selector = _Replaying(proposer), False, selector or Selector()
     while True:
         try:
-            rounds = search(replaying, scoring, beam, w=w, k=k, length=length, budget=budget)
+            rounds = search(replaying, scoring, beam, w=w, k=k, length=length, budget=budget, selector=selector)
             async with aclosing(rounds):
                 async for round_ in rounds:
                     beam, budget, began = round_.beam, budget - length, True

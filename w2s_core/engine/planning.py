@@ -9,26 +9,25 @@ from enum import Enum, auto
 
 from w2s_core.config import ServedModelConfig
 from w2s_core.engine.guidance import resolve_guidance, searches, steering_field
+from w2s_core.engine.request_prompts import decode_request_prompt, encode_request_prompt, split_scored_text
+from w2s_core.engine.thoughts import ThoughtPlan, plan_thoughts
 from w2s_core.engine.token_budget import (
     cap_to_sampled_tokens,
     check_min_tokens,
     context_budget,
-    truncated_length,
 )
 from w2s_core.errors import RequestError, UnavailableError, UnknownModelError
 from w2s_core.interfaces import LargeModel, ProxyTuner, Scorer
 from w2s_core.scorers.combined import CombinedScorer
 from w2s_core.scorers.likelihood import LikelihoodScorer
+from w2s_core.search.selection import successors_by_round
 from w2s_core.search.tree import MAX_TREE_CHARACTERS
 from w2s_core.types import (
-    ChatPrompt,
     GenerationRequest,
     Guidance,
     Method,
     Prompt,
     SamplingParams,
-    TextPrompt,
-    TokenPrompt,
     Tokens,
 )
 
@@ -66,7 +65,8 @@ class Plan:
     A search starts from `initial_hypotheses` copies of the empty answer and keeps `beam_width` hypotheses after each
     chunk. `budget` is the number of large-model tokens that an answer may have. `pair_scored`: scores come from a pair,
     not from the large model's likelihood. `text_to_score` is None unless nothing is sampled and this text is scored.
-    `tree_characters` is the room for the prompt's search tree, 0 if no trace is asked for.
+    `tree_characters` is the room for the prompt's search tree, 0 if no trace is asked for. `thoughts`: None unless the
+    answers of a reasoning model may begin with thoughts.
     """
 
     large: LargeModel
@@ -86,6 +86,7 @@ class Plan:
     prompt_logprobs: int | None
     text_to_score: str | None
     tree_characters: int
+    thoughts: ThoughtPlan | None = None
 
     @property
     def mode(self) -> Mode:
@@ -98,7 +99,10 @@ class Plan:
         """Rows to reserve: sequences that the large model samples at once, or 1 if it samples none."""
         if self.mode is Mode.SCORE:
             return 1
-        return self.initial_hypotheses * self.guidance.successors if searches(self.guidance) else self.n
+        if not searches(self.guidance):
+            return self.n
+        schedule = successors_by_round(self.guidance, self.budget)
+        return self.initial_hypotheses * (max(schedule) if schedule else self.guidance.successors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,30 +173,28 @@ class Planner:
     def _plan_prompt(
         self, request: GenerationRequest, prompt: Prompt, large: LargeModel, guidance: Guidance | None
     ) -> Plan:
-        prompt, tokens = _encode(request, prompt, large)
-        pair_prompt, text_to_score = _split_scored_text(request, _decode(request, prompt, large), guidance)
+        prompt, tokens = encode_request_prompt(request, prompt, large)
+        pair_prompt, text_to_score = split_scored_text(request, decode_request_prompt(request, prompt, large), guidance)
         scorer = self._scorer(guidance, text_to_score)
         budget = context_budget(request, prompt, tokens, large)
-        if guidance is not None and text_to_score is None and (field := steering_field(guidance)) is not None:
-            large, budget = self._tuner(request.model, field).tune(guidance, pair_prompt, budget, field)
-        if scorer is not None:
-            budget = scorer.check(pair_prompt, budget)
+        steering = guidance if text_to_score is None else None
+        steered, answer_budget = self._steered(request, large, steering, pair_prompt, budget)
+        answer_budget = scorer.check(pair_prompt, answer_budget) if scorer else answer_budget
+        thoughts = plan_thoughts(request, prompt, tokens, large, guidance, answer_budget=answer_budget)
+        budget = answer_budget if thoughts is None or thoughts.searched else budget
         budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens, large)
         check_min_tokens(request, budget)
         chunked = guidance is not None and guidance.method == "cbs"
-        # Best of n is a search with one chunk as long as the answer, of whose candidates the n best are kept.
         if guidance is not None and not chunked:
-            successors = guidance.successors if searches(guidance) else 1
-            guidance = replace(guidance, beam_width=request.n, successors=successors, chunk_length=budget)
-        seed = request.sampling.seed
+            guidance = _in_one_chunk(guidance, request.n, budget)
         plan = Plan(
-            large=large,
+            large=steered,
             scorer=scorer,
             prompt=tokens,
             pair_prompt=pair_prompt,
             sampling=replace(request.sampling, max_tokens=budget),
             guidance=guidance,
-            seed=secrets.randbits(_SEED_BITS) if seed is None else seed,
+            seed=_seed(request.sampling),
             budget=budget,
             n=request.n,
             beam_width=guidance.beam_width if guidance else request.n,
@@ -203,15 +205,22 @@ class Planner:
             prompt_logprobs=request.prompt_logprobs,
             text_to_score=text_to_score,
             tree_characters=MAX_TREE_CHARACTERS // len(request.prompts) if guidance and guidance.trace else 0,
+            thoughts=thoughts,
         )
         self._check_rows(plan, request)
         return plan
 
-    def _tuner(self, model: str, field: str) -> ProxyTuner:
-        tuner = self.tuners.get(self.served[model].large)
+    def _steered(
+        self, request: GenerationRequest, large: LargeModel, guidance: Guidance | None, pair_prompt: Prompt, budget: int
+    ) -> tuple[LargeModel, int]:
+        """The large model, steered by pairs if the guidance asks for EFT, and the tokens that its answer may have."""
+        field = steering_field(guidance)
+        if guidance is None or field is None:
+            return large, budget
+        tuner = self.tuners.get(self.served[request.model].large)
         if tuner is None:
             raise RequestError("EFT changes logits, and this model's are at a provider: it must run here.", field)
-        return tuner
+        return tuner.tune(guidance, pair_prompt, budget, field)
 
     def _scorer(self, guidance: Guidance | None, text_to_score: str | None) -> Scorer | None:
         if guidance is None or not (searches(guidance) or text_to_score is not None):
@@ -226,12 +235,24 @@ class Planner:
             )
 
 
+def _seed(sampling: SamplingParams) -> int:
+    return secrets.randbits(_SEED_BITS) if sampling.seed is None else sampling.seed
+
+
+def _in_one_chunk(guidance: Guidance, n: int, budget: int) -> Guidance:
+    """Best of n as a search: one chunk as long as the answer, of whose candidates the n best are kept."""
+    successors = guidance.successors if searches(guidance) else 1
+    return replace(guidance, beam_width=n, successors=successors, chunk_length=budget)
+
+
 def _field_of_rows(request: GenerationRequest, guidance: Guidance | None, limit: int) -> str:
     """The field that makes a request sample more than `limit` sequences at once."""
     if not searches(guidance):
         return "n"
     if request.best_of is not None and request.best_of > 1:
         return "best_of"
+    if guidance.schedule != "constant" and guidance.rows <= limit:
+        return "guidance.schedule"
     for name in ("successors", "beam_width"):
         if getattr(guidance, name) > limit:
             return f"guidance.{name}"
@@ -243,41 +264,3 @@ def _context_length(large: LargeModel) -> int | None:
         return large.context_length
     except UnavailableError:
         return None
-
-
-def _encode(request: GenerationRequest, prompt: Prompt, large: LargeModel) -> tuple[Prompt, Tokens]:
-    """The prompt and its token ids, both truncated if the request asks for it."""
-    tokens = large.encode(prompt)
-    if request.needs_token_ids and not large.exposes_token_ids:
-        raise RequestError("Token ids cannot be returned: only the model's provider knows them.", "return_token_ids")
-    length = truncated_length(request, tokens, large)
-    if length < len(tokens):
-        tokens = tokens[-length:]
-        # A conversation is rendered by the pair's own template, so the pair may read what the large model does not.
-        prompt = prompt if isinstance(prompt, ChatPrompt) else TokenPrompt(tokens)
-    return prompt, tokens
-
-
-def _decode(request: GenerationRequest, prompt: Prompt, large: LargeModel) -> Prompt:
-    """The prompt, token ids as text, with the names of special tokens if the request shows those."""
-    if isinstance(prompt, TokenPrompt) and large.exposes_token_ids and not request.sampling.skip_special_tokens:
-        return TextPrompt(large.decoder.verbatim.decode(prompt.tokens))
-    return large.decode_prompt(prompt)
-
-
-def _split_scored_text(
-    request: GenerationRequest, prompt: Prompt, guidance: Guidance | None
-) -> tuple[Prompt, str | None]:
-    """The pairs' prompt x, and the answer y that they score if nothing is to be sampled (`max_tokens` 0), else None."""
-    only_scored = request.sampling.max_tokens == 0 and guidance is not None and bool(guidance.pairs)
-    if not only_scored or not isinstance(prompt, TextPrompt):
-        if request.score_prefix is not None:
-            raise RequestError(
-                "guidance.prompt applies to texts that pairs only score: set echo to true and max_tokens to 0.",
-                "guidance.prompt",
-            )
-        return prompt, None
-    x = request.score_prefix or ""
-    if not prompt.text.startswith(x):
-        raise RequestError("Every prompt must begin with guidance.prompt.", "guidance.prompt")
-    return replace(prompt, text=x), prompt.text[len(x) :]

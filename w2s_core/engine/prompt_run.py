@@ -19,6 +19,7 @@ from w2s_core.errors import ContextLengthError, PairContextLengthError
 from w2s_core.interfaces import Proposals, Proposer, Scoring
 from w2s_core.search.cbs import distinct
 from w2s_core.search.randomness import copy_key, root_key, successor_key
+from w2s_core.search.selection import Selector
 from w2s_core.search.tree import SearchTree
 from w2s_core.types import Hypothesis, ProviderUsage, TextPrompt, Tokens
 
@@ -29,19 +30,22 @@ PromptEvent: TypeAlias = PromptRead | ChoiceEvent
 class PromptRun:
     """Carries out one plan. Its attributes hold what the run has cost so far.
 
-    `choice_lengths` are the tokens of each choice so far. The choices of the prompt have the request-wide indices
-    `first_choice` … `first_choice + n - 1`.
+    The choices of the prompt have the request-wide indices `first_choice` … `first_choice + n - 1`. Plain ones are
+    draws number `first_draw` and following from the prompt.
     """
 
-    def __init__(self, plan: Plan, first_choice: int, observer: RequestObserver) -> None:
+    reasoning_tokens: int | None = None
+
+    def __init__(self, plan: Plan, first_choice: int, observer: RequestObserver, first_draw: int = 0) -> None:
         self.plan = plan
-        self.choice_lengths = [0] * plan.n
+        self._choice_lengths = [0] * plan.n
         self.prompt_tokens = plan.large.count_tokens(plan.prompt)
         self.sampled_tokens = self.cached_tokens = 0
         self.scored_tokens = 0
         self.provider_usage = ProviderUsage()
         self.tree = SearchTree(max_characters=plan.tree_characters)
         self._first_choice = first_choice
+        self._first_draw = first_draw
         self._observer = observer
         self._root = Hypothesis(key=root_key(plan.seed))
 
@@ -49,12 +53,18 @@ class PromptRun:
         """Waits for admission, then yields every event of this prompt's choices."""
         async with ticket:
             if self.plan.with_prompt:
-                yield await self._read_prompt()
-            async with aclosing(self._choice_events()) as events:
+                yield await read_prompt(self.plan, self._first_choice)
+            async with aclosing(self.choice_events()) as events:
                 async for event in events:
                     yield event
 
-    async def _choice_events(self) -> AsyncGenerator[ChoiceEvent]:
+    @property
+    def completion_tokens(self) -> int:
+        """The tokens of all choices so far."""
+        return sum(self._choice_lengths)
+
+    async def choice_events(self) -> AsyncGenerator[ChoiceEvent]:
+        """Every event of the choices, for a caller that has been admitted."""
         plan = self.plan
         if plan.mode is Mode.SCORE:
             for event in await self._score_text():
@@ -71,7 +81,7 @@ class PromptRun:
             self.provider_usage += proposals.provider_usage
 
     async def _sample_choices(self, proposals: Proposals) -> AsyncGenerator[ChoiceEvent]:
-        keys = [successor_key(self._root.key, 0, i) for i in range(self.plan.n)]
+        keys = [successor_key(self._root.key, 0, self._first_draw + i) for i in range(self.plan.n)]
         samples = [self._sample_choice(proposals, i, replace(self._root, key=key)) for i, key in enumerate(keys)]
         async with aclosing(merge(samples)) as events:
             async for event in events:
@@ -84,7 +94,7 @@ class PromptRun:
             growing = self._observer.trace_sampling(proposals.grow(start, length=self.plan.budget))
             async with aclosing(growing):
                 async for hypothesis in growing:
-                    self.choice_lengths[choice] = hypothesis.length
+                    self._choice_lengths[choice] = hypothesis.length
                     for text in streamer.commit([hypothesis]):
                         yield text
         for event in self._finish(streamer, hypothesis):
@@ -109,14 +119,15 @@ class PromptRun:
                 k=guidance.successors,
                 length=guidance.chunk_length,
                 budget=plan.budget,
+                selector=Selector(guidance, plan.budget),
             )
-            observed = self._observer.observe_rounds(rounds, beam, k=guidance.successors, pair_scored=plan.pair_scored)
+            observed = self._observer.observe_rounds(rounds, pair_scored=plan.pair_scored)
             async with aclosing(observed):
                 async for round_ in observed:
                     beam = round_.beam
                     self.tree.add(round_)
                     # The committed text is common to the whole beam, so it is no longer than the shortest hypothesis.
-                    self.choice_lengths = [min(y.length for y in beam)] * plan.n
+                    self._choice_lengths = [min(y.length for y in beam)] * plan.n
                     for text in [text for streamer in streamers for text in streamer.commit(beam)]:
                         yield text
             self.scored_tokens = scoring.scored_tokens
@@ -144,7 +155,7 @@ class PromptRun:
 
     def _finish(self, streamer: ChoiceStreamer, answer: Hypothesis) -> list[ChoiceEvent]:
         answer = replace(answer, finish_reason=answer.finish_reason or "length")
-        self.choice_lengths[streamer.index - self._first_choice] = answer.length
+        self._choice_lengths[streamer.index - self._first_choice] = answer.length
         return streamer.finish(answer, guided=self.plan.pair_scored)
 
     @property
@@ -158,16 +169,18 @@ class PromptRun:
             return TokenStreamer(index, plan.sampling, plan.large.decoder, self._prompt_tokens)
         return ChoiceStreamer(index, plan.sampling.stop)
 
-    async def _read_prompt(self) -> PromptRead:
-        large, prompt, top = self.plan.large, self.plan.prompt, self.plan.prompt_logprobs
-        logprobs = None if top is None else await large.prompt_logprobs(prompt, top=top)
-        source = self.plan.pair_prompt
-        text = source.text + (self.plan.text_to_score or "") if isinstance(source, TextPrompt) else ""
-        choices = range(self._first_choice, self._first_choice + self.plan.n)
-        if not large.exposes_token_ids:
-            return PromptRead(choices, text, ())
-        verbatim = text == large.decoder.verbatim.decode(prompt)  # the text shows special tokens
-        return PromptRead(choices, text, prompt_token_infos(large.decoder, prompt, logprobs, verbatim=verbatim))
+
+async def read_prompt(plan: Plan, first_choice: int) -> PromptRead:
+    """The event that describes a plan's prompt, for its choices from index `first_choice` on."""
+    large, prompt, top = plan.large, plan.prompt, plan.prompt_logprobs
+    logprobs = None if top is None else await large.prompt_logprobs(prompt, top=top)
+    source = plan.pair_prompt
+    text = source.text + (plan.text_to_score or "") if isinstance(source, TextPrompt) else ""
+    choices = range(first_choice, first_choice + plan.n)
+    if not large.exposes_token_ids:
+        return PromptRead(choices, text, ())
+    verbatim = text == large.decoder.verbatim.decode(prompt)  # the text shows special tokens
+    return PromptRead(choices, text, prompt_token_infos(large.decoder, prompt, logprobs, verbatim=verbatim))
 
 
 def _proposer(proposals: Proposals, scoring: Scoring) -> Proposer:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from w2s_core.errors import RequestError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.parameters import check_extras, check_public, common_fields, per_call_fields
-from w2s_core.large.prompts import decode_prompt, encode_prompt
+from w2s_core.large.prompts import decode_prompt, encode_prompt, extend_prompt
 from w2s_core.large.text_tokens import (
     TextTokenDecoder,
     bytes_of,
@@ -90,6 +90,8 @@ class Dialect(Protocol):
     def encode(self, prompt: Prompt) -> Tokens: ...
     def count_tokens(self, prompt: Tokens) -> int: ...
     def decode_prompt(self, prompt: Prompt) -> Prompt: ...
+    def prompt_text(self, prompt: Tokens) -> str: ...
+    def extend_prompt(self, prompt: Tokens, answer: Tokens, text: str) -> Tokens: ...
     def open(self, prompt: Tokens, sampling: SamplingParams) -> DialectSession: ...
 
 
@@ -117,6 +119,12 @@ class TokenIdDialect:
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return decode_prompt(self._tokenizer, prompt)
+
+    def prompt_text(self, prompt: Tokens) -> str:
+        return self._tokenizer.verbatim.decode(prompt)
+
+    def extend_prompt(self, prompt: Tokens, answer: Tokens, text: str) -> Tokens:
+        return extend_prompt(self._tokenizer, prompt, answer, text)
 
     def open(self, prompt: Tokens, sampling: SamplingParams) -> TokenIdSession:
         return TokenIdSession(self._provider_name, self._tokenizer, prompt, sampling)
@@ -179,7 +187,7 @@ class TextDialect:
         check_public(sampling, self._provider_name)
 
     def encode(self, prompt: Prompt) -> Tokens:
-        text = self._prompt_text(prompt)
+        text = self._text_to_send(prompt)
         if not text and (self._tokenizer is None or not self._tokenizer.empty_prompt):
             raise RequestError("The prompt must not be empty.", "prompt")
         return tuple(map(ord, text))
@@ -188,12 +196,18 @@ class TextDialect:
         return len(self._tokenizer.encode(_from_code_points(prompt), special_tokens=True)) if self._tokenizer else 0
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
-        return TextPrompt(self._prompt_text(prompt)) if isinstance(prompt, TokenPrompt) else prompt
+        return TextPrompt(self._text_to_send(prompt)) if isinstance(prompt, TokenPrompt) else prompt
+
+    def prompt_text(self, prompt: Tokens) -> str:
+        return _from_code_points(prompt)
+
+    def extend_prompt(self, prompt: Tokens, answer: Tokens, text: str) -> Tokens:
+        return prompt + tuple(map(ord, self._decoder.decode(answer) + text))
 
     def open(self, prompt: Tokens, sampling: SamplingParams) -> TextSession:
         return TextSession(self._decoder, _from_code_points(prompt), sampling)
 
-    def _prompt_text(self, prompt: Prompt) -> str:
+    def _text_to_send(self, prompt: Prompt) -> str:
         if isinstance(prompt, TextPrompt):
             if not prompt.special_tokens:
                 raise RequestError(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Self
 
 from w2s_core.errors import RequestError
-from w2s_core.large.prompts import decode_prompt, encode_prompt
+from w2s_core.large.prompts import decode_prompt, encode_prompt, extend_prompt
 from w2s_core.large.successors import SuccessorBuilder
 from w2s_core.large.token_sampling import check_possible, check_token_ids, resolve_sampling
 from w2s_core.pool.messages import Expert, Row, Sampling
@@ -35,7 +35,7 @@ _STOP_CHECK_INTERVAL = 16  # tokens between two searches for stop strings while 
 class LocalLargeModel:
     """A `LargeModel` in the worker pool. `model` is its name there.
 
-    `default_sampling` comes from its `generation_config.json`.
+    `tool_format`, `reasoning_format`: as `LargeModel`'s. `default_sampling` comes from its `generation_config.json`.
     `checker` must be stopped with the model, because it may have started a process.
     """
 
@@ -46,8 +46,10 @@ class LocalLargeModel:
         pool: WorkerPool,
         tool_format: str | None = None,
         default_sampling: SamplingParams | None = None,
+        *,
+        reasoning_format: str | None = None,
     ) -> None:
-        self.tool_format = tool_format
+        self.tool_format, self.reasoning_format = tool_format, reasoning_format
         self.default_sampling = default_sampling or SamplingParams()
         self.checker = GrammarChecker(tokenizer.tokenizer_json, tokenizer.eos)
         self._tokenizer = tokenizer
@@ -110,6 +112,12 @@ class LocalLargeModel:
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return decode_prompt(self._tokenizer, prompt)
+
+    def prompt_text(self, prompt: Tokens) -> str:
+        return self._tokenizer.verbatim.decode(prompt)
+
+    def extend_prompt(self, prompt: Tokens, answer: Tokens, text: str = "") -> Tokens:
+        return extend_prompt(self._tokenizer, prompt, answer, text)
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[LocalProposals]:

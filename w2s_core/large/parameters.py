@@ -14,7 +14,7 @@ from w2s_core.types import Grammar, Hypothesis, SamplingParams
 
 _DEFAULTS = SamplingParams()
 _PER_CALL = frozenset({"max_tokens", "seed", "min_tokens", "frequency_penalty", "logit_bias"})
-_APPLIED_HERE = frozenset({"stop", "include_stop_str_in_output", "skip_special_tokens", "logprobs"})
+_APPLIED_HERE = frozenset({"stop", "stop_behind", "include_stop_str_in_output", "skip_special_tokens", "logprobs"})
 _RENAMED = frozenset({"grammar"})
 _PUBLIC = frozenset(
     {"temperature", "top_p", "logit_bias", "max_tokens", "seed", "stop", "include_stop_str_in_output", "logprobs"}

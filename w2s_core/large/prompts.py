@@ -41,3 +41,9 @@ def encode_prompt(tokenizer: HFTokenizer, prompt: Prompt, vocabulary: int | None
 def decode_prompt(tokenizer: HFTokenizer, prompt: Prompt) -> Prompt:
     """The prompt, a `TokenPrompt` decoded to text."""
     return TextPrompt(tokenizer.decode(prompt.tokens)) if isinstance(prompt, TokenPrompt) else prompt
+
+
+def extend_prompt(tokenizer: HFTokenizer, prompt: Tokens, answer: Tokens, text: str) -> Tokens:
+    """As `LargeModel.extend_prompt`, where prompts are token ids."""
+    rest = tokenizer.encode_continuations([text])[0] if text else ()
+    return prompt + answer + rest

@@ -42,8 +42,9 @@ class RemoteLargeModel:
         tokenizer: HFTokenizer | None,
         probe: CapabilityProbe[LargeModelCapabilities],
         tool_format: str | None = None,
+        reasoning_format: str | None = None,
     ) -> None:
-        self.tool_format = tool_format
+        self.tool_format, self.reasoning_format = tool_format, reasoning_format
         self._provider = provider
         self._probe = probe
         self.tokenizer = tokenizer
@@ -93,6 +94,12 @@ class RemoteLargeModel:
 
     def decode_prompt(self, prompt: Prompt) -> Prompt:
         return self._dialect.decode_prompt(prompt)
+
+    def prompt_text(self, prompt: Tokens) -> str:
+        return self._dialect.prompt_text(prompt)
+
+    def extend_prompt(self, prompt: Tokens, answer: Tokens, text: str = "") -> Tokens:
+        return self._dialect.extend_prompt(prompt, answer, text)
 
     @asynccontextmanager
     async def open(self, prompt: Tokens, sampling: SamplingParams, *, rows: int) -> AsyncIterator[RemoteProposals]:  # noqa: ARG002

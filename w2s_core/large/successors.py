@@ -21,6 +21,7 @@ class SuccessorBuilder:
 
     def __init__(self, decoder: Decoder, prompt: Tokens, sampling: SamplingParams) -> None:
         self.stops = sampling.stop
+        self._stop_behind = sampling.stop_behind
         self._scored = AnswerDetokenizer(decoder, prompt)
         self._shown = self._scored if sampling.skip_special_tokens else AnswerDetokenizer(decoder.verbatim, prompt)
         self._include_stop = sampling.include_stop_str_in_output
@@ -87,12 +88,25 @@ class SuccessorBuilder:
 
     def _find_stop(self, parent: Hypothesis, tokens: Tokens, text: str) -> tuple[int, int] | None:
         """(begin, end) of the stop string that ends the answer in `text`, or None."""
-        start = len(parent.text)
+        start, first = len(parent.text), self._answer_start(text)
+        if first is None:
+            return None
         if self.stops and len(parent.tokens) < self._min_tokens:
             if len(tokens) <= self._min_tokens:
                 return None
             start = max(start, self._min_tokens_length(tokens[: self._min_tokens]))
-        return find_stop_string(text, start, self.stops)
+        found = find_stop_string(text[first:], max(0, start - first), self.stops)
+        return found and (found[0] + first, found[1] + first)
+
+    def _answer_start(self, text: str) -> int | None:
+        """The number of characters before the answer proper, behind which stop strings count; None if there is none."""
+        if self._stop_behind is None:
+            return 0
+        (opening, closing), begun = self._stop_behind, text.lstrip()
+        if not begun.startswith(opening):
+            return None if opening.startswith(begun) else 0
+        marker = text.find(closing)
+        return None if marker < 0 else marker + len(closing)
 
     def _min_tokens_length(self, tokens: Tokens) -> int:
         if tokens not in self._min_tokens_lengths:

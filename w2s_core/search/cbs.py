@@ -17,31 +17,41 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import replace
-from heapq import nlargest
 
 from w2s_core.interfaces import Proposer, Scoring
+from w2s_core.search.selection import Selector
 from w2s_core.types import Hypothesis, Round
 
 
 async def search(
-    proposals: Proposer, scoring: Scoring, start: Sequence[Hypothesis], *, w: int, k: int, length: int, budget: int
+    proposals: Proposer,
+    scoring: Scoring,
+    start: Sequence[Hypothesis],
+    *,
+    w: int,
+    k: int,
+    length: int,
+    budget: int,
+    selector: Selector | None = None,
 ) -> AsyncGenerator[Round]:
     """Searches from the hypotheses `start` and yields every round; the beam of the last one is H, best first.
 
-    `w`, `k` and `length` are W, K and L; `length` and `budget` are in tokens of π_base. Candidates of equal score keep
-    the order in which they were proposed, behind finished hypotheses, so that equal input gives equal output.
+    `w`, `k` and `length` are W, K and L; `length` and `budget` are in tokens of π_base. Candidates of equal rank keep
+    the order in which they were proposed, behind finished hypotheses, so that equal input gives equal output. The rank
+    is the score, unless the `selector` has options; it goes on with its round, where a search is resumed.
     """
-    beam = list(start)
-    while budget > 0 and not all(y.finished for y in beam):
+    beam, selector = list(start), selector or Selector()
+    while budget > 0 and not selector.ended(beam):
         finished = [y for y in beam if y.finished]  # carried over unchanged: each competes once, not K times
         live = [y for y in beam if not y.finished]
-        successors = await proposals.propose(live, k=k, length=min(length, budget))
+        successors = await proposals.propose(live, k=selector.successors(k), length=min(length, budget))
         candidates = distinct([*finished, *successors], last_round=budget <= length)[len(finished) :]
         scores = await scoring.score(candidates) if candidates else []
         scored = [replace(y, score=s.total, scores=s.pairs) for y, s in zip(candidates, scores, strict=True)]
-        beam = nlargest(w, finished + scored, key=lambda y: y.score)
+        ranked = selector.rank(finished + scored)
+        beam = selector.select(ranked, w)
         budget -= length
-        yield Round(scored, beam)
+        yield Round(ranked[len(finished) :], beam, proposed=len(successors))
 
 
 def distinct(hypotheses: Iterable[Hypothesis], *, last_round: bool = False) -> list[Hypothesis]:

@@ -40,6 +40,7 @@ class SearchTree:
                     parent=None if y.parent is None else self._ids.get(y.parent.key),
                     text=y.text,
                     score=y.score,
+                    rank=y.rank,
                     scores=y.scores,
                     finish_reason=y.finish_reason,
                     kept=y.key in kept,

@@ -170,8 +170,8 @@ class Metrics:
 
     # The search.
 
-    def count_round(self, round_: Round, *, proposed: int, pair_scored: bool) -> None:
-        """A search has ranked a round's candidates. `proposed`: candidates before equal ones were merged.
+    def count_round(self, round_: Round, *, pair_scored: bool) -> None:
+        """A search has ranked a round's candidates.
 
         `pair_scored`: the scores come from a pair, so that the margin between them has a meaning.
         """
@@ -180,7 +180,7 @@ class Metrics:
         self._chunks.inc()
         self._candidates.labels("kept").inc(kept)
         self._candidates.labels("pruned").inc(len(round_.candidates) - kept)
-        self._candidates.labels("merged").inc(proposed - len(round_.candidates))
+        self._candidates.labels("merged").inc(round_.proposed - len(round_.candidates))
         if pair_scored and round_.candidates:
             scores = [y.score for y in round_.candidates]
             margin = max(scores) - min(scores)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, NoReturn, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import JsonObject, StrictModel, raise_at
+from server.api.schemas.fields import INT32_MAX, JsonObject, StrictModel, raise_at
 from server.api.schemas.guidance import GuidanceOptions
 from server.api.schemas.logprobs import OutputOptions, TopLogprobs
 from server.api.schemas.sampling import SamplingExtras
@@ -43,6 +43,7 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     guidance: GuidanceOptions | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     prompt_logprobs: Annotated[
         TopLogprobs | None,
         Field(
@@ -111,10 +112,12 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
         """`n`, 1 by default."""
         return self.n or 1
 
-    def to_sampling_params(self, default: SamplingParams, **changes: Any) -> SamplingParams:
+    def to_sampling_params(self, default: SamplingParams) -> SamplingParams:
         """The engine's sampling parameters: the served model's `default`, and over it what the request gives.
 
         `default.max_tokens` is left out: it is no limit of the request's own (`GenerationRequest.default_max_tokens`).
         """
         own = {"max_tokens": None, **self.given_sampling(), **self.sampling_extras()}
-        return replace(default, logprobs=self.logprob_count, grammar=self.grammar, **own | changes)
+        if self.max_completion_tokens is not None:
+            own["max_tokens"] = self.max_completion_tokens
+        return replace(default, logprobs=self.logprob_count, grammar=self.grammar, **own)

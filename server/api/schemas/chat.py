@@ -10,7 +10,6 @@ from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import GenerationBody
 from server.api.schemas.conversation import Conversation
-from server.api.schemas.fields import INT32_MAX
 from server.api.schemas.guidance import merge_guidance
 from server.api.schemas.logprobs import ChatLogprobs, PromptLogprobs, TopLogprobs
 from server.api.schemas.responses import BaseChoice, ResponseBody, ResponseModel
@@ -28,7 +27,6 @@ class ChatBody(Conversation, GenerationBody):
 
     neutral_values: ClassVar[Mapping[str, tuple[object, ...]]] = {**GenerationBody.neutral_values, "tools": ([],)}
 
-    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     logprobs: Annotated[bool | None, Field(description="Return the log-probabilities of the answer's tokens.")] = None
     tool_choice: Annotated[
         ToolChoice | None,
@@ -74,11 +72,10 @@ class ChatBody(Conversation, GenerationBody):
 
     def to_request(self, served: ServedModel) -> GenerationRequest:
         """The engine's request, with what `served` says where the request says nothing. Raises RequestError."""
-        limit = {} if self.max_completion_tokens is None else {"max_tokens": self.max_completion_tokens}
         return GenerationRequest(
             model=self.model,
             prompts=(self.chat_prompt(self.offered_tools, special_tokens=bool(self.add_special_tokens)),),
-            sampling=self.to_sampling_params(served.sampling, **limit),
+            sampling=self.to_sampling_params(served.sampling),
             guidance=merge_guidance(self.guidance, served.guidance),
             default_max_tokens=served.sampling.max_tokens,
             n=self.choices_per_prompt,
@@ -89,11 +86,15 @@ class ChatBody(Conversation, GenerationBody):
 
 
 class AssistantMessage(ResponseModel):
-    """The message of a chat response. `content` is null if the answer consists of tool calls only."""
+    """The message of a chat response. `content` is null if the answer consists of tool calls only.
+
+    `reasoning_content` is there if the model is a reasoning model, and null if it has not thought.
+    """
 
     role: Literal["assistant"]
     content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 
@@ -120,6 +121,7 @@ class Delta(ResponseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 

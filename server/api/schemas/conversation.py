@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -34,6 +34,13 @@ class Conversation(StrictModel):
         JsonObject | None, Field(description="Variables for the chat template, by name.")
     ] = None
 
+    reasoning_effort: Annotated[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None,
+        Field(
+            description="How much to think, for chat templates that read it; `none` also sets their `enable_thinking` "
+            "and `thinking` to false. `chat_template_kwargs` takes precedence."
+        ),
+    ] = None
     tools: Annotated[
         list[Tool] | None,
         Field(description="The functions that the model may call; the chat template describes them to the model."),
@@ -64,8 +71,16 @@ class Conversation(StrictModel):
             opens_answer=self.add_generation_prompt is not False and not continues,
             continues=continues,
             tools=tuple(tool.for_template() for tool in tools),
-            template_variables=self.chat_template_kwargs or {},
+            template_variables={**self._effort_variables, **(self.chat_template_kwargs or {})},
         )
+
+    @property
+    def _effort_variables(self) -> dict[str, Any]:
+        """`reasoning_effort` under the names that chat templates know."""
+        if self.reasoning_effort is None:
+            return {}
+        off = {"enable_thinking": False, "thinking": False} if self.reasoning_effort == "none" else {}
+        return {"reasoning_effort": self.reasoning_effort, **off}
 
 
 def fill_in_call_ids(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from server.api.schemas.fields import INT32_MAX, StrictModel, Text
-from w2s_core.types import MAX_PAIR_WEIGHT, Guidance, Method
+from w2s_core.guidance import MAX_LENGTH_PENALTY, MAX_PAIR_WEIGHT, Combine, Guidance, Method
 
 Positive = Annotated[int, Field(ge=1, le=INT32_MAX)]
+NotNegative = Annotated[float, Field(ge=0, le=MAX_PAIR_WEIGHT, allow_inf_nan=False)]
+Strength = Annotated[float, Field(gt=0, le=MAX_PAIR_WEIGHT, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=-MAX_PAIR_WEIGHT, le=MAX_PAIR_WEIGHT, allow_inf_nan=False)]
+
+
+class Draw(StrictModel):
+    """Draws the beam without replacement, one of the two: with probabilities ∝ exp(rank / `softmax`), or ∝ (rank − λ)₊
+    where the mean of (rank − λ)₊ / `pessimistic` is 1."""
+
+    softmax: Strength | None = None
+    pessimistic: Strength | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.softmax is None) == (self.pessimistic is None):
+            raise PydanticCustomError("select", "must have one of `softmax` and `pessimistic`")
+        return self
+
+
+class Decay(StrictModel):
+    """K falls by this factor with each chunk, under the same total."""
+
+    decay: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class GuidanceOptions(StrictModel):
@@ -56,6 +79,39 @@ class GuidanceOptions(StrictModel):
             "end early."
         ),
     ] = None
+    thoughts: Annotated[
+        bool,
+        Field(
+            description="Search a reasoning model's thoughts together with its answer; the pairs then read both. "
+            "Otherwise the thoughts are sampled once, and the search begins behind them."
+        ),
+    ] = False
+    repetition: Annotated[
+        NotNegative, Field(description="Nats that each repeated word trigram takes from an answer's rank.")
+    ] = 0.0
+    length_penalty: Annotated[
+        float,
+        Field(
+            ge=-MAX_LENGTH_PENALTY,
+            le=MAX_LENGTH_PENALTY,
+            allow_inf_nan=False,
+            description="Ranks are divided by tokens to this power; 1 is the mean.",
+        ),
+    ] = 0.0
+    fluency: Annotated[
+        NotNegative, Field(description="Weight of the answer's log-probability under the large model in its rank.")
+    ] = 0.0
+    early_stopping: Annotated[bool, Field(description="End the search when its best hypothesis is finished.")] = False
+    select: Annotated[
+        Literal["top"] | Draw,
+        Field(description="How the beam is chosen by rank: the best, or drawn at random."),
+    ] = "top"
+    combine: Annotated[
+        Combine, Field(description="How the scores of several pairs become one: their sum, minimum, or robust mixture.")
+    ] = "sum"
+    schedule: Annotated[
+        Literal["constant"] | Decay, Field(description="How the successors are spread over the chunks.")
+    ] = "constant"
 
 
 def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None) -> Guidance | None:
@@ -65,5 +121,9 @@ def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None) 
     """
     if requested is None:
         return None
-    overrides = {key: getattr(requested, key) for key in requested.model_fields_set - {"prompt"}}
+    overrides = {key: _plain(getattr(requested, key)) for key in requested.model_fields_set - {"prompt"}}
     return replace(default or Guidance(), **overrides)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(exclude_none=True) if isinstance(value, StrictModel) else value

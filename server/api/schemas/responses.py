@@ -26,6 +26,12 @@ class PromptTokensDetails(ResponseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(ResponseModel):
+    """`reasoning_tokens` are those of the answers that belong to thoughts."""
+
+    reasoning_tokens: int
+
+
 class Usage(ResponseModel):
     """The tokens of the prompts and of the returned answers. The response's `guidance` counts what a search sampled."""
 
@@ -33,6 +39,7 @@ class Usage(ResponseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
     @classmethod
     def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
@@ -54,12 +61,16 @@ class ChoiceGuidance(ResponseModel):
 
 
 class CandidateNode(ResponseModel):
-    """A candidate in the search tree. `parent` is the `id` of a candidate of the previous chunk, or null."""
+    """A candidate in the search tree. `parent` is the `id` of a candidate of the previous chunk, or null.
+
+    The beam is ordered by `rank`, which is the score unless the request turns on another selection.
+    """
 
     id: int
     parent: int | None
     text: str
     score: float
+    rank: float
     scores: dict[str, float]
     finish_reason: str | None
     kept: bool
@@ -193,5 +204,7 @@ class ModelList(ResponseModel):
 def usage_of(finished: RequestFinished) -> Usage:
     """The usage of a finished request."""
     usage = Usage.of(finished.prompt_tokens, finished.completion_tokens)
-    details = PromptTokensDetails(cached_tokens=finished.cached_tokens)
-    return usage.model_copy(update={"prompt_tokens_details": details})
+    details: dict[str, Any] = {"prompt_tokens_details": PromptTokensDetails(cached_tokens=finished.cached_tokens)}
+    if finished.reasoning_tokens is not None:
+        details["completion_tokens_details"] = CompletionTokensDetails(reasoning_tokens=finished.reasoning_tokens)
+    return usage.model_copy(update=details)

@@ -38,7 +38,6 @@ UNSUPPORTED_FIELDS: Mapping[str, UnsupportedField] = {
     "function_call": UnsupportedField("use `tool_choice`", ("none", "auto")),
     "prediction": UnsupportedField(),
     "web_search_options": UnsupportedField(),
-    "reasoning_effort": UnsupportedField(),
     "verbosity": UnsupportedField(),
     "prompt_cache_retention": UnsupportedField(),
     "use_beam_search": UnsupportedField("use `guidance`"),

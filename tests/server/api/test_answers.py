@@ -162,12 +162,12 @@ async def test_the_chunk_that_ends_the_last_choice_has_the_report(
 
 
 async def test_the_tree_is_returned_when_there_is_one(connect: Connect) -> None:
-    node = Candidate(0, None, "He", 1.5, {"positive": 1.5}, None, kept=True)
+    node = Candidate(0, None, "He", 1.5, 1.25, {"positive": 1.5}, None, kept=True)
     fields = {name: getattr(REPORT, name) for name in REPORT.__slots__}
     report = GuidanceReport(**fields | {"tree": [[[node]]]})
     script = [ChoiceFinished(0, hypothesis("He", guided=True), True), RequestFinished(1, 1, report)]
     answer = await whole(await connect(FakeEngine(script)), COMPLETIONS, model="steered")
-    candidate = {"id": 0, "parent": None, "text": "He", "score": 1.5, "scores": {"positive": 1.5}}
+    candidate = {"id": 0, "parent": None, "text": "He", "score": 1.5, "rank": 1.25, "scores": {"positive": 1.5}}
     assert answer["guidance"]["tree"] == [[[candidate | {"finish_reason": None, "kept": True}]]]
 
 

@@ -177,7 +177,6 @@ async def test_what_real_clients_send_without_meaning_it(ask: Asker, endpoint: s
     [
         ("completions", "suffix", "x"),
         ("completions", "messages", []),
-        ("completions", "max_completion_tokens", 5),
         ("completions", "tools", []),
         ("chat", "tool_choice", "required"),
         ("chat", "modalities", ["text", "audio"]),
@@ -239,6 +238,7 @@ async def test_max_completion_tokens_wins(ask: Asker) -> None:
     assert (await ask.asked("chat", max_tokens=5)).sampling.max_tokens == 5
     assert (await ask.asked("chat", max_tokens=5, max_completion_tokens=7)).sampling.max_tokens == 7
     assert (await ask.asked("chat", max_completion_tokens=7)).sampling.max_tokens == 7
+    assert (await ask.asked("completions", max_tokens=5, max_completion_tokens=7)).sampling.max_tokens == 7
 
 
 async def test_max_completion_tokens_out_of_range(ask: Asker) -> None:

@@ -1,0 +1,86 @@
+"""How a request is searched: the method, the pairs, W, K and L, and how the beam is selected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Method: TypeAlias = Literal["cbs", "best_of_n", "eft", "none"]
+Select: TypeAlias = Literal["top"] | Mapping[Literal["softmax", "pessimistic"], float]
+Combine: TypeAlias = Literal["sum", "min", "robust"]
+Schedule: TypeAlias = Literal["constant"] | Mapping[Literal["decay"], float]
+MAX_LENGTH_PENALTY = 4
+MAX_PAIR_WEIGHT = 1e6  # of either sign; far above any useful one, and so small that a sum of scores is finite
+_RANGES = {
+    "repetition": (0, 1_000_000),
+    "fluency": (0, 1_000_000),
+    "length_penalty": (-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+    "plausibility": (0, 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How a request is searched (Zhou et al. 2024, arXiv:2405.19262, section 4).
+
+    `pairs` maps a pair's name to its weight w_j. After each chunk of at most `chunk_length` (L) tokens `beam_width` (W)
+    hypotheses are kept, and each gets `successors` (K) continuations. Method "best_of_n" draws `successors` whole
+    answers. "eft" is proxy tuning, per token and without a search: the pairs change the logits of every draw. With
+    `proposal` "eft" a search draws its candidates so. Then only tokens at least `plausibility` times as likely as the
+    large model's likeliest are drawn. `trace` asks for the search tree.
+
+    `max_sampled_tokens` bounds what the large model draws for one request, pruned tokens included: answers end early,
+    with finish reason "length", where it could be exceeded. None means the server's own bound. `thoughts`: a reasoning
+    model's thoughts are searched and scored together with its answer; otherwise they are sampled once, unscored.
+
+    The rest is selection (`w2s_core.search.selection`), and off by default. The rank of an answer is its score, minus
+    `repetition` nats for each repeated word trigram, plus `fluency` times log π_base of the answer, all divided by its
+    number of tokens to the power of `length_penalty`. `select` says how W are chosen by rank: "top", {"softmax": τ} or
+    {"pessimistic": β}. `combine` says how the pairs' scores become one: "sum", "min" or "robust". With `early_stopping`
+    the search ends when its best hypothesis is finished. `schedule` {"decay": ρ} gives the chunk i about ρ^i times as
+    many successors as the first, under the same total.
+    """
+
+    method: Method = "cbs"
+    pairs: Mapping[str, float] = field(default_factory=dict)
+    beam_width: int = 4
+    successors: int = 4
+    chunk_length: int = 5
+    trace: bool = False
+    max_sampled_tokens: int | None = None
+    thoughts: bool = False
+    proposal: Literal["base", "eft"] = "base"
+    plausibility: float = 0.0
+    repetition: float = 0.0
+    length_penalty: float = 0.0
+    fluency: float = 0.0
+    early_stopping: bool = False
+    select: Select = "top"
+    combine: Combine = "sum"
+    schedule: Schedule = "constant"
+
+    @property
+    def rows(self) -> int:
+        """Sequences that the large model samples at once: W·K."""
+        return self.beam_width * self.successors
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yields (key, what is wrong with its value) for every value out of range; of a pair, the key `pairs.NAME`."""
+        for pair, weight in self.pairs.items():
+            if not abs(weight) <= MAX_PAIR_WEIGHT:  # nor is NaN
+                yield f"pairs.{pair}", f"must be at most {MAX_PAIR_WEIGHT:,.0f}, of either sign"
+        for key in ("beam_width", "successors", "chunk_length"):
+            if getattr(self, key) < 1:
+                yield key, "must be at least 1"
+        for key, (low, high) in _RANGES.items():
+            if not low <= getattr(self, key) <= high:
+                yield key, f"must be between {low:,} and {high:,}"
+        if not isinstance(self.select, str) and not _has_one_value(self.select, MAX_PAIR_WEIGHT):
+            yield "select", 'must be "top", {"softmax": TEMPERATURE} or {"pessimistic": BETA}, the number above 0'
+        if not isinstance(self.schedule, str) and not _has_one_value(self.schedule, 1):
+            yield "schedule", 'must be "constant" or {"decay": FACTOR}, the factor above 0 and at most 1'
+
+
+def _has_one_value(option: Mapping[Any, float], limit: float) -> bool:
+    return len(option) == 1 and all(0 < value <= limit for value in option.values())

@@ -1,0 +1,121 @@
+"""Selection: how candidates are ranked, and which of them stay in the beam; by default as in the paper.
+
+The score log π_tuned − log π_untuned has no brakes: "It is amazing. It is amazing." pleases a pair more each time. The
+rank of an answer y of n tokens, by `Guidance`'s options ρ (`repetition`), η (`fluency`) and α (`length_penalty`), is
+
+    (score(y) − ρ · repeated word trigrams of y + η · log π_base(y|x)) / n^α   in nats.
+
+η is the weight of the KL term in max E[score] − η·KL(π‖π_base), whose likelihood half this is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from heapq import nlargest
+
+from w2s_core.guidance import Guidance
+from w2s_core.search.combination import combined_scores
+from w2s_core.search.randomness import uniform
+from w2s_core.search.repetition import RepetitionState, advance, count_repeats
+from w2s_core.types import MIN_LOGPROB, Hypothesis
+
+_ROUND = 1 << 40  # positions of the noise of each round, beyond those of tokens
+
+
+class Selector:
+    """Ranks the candidates of one search and selects its beams, round by round.
+
+    `budget` is the number of tokens that an answer may have, which a schedule divides into rounds.
+    """
+
+    def __init__(self, guidance: Guidance | None = None, budget: int = 0) -> None:
+        self._guidance = guidance or Guidance()
+        self._schedule = successors_by_round(self._guidance, budget)
+        self._round = 0
+        self._repetitions: dict[int, RepetitionState] = {}  # of the hypotheses in the beam, by key
+
+    def successors(self, k: int) -> int:
+        """K of the next round: `k`, unless there is a schedule."""
+        return self._schedule[min(self._round, len(self._schedule) - 1)] if self._schedule else k
+
+    def ended(self, beam: Sequence[Hypothesis]) -> bool:
+        """Whether the search is over before its budget is spent."""
+        return all(y.finished for y in beam) or (self._guidance.early_stopping and beam[0].finished)
+
+    def rank(self, pool: Sequence[Hypothesis]) -> list[Hypothesis]:
+        """The hypotheses that compete in a round, with their ranks."""
+        scores = combined_scores(pool, self._guidance)
+        return [replace(y, rank=self._rank(y.as_scored, score)) for y, score in zip(pool, scores, strict=True)]
+
+    def select(self, pool: Sequence[Hypothesis], w: int) -> list[Hypothesis]:
+        """The `w` of the ranked hypotheses that stay, best first; of equal ones those that come first."""
+        beam = sorted(self._chosen(pool, w), key=lambda y: y.rank, reverse=True)
+        self._round += 1
+        if self._guidance.repetition:
+            self._repetitions = {y.key: advance(y.as_scored.text, self._repetition_of(y)) for y in beam}
+        return beam
+
+    def _rank(self, y: Hypothesis, score: float) -> float:
+        guidance = self._guidance
+        if guidance.repetition:
+            score -= guidance.repetition * count_repeats(y.text, self._repetition_of(y))
+        if guidance.fluency:
+            score += guidance.fluency * sum(max(nats, MIN_LOGPROB) for nats in y.logprobs)
+        return score / max(1, y.length) ** guidance.length_penalty if guidance.length_penalty else score
+
+    def _repetition_of(self, y: Hypothesis) -> RepetitionState | None:
+        """What is known of the answer's beginning: of itself, if it was in the beam, or of its parent.
+
+        A first successor has its parent's key.
+        """
+        state = self._repetitions.get(y.key)
+        return self._repetitions.get(y.parent.key) if state is None and y.parent is not None else state
+
+    def _chosen(self, pool: Sequence[Hypothesis], w: int) -> list[Hypothesis]:
+        select = self._guidance.select
+        if isinstance(select, str) or len(pool) <= w:
+            return nlargest(w, pool, key=lambda y: y.rank)
+        [(kind, strength)] = select.items()
+        ranks = [y.rank for y in pool]
+        weights = [r / strength for r in ranks] if kind == "softmax" else pessimistic_log_weights(ranks, strength)
+        noisy = [(weight + self._gumbel(y), y.rank) for weight, y in zip(weights, pool, strict=True)]
+        return [pool[i] for i in nlargest(w, range(len(pool)), key=noisy.__getitem__)]
+
+    def _gumbel(self, y: Hypothesis) -> float:
+        """Gumbel noise: the W largest sums of it and log-weights are W draws without replacement (Vieira 2014)."""
+        u = uniform(y.key, _ROUND + self._round)
+        return -math.log(-math.log(u)) if u > 0 else -math.inf
+
+
+def pessimistic_log_weights(ranks: Sequence[float], beta: float) -> list[float]:
+    """Log-weights of inference-time pessimism (Huang et al. 2025, arXiv:2503.21878): log (rank − λ)₊, with λ such that
+    the mean of (rank − λ)₊ / β is 1; −∞ for a weight of 0."""
+    ordered, total = sorted(ranks, reverse=True), 0.0
+    threshold = ordered[0] - beta * len(ranks)
+    for count, rank in enumerate(ordered, start=1):
+        if rank <= threshold:
+            break
+        total += rank
+        threshold = (total - beta * len(ranks)) / count
+    return [math.log(rank - threshold) if rank > threshold else -math.inf for rank in ranks]
+
+
+def successors_by_round(guidance: Guidance, budget: int) -> list[int]:
+    """K of each round under a decaying schedule; empty where K is constant.
+
+    K_i = max(1, round(c·ρ^i)), with c such that together they are at most as many as K in every round (AdaSearch,
+    arXiv:2510.23334). Earlier rounds have the precedence.
+    """
+    if isinstance(guidance.schedule, str) or guidance.method != "cbs" or budget < 1:
+        return []
+    decay, rounds = guidance.schedule["decay"], math.ceil(budget / guidance.chunk_length)
+    total = guidance.successors * rounds
+    shares = [decay**i for i in range(rounds)]
+    first = total / sum(shares)
+    schedule: list[int] = []
+    for i, share in enumerate(shares):
+        left = total - sum(schedule) - (rounds - 1 - i)  # one for each later round
+        schedule.append(max(1, min(round(first * share), left)))
+    return schedule
