@@ -162,6 +162,15 @@ class WideToken(ByteTokenizer):
         return super().decode([byte for token in tokens for byte in (b">ab" if token == 1 else [token])])
 
 
+class BlankToken(ByteTokenizer):
+    """Its token 1 is a blank and a letter, so that no blank before an answer can be kept with its thoughts."""
+
+    verbatim = property(lambda self: self)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return super().decode([byte for token in tokens for byte in (b" a" if token == 1 else [token])])
+
+
 async def test_a_token_that_ends_the_thoughts_and_begins_the_answer() -> None:
     """The answer is drawn anew behind the marker, so nothing of it is lost or comes twice."""
     large = thinking(lambda tokens: {b"xyz"[len(tokens)] if len(tokens) < 3 else EOS: 1.0}, b"<think>Hm.</think\x01")
@@ -205,6 +214,34 @@ async def test_a_search_of_both_scores_both() -> None:
     assert found.end is not None
     assert found.end.reasoning_tokens == len(THINKING)
     assert found.end.completion_tokens == len(THINKING) + 2
+
+
+@pytest.mark.parametrize("model", ["plain", "guided"])
+async def test_an_answer_is_drawn_with_other_random_numbers_than_its_thoughts(model: str) -> None:
+    def distribution(prompt: Tokens, answer: Tokens) -> dict[int, float]:
+        drawn = (prompt + answer)[len(b"<user>Hi") :]
+        if len(drawn) < len(b"<think>"):
+            return {b"<think>"[len(drawn)]: 1.0}
+        thoughts = drawn[len(b"<think>") :]
+        if len(thoughts) == 20 or 20 < len(thoughts) < 20 + len(b"</think>"):
+            return {b"</think>"[len(thoughts) - 20]: 1.0}
+        return {97: 0.5, 98: 0.5}
+
+    large = FakeLargeModel(distribution)
+    large.reasoning_format = "qwen3"
+    one = replace(DEFAULT_GUIDANCE, beam_width=1, successors=1)
+    sampling = SamplingParams(seed=1, max_tokens=7 + 20 + 8 + 27)
+    found = await ask(fake_engine(large), model, sampling=sampling, guidance=one if model == "guided" else None)
+    assert found.thoughts[0] != found.texts[0][7:], "the same positions of the same lineage"
+
+
+async def test_blanks_behind_thoughts_are_no_part_of_the_answer() -> None:
+    large = thinking(
+        lambda tokens: {ord(" ") if len(tokens) < 2 else EOS if len(tokens) > 4 else 97: 1.0}, b"<think>Hm.</think>\x01"
+    )
+    large.decoder = BlankToken()
+    found = await ask(fake_engine(large), with_tokens=True)
+    assert (found.thoughts, found.texts) == ({0: "Hm."}, {0: "a  aaa"})
 
 
 async def test_stop_strings_hold_where_a_model_that_could_think_does_not() -> None:

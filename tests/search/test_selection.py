@@ -181,7 +181,8 @@ def test_the_minimum_takes_the_pair_that_likes_an_answer_least() -> None:
     assert two_pairs("sum", [(3.0, 1.0)]) == [4.0]
     against = two_pairs("min", [(1.0, 5.0), (0.0, -5.0)], (1.0, -1.0))
     assert against[0] == pytest.approx(against[1]), "what one pair gains, the other loses"
-    assert two_pairs("min", [(1.0, 1.0), (1.0, 1.0)]) == [0.0, 0.0], "no deviation, no preference"
+    assert two_pairs("min", [(1.0, 1.0), (1.0, 1.0)]) == [2.0, 2.0], "no deviation, no preference"
+    assert two_pairs("min", [(-8.0, 1.0), (4.0, 9.0), (9.0, 2.0)], (1.0, 0.0)) == [-8.0, 4.0, 9.0], "no weight, no say"
 
 
 def test_the_robust_mixture_is_that_of_the_formula() -> None:
@@ -211,17 +212,18 @@ def test_a_schedule_falls_under_the_same_total(decay: float, k: int, budget: int
     guidance = Guidance(successors=k, chunk_length=length, schedule={"decay": decay})
     schedule, rounds = successors_by_round(guidance, budget), math.ceil(budget / length)
     assert len(schedule) == rounds
-    assert sum(schedule) <= k * rounds
+    sizes = [min(length, budget - i * length) for i in range(rounds)]
+    assert sum(successors * size for successors, size in zip(schedule, sizes, strict=True)) <= k * budget
     assert all(1 <= later <= earlier for earlier, later in zip(schedule, schedule[1:], strict=False))
     if decay == 1:
-        assert schedule == [k] * rounds
+        assert schedule == (k,) * rounds
 
 
 async def test_a_schedule_draws_what_it_says() -> None:
     large = FakeLargeModel(letters("ab", eos=0))
     guidance = replace(CBS, schedule={"decay": 0.6})
     await answer(fake_engine(large), replace(ASK, guidance=guidance))
-    assert [k for _, k, _ in large.calls] == successors_by_round(guidance, 40)
+    assert tuple(k for _, k, _ in large.calls) == successors_by_round(guidance, 40)
     assert large.calls[0][1] > 3 > large.calls[-1][1]
 
 
@@ -246,6 +248,13 @@ async def test_a_search_that_stops_early_ends_with_its_best_answer() -> None:
         assert y.ended
         lengths[early] = len(large.calls)
     assert lengths[True] < lengths[False]
+
+
+async def test_a_search_that_stops_early_has_finished_the_answers_that_are_wanted() -> None:
+    scorer = FakeScorer(lambda text, ended: 100.0 * ended)
+    engine = fake_engine(FakeLargeModel(letters("ab", eos=0.05)), {"positive": scorer})
+    found = await answer(engine, replace(ASK, guidance=replace(CBS, early_stopping=True), n=3))
+    assert [y.finish_reason for y in found] == ["stop"] * 3
 
 
 @pytest.mark.parametrize(

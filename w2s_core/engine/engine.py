@@ -191,7 +191,7 @@ class Engine:
 
     def _check_fits_idle_queue(self, plans: Sequence[Plan]) -> None:
         """Refuses prompts that the queue could never take together: trying again later would not help."""
-        rows = plans[0].rows  # alike for all prompts of a request
+        rows = max(plan.rows for plan in plans)
         if len(plans) > (limit := self.admission.capacity(rows)):
             raise RequestError(
                 f"This request has {len(plans)} prompts, each of which samples {rows} sequences at once; at most "
@@ -207,10 +207,8 @@ def _run(plan: Plan, first_choice: int, observer: RequestObserver) -> Run:
 def _with_usage(event: PromptEvent, runs: Sequence[Run]) -> PromptEvent:
     if not isinstance(event, TextCommitted):
         return event
-    prompt_tokens, completion_tokens = (
-        sum(run.prompt_tokens for run in runs),
-        sum(run.completion_tokens for run in runs),
-    )
+    prompt_tokens = sum(run.prompt_tokens for run in runs)
+    completion_tokens = sum(run.completion_tokens for run in runs)
     return replace(event, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
 

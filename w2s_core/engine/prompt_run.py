@@ -119,7 +119,7 @@ class PromptRun:
                 k=guidance.successors,
                 length=guidance.chunk_length,
                 budget=plan.budget,
-                selector=Selector(guidance, plan.budget),
+                selector=Selector(guidance, plan.budget, plan.n),
             )
             observed = self._observer.observe_rounds(rounds, pair_scored=plan.pair_scored)
             async with aclosing(observed):

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from w2s_core.aio import merge
 from w2s_core.engine.admission import Ticket
-from w2s_core.engine.events import ChoiceFinished, TextCommitted
+from w2s_core.engine.events import ChoiceFinished, TextCommitted, TokenInfo
 from w2s_core.engine.observer import RequestObserver
 from w2s_core.engine.planning import Mode, Plan
 from w2s_core.engine.prompt_run import ChoiceEvent, PromptEvent, PromptRun, read_prompt
 from w2s_core.engine.thought_sampler import ThoughtSampler, ThoughtSplitter
 from w2s_core.engine.thoughts import searched_sampling
-from w2s_core.search.randomness import root_key, successor_key
+from w2s_core.search.randomness import answer_seed, root_key, successor_key
 from w2s_core.search.tree import SearchTree
 from w2s_core.text.detokenizer import AnswerDetokenizer
 from w2s_core.types import Hypothesis, ProviderUsage, Tokens
@@ -68,29 +68,36 @@ class ReasoningRun:
         if sampler.ended:
             answer = replace(sampler.ended, tokens=(), text="")
             for index in indices:
-                yield ChoiceFinished(index, answer, self.plan.pair_scored, pending, sampler.splitter.thoughts)
+                yield ChoiceFinished(index, answer, guided=False, tokens=pending, thoughts=sampler.splitter.thoughts)
             return
         run = PromptRun(self._answer_plan(sampler, len(choices)), indices[0], self._observer, first_draw=choices[0])
         self._answers.append(run)
-        first = set(indices)  # choices whose tokens are pending
+        openings = {index: _AnswerOpening(pending, strips=self._strips_blanks(sampler)) for index in indices}
         async with aclosing(run.choice_events()) as events:
             async for event in events:
-                tokens = pending + event.tokens if event.index in first else event.tokens
-                first.discard(event.index)
-                if isinstance(event, ChoiceFinished):
-                    yield replace(event, tokens=tokens, thoughts=sampler.splitter.thoughts)
-                else:
-                    yield replace(event, tokens=tokens)
+                opened = openings[event.index].open(event)
+                if isinstance(opened, ChoiceFinished):
+                    opened = replace(opened, thoughts=sampler.splitter.thoughts)
+                if opened is not None:
+                    yield opened
+
+    def _strips_blanks(self, sampler: ThoughtSampler) -> bool:
+        """Whether blanks at the beginning of the answer are those between it and its thoughts, not a grammar's."""
+        return bool(sampler.tokens) and self.plan.sampling.grammar is None
 
     def _answer_plan(self, sampler: ThoughtSampler, n: int) -> Plan:
         """The plan for the answer behind these thoughts."""
-        plan, used = self.plan, len(sampler.tokens)
+        plan = self.plan
         assert plan.thoughts is not None
+        prompt = plan.large.extend_prompt(plan.prompt, sampler.tokens, sampler.overhang)
+        added = plan.large.count_tokens(prompt) - plan.large.count_tokens(plan.prompt)
+        used = max(len(sampler.tokens), added)  # tokens of an overhang were not drawn, but take room
         budget = min(plan.budget - used, plan.thoughts.answer_budget)
         min_tokens = min(max(0, plan.sampling.min_tokens - used), budget)
         return replace(
             plan,
-            prompt=plan.large.extend_prompt(plan.prompt, sampler.tokens, sampler.overhang),
+            prompt=prompt,
+            seed=answer_seed(plan.seed) if sampler.tokens else plan.seed,
             sampling=replace(plan.sampling, max_tokens=budget, min_tokens=min_tokens),
             budget=budget,
             n=n,
@@ -122,7 +129,7 @@ class ReasoningRun:
         """The tokens of a searched answer before its answer proper."""
         start = splitter.answer_start
         if start is None:
-            return y.length if splitter.thoughts else 0
+            return y.length if splitter.has_begun else 0
         prompt: Tokens = self.plan.prompt if self.plan.large.exposes_token_ids else ()
         return len(AnswerDetokenizer(self.plan.large.decoder.verbatim, prompt).covering(y.tokens, start))
 
@@ -166,3 +173,22 @@ class ReasoningRun:
     def tree(self) -> SearchTree:
         """The tree of the search."""
         return self._answers[0].tree if self._answers else SearchTree(max_characters=0)
+
+
+class _AnswerOpening:
+    """The beginning of an answer behind thoughts: it carries their `pending` tokens and, if it `strips`, no blanks."""
+
+    def __init__(self, pending: tuple[TokenInfo, ...], *, strips: bool) -> None:
+        self._pending = pending
+        self._strips = strips
+        self._begun = False
+
+    def open(self, event: ChoiceEvent) -> ChoiceEvent | None:
+        """The event to send in place of this one; None if nothing of its text is left."""
+        event = replace(event, tokens=self._pending + event.tokens)
+        if isinstance(event, ChoiceFinished):
+            text = event.hypothesis.text
+            return replace(event, hypothesis=replace(event.hypothesis, text=text.lstrip() if self._strips else text))
+        text = event.text.lstrip() if self._strips and not self._begun else event.text
+        self._begun, self._pending = self._begun or bool(text), () if text else event.tokens
+        return replace(event, text=text) if text else None

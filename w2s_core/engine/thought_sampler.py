@@ -33,6 +33,11 @@ class ThoughtSplitter:
         """The number of characters before the answer, None as long as it has not begun behind thoughts."""
         return self._parser.answer_start
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are thoughts, be they empty."""
+        return self._parser.state in (ReasoningState.THOUGHTS, ReasoningState.BLANKS)
+
     def split(self, event: TextCommitted) -> list[TextCommitted]:
         """The events for a piece of text; the first of them carries the tokens."""
         self.pending += event.tokens
@@ -158,7 +163,6 @@ def _sampling_of_thoughts(sampling: SamplingParams) -> SamplingParams:
         sampling,
         stop=(),
         stop_token_ids=(),
-        min_tokens=0,
         allowed_token_ids=None,
         grammar=None,
         include_stop_str_in_output=False,

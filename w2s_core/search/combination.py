@@ -21,11 +21,12 @@ def combined_scores(pool: Sequence[Hypothesis], guidance: Guidance) -> list[floa
     if guidance.combine == "sum" or len(guidance.pairs) < 2:
         return [y.score for y in pool]
     columns = [[weight * y.scores.get(name, 0.0) for y in pool] for name, weight in guidance.pairs.items()]
-    deviations = [pstdev(column) for column in columns]
-    standardised = [
-        [(value - fmean(column)) / deviation if deviation else 0.0 for value in column]
-        for column, deviation in zip(columns, deviations, strict=True)
-    ]
+    # A pair to which all candidates are alike, or that has no weight, has no say.
+    varying = [(column, deviation) for column in columns if (deviation := pstdev(column))]
+    if len(varying) < 2:
+        return [y.score for y in pool]
+    deviations = [deviation for _, deviation in varying]
+    standardised = [[(value - fmean(column)) / deviation for value in column] for column, deviation in varying]
     rows = list(zip(*standardised, strict=True))
     if guidance.combine == "min":
         values = [min(row) for row in rows]

@@ -15,7 +15,7 @@ from __future__ import annotations
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # Domain separation: equal numbers in different roles give other keys.
-_COPY, _SUCCESSOR, _DRAW, _CALL, _LEVEL = 1, 2, 3, 4, 5
+_COPY, _SUCCESSOR, _DRAW, _CALL, _LEVEL, _ANSWER = 1, 2, 3, 4, 5, 6
 
 
 def _finalize(x: int) -> int:
@@ -35,6 +35,11 @@ def _mix(*parts: int) -> int:
 def root_key(seed: int) -> int:
     """Key of the empty answer. Any integer is a seed; seeds that are equal modulo 2⁶⁴ are the same."""
     return _mix(seed)
+
+
+def answer_seed(seed: int) -> int:
+    """The seed of an answer behind thoughts, which the request's own seed has drawn."""
+    return _mix(seed, _ANSWER)
 
 
 def copy_key(root: int, index: int) -> int:

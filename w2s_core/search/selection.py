@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from heapq import nlargest
 
 from w2s_core.guidance import Guidance
@@ -27,10 +28,12 @@ _ROUND = 1 << 40  # positions of the noise of each round, beyond those of tokens
 class Selector:
     """Ranks the candidates of one search and selects its beams, round by round.
 
-    `budget` is the number of tokens that an answer may have, which a schedule divides into rounds.
+    `budget` is the number of tokens that an answer may have, which a schedule divides into rounds. `n` answers are
+    wanted in the end.
     """
 
-    def __init__(self, guidance: Guidance | None = None, budget: int = 0) -> None:
+    def __init__(self, guidance: Guidance | None = None, budget: int = 0, n: int = 1) -> None:
+        self._n = n
         self._guidance = guidance or Guidance()
         self._schedule = successors_by_round(self._guidance, budget)
         self._round = 0
@@ -42,7 +45,7 @@ class Selector:
 
     def ended(self, beam: Sequence[Hypothesis]) -> bool:
         """Whether the search is over before its budget is spent."""
-        return all(y.finished for y in beam) or (self._guidance.early_stopping and beam[0].finished)
+        return all(y.finished for y in (beam[: self._n] if self._guidance.early_stopping else beam))
 
     def rank(self, pool: Sequence[Hypothesis]) -> list[Hypothesis]:
         """The hypotheses that compete in a round, with their ranks."""
@@ -102,20 +105,24 @@ def pessimistic_log_weights(ranks: Sequence[float], beta: float) -> list[float]:
     return [math.log(rank - threshold) if rank > threshold else -math.inf for rank in ranks]
 
 
-def successors_by_round(guidance: Guidance, budget: int) -> list[int]:
+def successors_by_round(guidance: Guidance, budget: int) -> tuple[int, ...]:
     """K of each round under a decaying schedule; empty where K is constant.
 
-    K_i = max(1, round(c·ρ^i)), with c such that together they are at most as many as K in every round (AdaSearch,
-    arXiv:2510.23334). Earlier rounds have the precedence.
+    K_i = max(1, round(c·ρ^i)), with c such that together they draw at most as many tokens as K in every round
+    (AdaSearch, arXiv:2510.23334). Earlier rounds have the precedence.
     """
     if isinstance(guidance.schedule, str) or guidance.method != "cbs" or budget < 1:
-        return []
-    decay, rounds = guidance.schedule["decay"], math.ceil(budget / guidance.chunk_length)
-    total = guidance.successors * rounds
-    shares = [decay**i for i in range(rounds)]
-    first = total / sum(shares)
-    schedule: list[int] = []
-    for i, share in enumerate(shares):
-        left = total - sum(schedule) - (rounds - 1 - i)  # one for each later round
-        schedule.append(max(1, min(round(first * share), left)))
-    return schedule
+        return ()
+    return _decaying(guidance.schedule["decay"], guidance.successors, guidance.chunk_length, budget)
+
+
+@lru_cache(maxsize=64)  # a request asks several times
+def _decaying(decay: float, k: int, length: int, budget: int) -> tuple[int, ...]:
+    sizes = [min(length, budget - start) for start in range(0, budget, length)]
+    first = k * budget / sum(decay**i * size for i, size in enumerate(sizes))
+    schedule, left = list[int](), (k - 1) * budget  # tokens that are left when each round has drawn one successor
+    for i, size in enumerate(sizes):
+        successors = max(1, min(round(first * decay**i), 1 + left // size))
+        left -= (successors - 1) * size
+        schedule.append(successors)
+    return tuple(schedule)
