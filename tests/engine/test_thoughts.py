@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import DEFAULT_GUIDANCE, EOS, ByteTokenizer, FakeLargeModel, FakeScorer, fake_engine, letters
+from tests.fakes import DEFAULT_GUIDANCE, EOS, FakeLargeModel, FakeScorer, fake_engine, letters
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
 from w2s_core.errors import RequestError
@@ -153,39 +153,6 @@ async def test_a_model_that_does_not_think_answers_as_any_other(model: str) -> N
     assert [event.thoughts for event in found.finished.values()] == ["", ""]
 
 
-class WideToken(ByteTokenizer):
-    """Its token 1 is the end of a marker and the beginning of an answer."""
-
-    verbatim = property(lambda self: self)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return super().decode([byte for token in tokens for byte in (b">ab" if token == 1 else [token])])
-
-
-class BlankToken(ByteTokenizer):
-    """Its token 1 is a blank and a letter, so that no blank before an answer can be kept with its thoughts."""
-
-    verbatim = property(lambda self: self)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return super().decode([byte for token in tokens for byte in (b" a" if token == 1 else [token])])
-
-
-async def test_a_token_that_ends_the_thoughts_and_begins_the_answer() -> None:
-    """The answer is drawn anew behind the marker, so nothing of it is lost or comes twice."""
-    large = thinking(lambda tokens: {b"xyz"[len(tokens)] if len(tokens) < 3 else EOS: 1.0}, b"<think>Hm.</think\x01")
-    large.decoder, opened, open_ = WideToken(), [], large.open
-
-    def watching(prompt: Tokens, sampling: SamplingParams, *, rows: int) -> object:
-        opened.append(large.decoder.decode(prompt))
-        return open_(prompt, sampling, rows=rows)
-
-    large.open = watching  # type: ignore[method-assign, assignment]
-    found = await ask(fake_engine(large), "guided")
-    assert (found.thoughts, found.texts) == ({0: "Hm."}, {0: "xyz"})
-    assert opened[1] == f"{opened[0]}<think>Hm.</think>"
-
-
 async def test_the_pairs_context_bounds_the_answer_alone() -> None:
     found = await ask(fake_engine(thinking(lambda _: {97: 0.5, 98: 0.5}), {"positive": FakeScorer(room=5)}), "guided")
     assert found.thoughts == {0: "Hm. aXb"}
@@ -233,15 +200,6 @@ async def test_an_answer_is_drawn_with_other_random_numbers_than_its_thoughts(mo
     sampling = SamplingParams(seed=1, max_tokens=7 + 20 + 8 + 27)
     found = await ask(fake_engine(large), model, sampling=sampling, guidance=one if model == "guided" else None)
     assert found.thoughts[0] != found.texts[0][7:], "the same positions of the same lineage"
-
-
-async def test_blanks_behind_thoughts_are_no_part_of_the_answer() -> None:
-    large = thinking(
-        lambda tokens: {ord(" ") if len(tokens) < 2 else EOS if len(tokens) > 4 else 97: 1.0}, b"<think>Hm.</think>\x01"
-    )
-    large.decoder = BlankToken()
-    found = await ask(fake_engine(large), with_tokens=True)
-    assert (found.thoughts, found.texts) == ({0: "Hm."}, {0: "a  aaa"})
 
 
 async def test_stop_strings_hold_where_a_model_that_could_think_does_not() -> None:
