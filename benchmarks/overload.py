@@ -83,7 +83,7 @@ class LoadGenerator:
     async def send(self) -> RequestResult:
         """Sends one request. Raises unless it is answered completely or refused with 429."""
         number = next(self._numbers)
-        body = client.body(DEMO, excerpt(self._tokenizer, _PROMPT, number), self.tokens, number)
+        body = client.body(DEMO, excerpt(self._tokenizer, _PROMPT, number), self.tokens, number, ignore_eos=True)
         start = time.perf_counter()
         try:
             answer = await client.stream(self._http, body)
