@@ -6,11 +6,12 @@ pydantic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
-from urllib.parse import urlsplit
 
+from w2s_core.provider_config import ProviderConfig as ProviderConfig  # noqa: PLC0414  (part of the configuration)
+from w2s_core.provider_config import RemoteModelConfig as RemoteModelConfig  # noqa: PLC0414
 from w2s_core.types import Guidance
 
 ToolFormatName: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral"]
@@ -57,83 +58,17 @@ class PairConfig:
     """A pair (π_tuned, π_untuned) that runs in our own workers. The keys of `LargeModelConfig` have the same meaning.
 
     `prompt_template` is what the pair reads before the answer. None: the prompt in the pair's own chat template (chat)
-    or as it is (completions). A string: that, with `{prompt}` replaced literally. "": nothing.
+    or as it is (completions). A string: that, with `{prompt}` replaced literally. "": nothing. `untuned` None: scores
+    are log π_tuned alone, those of an autoregressive reward model (GenARM, Xu et al. 2025, arXiv:2410.08193).
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     tuned: str
-    untuned: str
+    untuned: str | None
     backend: Literal["local"] = "local"
     prompt_template: str | None = None
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderConfig:
-    """The provider of a remote model: its addresses, retries and circuit breaker. Times are in seconds.
-
-    `base_url`: one URL or several that serve the same model, each with its path (`http://host:8000/v1`).
-    `model`: the provider's name of the model. `api_key_env`: the environment variable that holds the API key.
-    `call_timeout_s` bounds a call, its retries and its whole response included: an attempt may take what is left, or
-    half of that while another base_url can be tried. `max_concurrency`: concurrent calls. `max_retries`: attempts after
-    the first, including those at another base_url; an attempt that timed out is repeated only there.
-    Circuit breaker: after `breaker_failures` failed calls in a row a base_url gets no calls for `breaker_cooldown_s`,
-    then one that probes it.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
-    base_url: str | tuple[str, ...]
-    model: str
-    api_key_env: str | None = None
-    connect_timeout_s: float = 5.0
-    call_timeout_s: float = 50.0
-    max_concurrency: int = 64
-    max_retries: int = 3
-    breaker_failures: int = 5
-    breaker_cooldown_s: float = 5.0
-
-    @property
-    def base_urls(self) -> tuple[str, ...]:
-        """The distinct URLs, without a trailing slash."""
-        urls = (self.base_url,) if isinstance(self.base_url, str) else self.base_url
-        return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
-
-    def problems(self) -> Iterator[str]:
-        """Yields "key: reason" for every invalid key. Values are left out, because they may hold secrets."""
-        if not self.base_urls:
-            yield "base_url: must name at least one URL"
-        for url in self.base_urls:
-            if (reason := _problem_of_url(url)) is not None:
-                yield f"base_url: {reason}"
-        for key in ("connect_timeout_s", "call_timeout_s", "breaker_cooldown_s"):
-            if not 0 < getattr(self, key) < float("inf"):
-                yield f"{key}: must be above 0"
-        for key, minimum in (("max_concurrency", 1), ("max_retries", 0), ("breaker_failures", 1)):
-            if getattr(self, key) < minimum:
-                yield f"{key}: must be at least {minimum}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteModelConfig(ProviderConfig):
-    """A model behind an OpenAI-compatible completion API that returns log-probabilities.
-
-    `flavor`: "vllm" exchanges token ids and uses vLLM's extensions; "openai" uses the public API alone and exchanges
-    text; "auto" probes the provider at start-up. `tokenizer`: a folder or a hub id; token ids and chat need it.
-    `context_length`: in tokens, None = what the provider reports.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
-    flavor: Literal["auto", "vllm", "openai"] = "auto"
-    tokenizer: str | None = None
-    context_length: int | None = None
-
-    def problems(self) -> Iterator[str]:
-        yield from ProviderConfig.problems(self)
-        if self.flavor == "vllm" and self.tokenizer is None:
-            yield "tokenizer: flavor vllm exchanges token ids and needs one"
-        if self.context_length is not None and self.context_length < 1:
-            yield "context_length: must be at least 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,28 +84,57 @@ class RemoteLargeModelConfig(RemoteModelConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemotePairConfig:
-    """A pair at providers that return the log-probabilities of a prompt. `prompt_template`: as in `PairConfig`."""
+    """A pair at providers that return the log-probabilities of a prompt. `prompt_template`, `untuned`: as in
+    `PairConfig`."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     tuned: RemoteModelConfig
-    untuned: RemoteModelConfig
+    untuned: RemoteModelConfig | None
     backend: Literal["remote"] = "remote"
     prompt_template: str | None = None
 
 
-def _problem_of_url(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return "is not a URL"
-    if parts.scheme not in ("http", "https") or not host:
-        return "must begin with http:// or https:// and name a host"
-    if "@" in parts.netloc:
-        return "must hold no credentials; name the environment variable that holds the key in api_key_env"
-    if parts.query or parts.fragment:
-        return "must end with its path, such as /v1"
-    return None
+@dataclass(frozen=True, slots=True)
+class RewardModelConfig:
+    """A reward model that runs in our own workers: a decoder with a sequence-classification head.
+
+    The reward of an answer so far is the head's output at its last token: of one output itself, of several the
+    log-odds of `label`, an output's name or number. `prompt_template` and the other keys: as in `PairConfig`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    model: str
+    backend: Literal["local"] = "local"
+    label: str | int | None = None
+    prompt_template: str | None = None
+    trust_remote_code: bool = False
+    devices: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteRewardModelConfig(ProviderConfig):
+    """A reward model behind an HTTP endpoint that scores texts, as vLLM's `/classify` and `/pooling` do.
+
+    `endpoint`: which of the two; "auto" probes the provider at start-up. `tokenizer`: a folder or a hub id, whose chat
+    template conversations need if there is no `prompt_template`. `label`, `prompt_template`: as in `RewardModelConfig`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    backend: Literal["remote"] = "remote"
+    endpoint: Literal["auto", "classify", "pooling"] = "auto"
+    label: str | int | None = None
+    tokenizer: str | None = None
+    prompt_template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PythonScorerConfig:
+    """A scorer of one's own. `python`: "package.module:factory", which is called with `options` and returns a
+    `w2s_core.interfaces.Scorer`. It runs in the server's own process."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    python: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +186,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything that `build_engine` needs. Models and pairs refer to each other by their keys.
+    """Everything that `build_engine` needs. Models, pairs and other scorers refer to each other by their keys.
+
+    No two of `pairs`, `reward_models` and `scorers` may have the same name.
 
     `traces` turns on OpenTelemetry tracing (see `telemetry.tracing`).
     """
@@ -230,6 +196,8 @@ class EngineConfig:
     large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig]
     served_models: Mapping[str, ServedModelConfig]
     pairs: Mapping[str, PairConfig | RemotePairConfig] = field(default_factory=dict)
+    reward_models: Mapping[str, RewardModelConfig | RemoteRewardModelConfig] = field(default_factory=dict)
+    scorers: Mapping[str, PythonScorerConfig] = field(default_factory=dict)
     workers: WorkersConfig = WorkersConfig()
     limits: Limits = Limits()
     traces: bool = False

@@ -10,8 +10,9 @@ Method: TypeAlias = Literal["cbs", "best_of_n", "eft", "none"]
 Select: TypeAlias = Literal["top"] | Mapping[Literal["softmax", "pessimistic"], float]
 Combine: TypeAlias = Literal["sum", "min", "robust"]
 Schedule: TypeAlias = Literal["constant"] | Mapping[Literal["decay"], float]
+SCORER_KEYS = ("pairs", "reward_models", "scorers")
 MAX_LENGTH_PENALTY = 4
-MAX_PAIR_WEIGHT = 1e6  # of either sign; far above any useful one, and so small that a sum of scores is finite
+MAX_WEIGHT = 1e6  # of either sign; far above any useful one, and so small that a sum of scores is finite
 _RANGES = {
     "repetition": (0, 1_000_000),
     "fluency": (0, 1_000_000),
@@ -24,11 +25,12 @@ _RANGES = {
 class Guidance:
     """How a request is searched (Zhou et al. 2024, arXiv:2405.19262, section 4).
 
-    `pairs` maps a pair's name to its weight w_j. After each chunk of at most `chunk_length` (L) tokens `beam_width` (W)
-    hypotheses are kept, and each gets `successors` (K) continuations. Method "best_of_n" draws `successors` whole
-    answers. "eft" is proxy tuning, per token and without a search: the pairs change the logits of every draw. With
-    `proposal` "eft" a search draws its candidates so. Then only tokens at least `plausibility` times as likely as the
-    large model's likeliest are drawn. `trace` asks for the search tree.
+    `pairs`, `reward_models` and `scorers` (in Python) map their names to weights w_j, and the weighted sum is the
+    score. After each chunk of at most `chunk_length` (L) tokens `beam_width` (W) hypotheses are kept, and each gets
+    `successors` (K) continuations. Method "best_of_n" draws `successors` whole answers. "eft" is proxy tuning, per
+    token and without a search: the pairs change the logits of every draw. With `proposal` "eft" a search draws its
+    candidates so. Then only tokens at least `plausibility` times as likely as the large model's likeliest are drawn.
+    `trace` asks for the search tree.
 
     `max_sampled_tokens` bounds what the large model draws for one request, pruned tokens included: answers end early,
     with finish reason "length", where it could be exceeded. None means the server's own bound. `thoughts`: a reasoning
@@ -37,7 +39,7 @@ class Guidance:
     The rest is selection (`w2s_core.search.selection`), and off by default. The rank of an answer is its score, minus
     `repetition` nats for each repeated word trigram, plus `fluency` times log π_base of the answer, all divided by its
     number of tokens to the power of `length_penalty`. `select` says how W are chosen by rank: "top", {"softmax": τ} or
-    {"pessimistic": β}. `combine` says how the pairs' scores become one: "sum", "min" or "robust". With `early_stopping`
+    {"pessimistic": β}. `combine` says how several scores become one: "sum", "min" or "robust". With `early_stopping`
     the search ends when its best hypothesis is finished. `schedule` {"decay": ρ} gives the chunk i about ρ^i times as
     many successors as the first, under the same total.
     """
@@ -50,6 +52,8 @@ class Guidance:
     trace: bool = False
     max_sampled_tokens: int | None = None
     thoughts: bool = False
+    reward_models: Mapping[str, float] = field(default_factory=dict)
+    scorers: Mapping[str, float] = field(default_factory=dict)
     proposal: Literal["base", "eft"] = "base"
     plausibility: float = 0.0
     repetition: float = 0.0
@@ -65,18 +69,29 @@ class Guidance:
         """Sequences that the large model samples at once: W·K."""
         return self.beam_width * self.successors
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weights of everything that scores, by name, pairs first."""
+        return {name: weight for _, name, weight in self.named_weights()}
+
+    def named_weights(self) -> Iterator[tuple[str, str, float]]:
+        """Yields (key, name, weight) of everything that scores; the key is also the configuration's section."""
+        for key in SCORER_KEYS:
+            for name, weight in getattr(self, key).items():
+                yield key, name, weight
+
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yields (key, what is wrong with its value) for every value out of range; of a pair, the key `pairs.NAME`."""
-        for pair, weight in self.pairs.items():
-            if not abs(weight) <= MAX_PAIR_WEIGHT:  # nor is NaN
-                yield f"pairs.{pair}", f"must be at most {MAX_PAIR_WEIGHT:,.0f}, of either sign"
+        """Yields (key, what is wrong with its value) for every value out of range; a weight's key is `pairs.NAME`."""
+        for key, name, weight in self.named_weights():
+            if not abs(weight) <= MAX_WEIGHT:  # nor is NaN
+                yield f"{key}.{name}", f"must be at most {MAX_WEIGHT:,.0f}, of either sign"
         for key in ("beam_width", "successors", "chunk_length"):
             if getattr(self, key) < 1:
                 yield key, "must be at least 1"
         for key, (low, high) in _RANGES.items():
             if not low <= getattr(self, key) <= high:
                 yield key, f"must be between {low:,} and {high:,}"
-        if not isinstance(self.select, str) and not _has_one_value(self.select, MAX_PAIR_WEIGHT):
+        if not isinstance(self.select, str) and not _has_one_value(self.select, MAX_WEIGHT):
             yield "select", 'must be "top", {"softmax": TEMPERATURE} or {"pessimistic": BETA}, the number above 0'
         if not isinstance(self.schedule, str) and not _has_one_value(self.schedule, 1):
             yield "schedule", 'must be "constant" or {"decay": FACTOR}, the factor above 0 and at most 1'

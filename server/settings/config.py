@@ -31,13 +31,16 @@ from w2s_core.config import (
     LargeModelConfig,
     Limits,
     PairConfig,
+    ProviderConfig,
+    PythonScorerConfig,
     RemoteLargeModelConfig,
-    RemoteModelConfig,
     RemotePairConfig,
+    RemoteRewardModelConfig,
+    RewardModelConfig,
     WorkersConfig,
 )
 from w2s_core.errors import ConfigurationError
-from w2s_core.types import Guidance
+from w2s_core.guidance import SCORER_KEYS, Guidance
 
 # The demo, served when no models are configured: a large model, and the same one guided by a pair. How its brakes and
 # its sampling were chosen: docs/models.md.
@@ -79,6 +82,9 @@ AnyLargeModelConfig = Annotated[
     Annotated[LargeModelConfig, Tag("local")] | Annotated[RemoteLargeModelConfig, Tag("remote")], _ByBackend
 ]
 AnyPairConfig = Annotated[Annotated[PairConfig, Tag("local")] | Annotated[RemotePairConfig, Tag("remote")], _ByBackend]
+AnyRewardModelConfig = Annotated[
+    Annotated[RewardModelConfig, Tag("local")] | Annotated[RemoteRewardModelConfig, Tag("remote")], _ByBackend
+]
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -131,13 +137,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True)
     large_models: Annotated[dict[str, AnyLargeModelConfig], Field(min_length=1)]
     pairs: dict[str, AnyPairConfig] = Field(default_factory=dict)
+    reward_models: dict[str, AnyRewardModelConfig] = Field(default_factory=dict)
+    scorers: dict[str, PythonScorerConfig] = Field(default_factory=dict)
     served_models: Annotated[dict[str, ServedModelSettings], Field(min_length=1)]
     server: ServerConfig = ServerConfig()
     workers: WorkersConfig = WorkersConfig()
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
-        if problems := [*self._served_problems(), *self._worker_problems(), *self._remote_problems()]:
+        checks = self._served_problems, self._scorer_problems, self._worker_problems, self._remote_problems
+        if problems := [problem for check in checks for problem in check()]:
             raise ValueError("; ".join(problems))
         return self
 
@@ -150,17 +159,26 @@ class Settings(BaseSettings):
                 yield from self._guidance_problems(f"{key}.guidance", served.guidance)
 
     def _guidance_problems(self, key: str, guidance: Guidance) -> Iterator[str]:
-        for pair in guidance.pairs:
-            if pair not in self.pairs:
-                yield f"{key}.pairs.{pair}: no pair is named `{pair}` (configured: {_names(self.pairs)})"
+        for section, name, _ in guidance.named_weights():
+            configured = getattr(self, section)
+            if name not in configured:
+                kind = section.replace("_", " ").removesuffix("s")
+                yield f"{key}.{section}.{name}: no {kind} is named `{name}` (configured: {_names(configured)})"
         for name, problem in guidance.problems():
             yield f"{key}.{name}: {problem}"
-        if guidance.method != "none" and not guidance.pairs:
+        if guidance.method != "none" and not (guidance.pairs if guidance.method == "eft" else guidance.weights):
             yield f"{key}.pairs: names no pair; method `{guidance.method}` needs at least one"
         rows = guidance.successors if guidance.method == "best_of_n" else guidance.rows
         if guidance.method in ("cbs", "best_of_n") and rows > self.server.max_rows_per_request:
             limit = self.server.max_rows_per_request
             yield f"{key}: takes {rows} rows, more than server.max_rows_per_request ({limit})"
+
+    def _scorer_problems(self) -> Iterator[str]:
+        sections = {key: getattr(self, key) for key in SCORER_KEYS}
+        for key, name in [(key, name) for key, section in sections.items() for name in section]:
+            first = next(other for other, section in sections.items() if name in section)
+            if first != key:
+                yield f"{key}.{name}: `{name}` is already a name in {first}"
 
     def _worker_problems(self) -> Iterator[str]:
         for field in ("threads", "max_rows", "kv_cache_gb", "heartbeat_timeout_s"):
@@ -172,8 +190,9 @@ class Settings(BaseSettings):
         models: dict[str, Any] = {f"large_models.{name}": model for name, model in self.large_models.items()}
         for name, pair in self.pairs.items():
             models |= {f"pairs.{name}.tuned": pair.tuned, f"pairs.{name}.untuned": pair.untuned}
+        models |= {f"reward_models.{name}": model for name, model in self.reward_models.items()}
         for key, model in models.items():
-            if isinstance(model, RemoteModelConfig):
+            if isinstance(model, ProviderConfig):
                 yield from (f"{key}.{problem}" for problem in model.problems())
 
     @property
@@ -192,7 +211,16 @@ class Settings(BaseSettings):
             request_timeout_s=self.server.request_timeout_s,
         )
         served = {name: model.to_config() for name, model in self.served_models.items()}
-        return EngineConfig(self.large_models, served, self.pairs, self.workers, limits, self.server.traces)
+        return EngineConfig(
+            self.large_models,
+            served,
+            self.pairs,
+            self.reward_models,
+            self.scorers,
+            self.workers,
+            limits,
+            self.server.traces,
+        )
 
 
 def load_settings(path: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from server.settings.config import ServerConfig, Settings
+from w2s_core.guidance import SCORER_KEYS
 
 # Keys of `server` whose value is read anew for each request, connection or shutdown.
 _RELOADABLE = frozenset(
@@ -37,7 +38,7 @@ def changed_keys(old: Settings, new: Settings) -> list[str]:
         *_changed_in("server", dict(old.server), dict(new.server)),
         *_changed_in("workers", {"": old.workers}, {"": new.workers}),
         *_changed_in("large_models", old.large_models, new.large_models),
-        *_changed_in("pairs", old.pairs, new.pairs),
+        *(change for key in SCORER_KEYS for change in _changed_in(key, getattr(old, key), getattr(new, key))),
         *_changed_in("served_models", old.served_models, new.served_models),
     ]
 

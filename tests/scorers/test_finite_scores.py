@@ -11,7 +11,7 @@ import pytest
 from tests.engine.test_engine import ASK, events_of
 from tests.fakes import DEFAULT_GUIDANCE, FakeScorer, FakeScoring, fake_engine
 from w2s_core.errors import RequestError, UpstreamError, WorkerError
-from w2s_core.guidance import MAX_PAIR_WEIGHT
+from w2s_core.guidance import MAX_WEIGHT
 from w2s_core.scorers.combined import CombinedScoring
 from w2s_core.scorers.likelihood import LikelihoodScorer
 from w2s_core.types import MIN_LOGPROB, Hypothesis, ProviderUsage
@@ -43,12 +43,12 @@ async def test_pairs_whose_sum_overflows_are_all_named() -> None:
         await CombinedScoring(sessions, {"one": 1.0, "two": 1.0}).score([Hypothesis()])
 
 
-@pytest.mark.parametrize("weight", [*NOT_FINITE, 1e308, -1e308, 1.01 * MAX_PAIR_WEIGHT])
+@pytest.mark.parametrize("weight", [*NOT_FINITE, 1e308, -1e308, 1.01 * MAX_WEIGHT])
 async def test_a_weight_that_would_overflow_is_refused(weight: float) -> None:
     with pytest.raises(RequestError, match="at most 1,000,000") as caught:
         await events_of(fake_engine(), replace(ASK, guidance=replace(DEFAULT_GUIDANCE, pairs={"positive": weight})))
     assert caught.value.param == "guidance.pairs.positive"
-    largest = replace(DEFAULT_GUIDANCE, pairs={"positive": MAX_PAIR_WEIGHT, "polite": -MAX_PAIR_WEIGHT})
+    largest = replace(DEFAULT_GUIDANCE, pairs={"positive": MAX_WEIGHT, "polite": -MAX_WEIGHT})
     assert await events_of(fake_engine(), replace(ASK, guidance=largest))
 
 

@@ -94,6 +94,7 @@ def _check_names(config: EngineConfig) -> None:
     for name, served in config.served_models.items():
         if served.large not in config.large_models:
             raise ConfigurationError(f"served_models.{name}.large: there is no large model `{served.large}`.")
-        for pair in served.guidance.pairs if served.guidance else ():
-            if pair not in config.pairs:
-                raise ConfigurationError(f"served_models.{name}.guidance.pairs: there is no pair `{pair}`.")
+        for key, scorer, _ in served.guidance.named_weights() if served.guidance else ():
+            if scorer not in getattr(config, key):
+                kind = key.replace("_", " ").removesuffix("s")
+                raise ConfigurationError(f"served_models.{name}.guidance.{key}: there is no {kind} `{scorer}`.")

@@ -48,8 +48,8 @@ class Component(Protocol):
 class Engine:
     """Serves generation requests. `async with` starts and stops its components.
 
-    `served` are the served models by API name. `tuners`: see `Planner`. `worker_pool` runs the local models, None if
-    there are none; `components` are the others that are started and stopped with the engine.
+    `served` are the served models by API name. `tuners` and `scorer_keys`: see `Planner`. `worker_pool` runs
+    the local models, None if there are none; `components` are the others that are started and stopped with the engine.
 
         async with build_engine(config) as engine:
             async for event in engine.generate(GenerationRequest("smollm2", (TextPrompt("Hello"),))):
@@ -64,6 +64,7 @@ class Engine:
         served: Mapping[str, ServedModelConfig],
         *,
         tuners: Mapping[str, ProxyTuner] | None = None,
+        scorer_keys: Mapping[str, str] | None = None,
         limits: Limits | None = None,
         worker_pool: Component | None = None,
         components: Sequence[Component] = (),
@@ -80,6 +81,7 @@ class Engine:
             limits.max_rows_per_request,
             limits.max_sampled_tokens_per_request,
             tuners or {},
+            scorer_keys or {},
         )
         self._worker_pool = worker_pool
         self._components = components

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -11,12 +11,18 @@ from w2s_core.errors import RequestError
 from w2s_core.types import GenerationRequest, Guidance
 
 
-def resolve_guidance(request: GenerationRequest, default: Guidance | None, pairs: Collection[str]) -> Guidance | None:
+def resolve_guidance(
+    request: GenerationRequest,
+    default: Guidance | None,
+    scorers: Collection[str],
+    scorer_keys: Mapping[str, str] | None = None,
+) -> Guidance | None:
     """The guidance that a request is searched with, or None for plain sampling.
 
     The request's own guidance replaces the served model's `default` as a whole. `best_of` above 1 (OpenAI) becomes
-    method "best_of_n" with that many successors, which are drawn by EFT if that was the method. `pairs` are the names
-    of the configured pairs. Raises RequestError, naming the field.
+    method "best_of_n" with that many successors, which are drawn by EFT if that was the method. `scorers` are the names
+    of all that may score, and `scorer_keys` their keys in `Guidance`: `pairs`, where it does not say otherwise. Raises
+    RequestError, naming the field.
     """
     guidance = request.guidance or default
     if guidance is not None and guidance.method == "none":
@@ -30,7 +36,8 @@ def resolve_guidance(request: GenerationRequest, default: Guidance | None, pairs
         proposal = "eft" if guidance.method == "eft" else guidance.proposal
         guidance = replace(guidance, method="best_of_n", successors=request.best_of, proposal=proposal)
     if guidance is not None:
-        _check_guidance(guidance, request, pairs)
+        _check_names(guidance, scorers, scorer_keys or {})
+        _check_guidance(guidance, request)
     return guidance
 
 
@@ -50,18 +57,29 @@ def steering_field(guidance: Guidance | None) -> str | None:
 
 def _check_has_pairs(guidance: Guidance) -> None:
     steering = steering_field(guidance)
-    if not guidance.pairs and (steering or guidance.method == "cbs"):
-        asked = f"{steering} eft" if steering else "guidance.method cbs"
-        raise RequestError(
-            f'{asked} needs at least one pair. Name one, for example {{"pairs": {{"NAME": 1.0}}}}.', "guidance.pairs"
-        )
+    if steering and not guidance.pairs:
+        asked = f"{steering} eft"
+    elif guidance.method == "cbs" and not guidance.weights:
+        asked = "guidance.method cbs"
+    else:
+        return
+    raise RequestError(
+        f'{asked} needs at least one pair. Name one, for example {{"pairs": {{"NAME": 1.0}}}}.', "guidance.pairs"
+    )
 
 
-def _check_guidance(guidance: Guidance, request: GenerationRequest, pairs: Collection[str]) -> None:
-    for pair in guidance.pairs:
-        if pair not in pairs:
-            names = ", ".join(sorted(pairs)) or "none"
-            raise RequestError(f"There is no pair `{pair}`. Configured pairs: {names}.", f"guidance.pairs.{pair}")
+def _check_names(guidance: Guidance, scorers: Collection[str], scorer_keys: Mapping[str, str]) -> None:
+    for key, name, _ in guidance.named_weights():
+        configured = {scorer for scorer in scorers if scorer_keys.get(scorer, "pairs") == key}
+        if name not in configured:
+            names = ", ".join(sorted(configured)) or "none"
+            kind = key.replace("_", " ")
+            raise RequestError(
+                f"There is no {kind.removesuffix('s')} `{name}`. Configured {kind}: {names}.", f"guidance.{key}.{name}"
+            )
+
+
+def _check_guidance(guidance: Guidance, request: GenerationRequest) -> None:
     for key, problem in guidance.problems():
         raise RequestError(f"`guidance.{key}`: {problem}.", f"guidance.{key}")
     if not searches(guidance):

@@ -111,7 +111,8 @@ class Planner:
 
     `served` are the served models by API name. `tuners` steer the draws of large models, by the names of these; one
     that has no tuner cannot be steered. `max_sampled_tokens` bounds what the large model samples for one
-    request, None = no bound.
+    request, None = no bound. `scorer_keys` are the keys of `Guidance` under which each of `scorers` is named: those of
+    pairs, which are the default, of reward models and of scorers in Python.
     """
 
     large_models: Mapping[str, LargeModel]
@@ -120,6 +121,7 @@ class Planner:
     max_rows_per_request: int
     max_sampled_tokens: int | None = None
     tuners: Mapping[str, ProxyTuner] = field(default_factory=dict)
+    scorer_keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def served_models(self) -> dict[str, ServedModel]:
@@ -160,7 +162,7 @@ class Planner:
     def plan(self, request: GenerationRequest) -> list[Plan]:
         """One plan per prompt. Raises RequestError, naming the field at fault."""
         large = self.large_model(request.model)
-        guidance = resolve_guidance(request, self.served[request.model].guidance, self.scorers.keys())
+        guidance = resolve_guidance(request, self.served[request.model].guidance, self.scorers, self.scorer_keys)
         grammar = request.sampling.grammar
         if grammar and guidance and guidance.method == "cbs" and not large.supports_chunked_grammar:
             raise RequestError(
@@ -199,7 +201,7 @@ class Planner:
             n=request.n,
             beam_width=guidance.beam_width if guidance else request.n,
             initial_hypotheses=guidance.beam_width if guidance and chunked else 1,
-            pair_scored=scorer is not None and guidance is not None and bool(guidance.pairs),
+            pair_scored=scorer is not None and guidance is not None and bool(guidance.weights),
             with_tokens=request.with_tokens,
             with_prompt=request.with_prompt,
             prompt_logprobs=request.prompt_logprobs,
@@ -225,7 +227,7 @@ class Planner:
     def _scorer(self, guidance: Guidance | None, text_to_score: str | None) -> Scorer | None:
         if guidance is None or not (searches(guidance) or text_to_score is not None):
             return None
-        return CombinedScorer(self.scorers, guidance.pairs) if guidance.pairs else LikelihoodScorer()
+        return CombinedScorer(self.scorers, guidance.weights) if guidance.weights else LikelihoodScorer()
 
     def _check_rows(self, plan: Plan, request: GenerationRequest) -> None:
         if plan.rows > (limit := self.max_rows_per_request):

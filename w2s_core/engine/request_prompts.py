@@ -35,7 +35,7 @@ def split_scored_text(
     request: GenerationRequest, prompt: Prompt, guidance: Guidance | None
 ) -> tuple[Prompt, str | None]:
     """The pairs' prompt x, and the answer y that they score if nothing is to be sampled (`max_tokens` 0), else None."""
-    only_scored = request.sampling.max_tokens == 0 and guidance is not None and bool(guidance.pairs)
+    only_scored = request.sampling.max_tokens == 0 and guidance is not None and bool(guidance.weights)
     if guidance is None or not guidance.thoughts:
         prompt = without_thoughts(prompt)
     if not only_scored or not isinstance(prompt, TextPrompt):

@@ -1,4 +1,4 @@
-"""Combines the scores of several pairs into one: their weighted sum, their minimum, or a robust mixture (RMOD)."""
+"""Combines the scores of several scorers into one: their weighted sum, their minimum, or a robust mixture (RMOD)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _STEPS, _GRADIENT_BOUND = 10, 10.0
 def combined_scores(pool: Sequence[Hypothesis], guidance: Guidance) -> list[float]:
     """The score of each hypothesis by `guidance.combine`, in nats.
 
-    "min" and "robust" compare the pairs' weighted scores in units of their standard deviations over the pool, times the
-    mean of those, so that `repetition` and `fluency` keep their meaning.
+    "min" and "robust" compare the scorers' weighted scores in units of their standard deviations over the pool, times
+    the mean of those, so that `repetition` and `fluency` keep their meaning.
     """
-    if guidance.combine == "sum" or len(guidance.pairs) < 2:
+    if guidance.combine == "sum" or len(guidance.weights) < 2:
         return [y.score for y in pool]
-    columns = [[weight * y.scores.get(name, 0.0) for y in pool] for name, weight in guidance.pairs.items()]
-    # A pair to which all candidates are alike, or that has no weight, has no say.
+    columns = [[weight * y.scores.get(name, 0.0) for y in pool] for name, weight in guidance.weights.items()]
+    # A scorer to which all candidates are alike, or that has no weight, has no say.
     varying = [(column, deviation) for column in columns if (deviation := pstdev(column))]
     if len(varying) < 2:
         return [y.score for y in pool]

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.fields import INT32_MAX, StrictModel, Text
-from w2s_core.guidance import MAX_LENGTH_PENALTY, MAX_PAIR_WEIGHT, Combine, Guidance, Method
+from w2s_core.guidance import MAX_LENGTH_PENALTY, MAX_WEIGHT, Combine, Guidance, Method
 
 Positive = Annotated[int, Field(ge=1, le=INT32_MAX)]
-NotNegative = Annotated[float, Field(ge=0, le=MAX_PAIR_WEIGHT, allow_inf_nan=False)]
-Strength = Annotated[float, Field(gt=0, le=MAX_PAIR_WEIGHT, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=-MAX_PAIR_WEIGHT, le=MAX_PAIR_WEIGHT, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
+Strength = Annotated[float, Field(gt=0, le=MAX_WEIGHT, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)]
 
 
 class Draw(StrictModel):
@@ -44,6 +44,12 @@ class GuidanceOptions(StrictModel):
     pairs: dict[str, Weight] = Field(
         default_factory=dict,
         description="Weights by the pair's name. A negative weight steers away from what the pair prefers.",
+    )
+    reward_models: dict[str, Weight] = Field(
+        default_factory=dict, description="Weights by the reward model's name. They score beside the pairs."
+    )
+    scorers: dict[str, Weight] = Field(
+        default_factory=dict, description="Weights by the name of a scorer in Python. They score beside the pairs."
     )
     beam_width: Annotated[Positive, Field(description="W: the number of hypotheses kept after each chunk.")] = 4
     successors: Annotated[
@@ -107,7 +113,7 @@ class GuidanceOptions(StrictModel):
         Field(description="How the beam is chosen by rank: the best, or drawn at random."),
     ] = "top"
     combine: Annotated[
-        Combine, Field(description="How the scores of several pairs become one: their sum, minimum, or robust mixture.")
+        Combine, Field(description="How several scores become one: their sum, minimum, or robust mixture.")
     ] = "sum"
     schedule: Annotated[
         Literal["constant"] | Decay, Field(description="How the successors are spread over the chunks.")
