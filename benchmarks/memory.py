@@ -12,8 +12,8 @@ from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.interfaces import Scorer, Scoring
 from w2s_core.large.local import LocalLargeModel
-from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
+from w2s_core.pool.specs import ModelSpec, WorkerSpec
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text.tokenizer import HFTokenizer

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from benchmarks.figures import Trial
 from benchmarks.prompts import story
 from benchmarks.settings import DEMO, Models, Settings, Workload
-from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
+from w2s_core.pool.specs import ModelSpec, WorkerSpec
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text.tokenizer import HFTokenizer

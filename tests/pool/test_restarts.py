@@ -19,14 +19,15 @@ import pytest
 from w2s_core.errors import ConfigurationError
 from w2s_core.pool import process
 from w2s_core.pool.backoff import STEADY_S, Backoff
-from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
+from w2s_core.pool.specs import ModelSpec, WorkerSpec
 
 SPEC = WorkerSpec("cpu", "float32", 1, 0, {})
 CHILD = """
 import sys
 from multiprocessing.connection import Connection
-from w2s_core.pool.messages import LoadFailed, ModelInfo, Ready
+from w2s_core.pool.messages import LoadFailed, Ready
+from w2s_core.pool.specs import ModelInfo
 parent = Connection(int(sys.argv[1]))
 spec = parent.recv()
 models = {name: ModelInfo(512, 300, frozenset(), spec.kv_cache_bytes, 1, spec.dtype) for name in spec.models}

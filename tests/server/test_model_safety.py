@@ -16,7 +16,7 @@ from server.settings.config import ServerConfig
 from tests.server.conftest import Connect
 from tests.tiny import byte_tokenizer, save_tiny
 from w2s_core.errors import RequestError
-from w2s_core.pool.messages import ModelSpec, WorkerSpec
+from w2s_core.pool.specs import ModelSpec, WorkerSpec
 from w2s_core.structured.grammar_compiling import compile_grammar, new_matcher, new_tokenizer
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt

@@ -13,8 +13,8 @@ from w2s_core.build.tokenizers import TokenizerCache, model_source
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, RemotePairConfig, WorkersConfig
 from w2s_core.errors import ConfigurationError
 from w2s_core.large.local import LocalLargeModel
-from w2s_core.pool.messages import ModelSpec, WorkerSpec
 from w2s_core.pool.pool import WorkerPool
+from w2s_core.pool.specs import ModelSpec, WorkerSpec
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.proxy_tuning import LocalProxyTuner, ProxyPair, proxy_pair

@@ -12,9 +12,10 @@ from functools import partial
 from w2s_core.errors import ConfigurationError, UnavailableError, WorkerError
 from w2s_core.pool.backoff import Backoff
 from w2s_core.pool.heartbeat import Heartbeat, check_interval_s
-from w2s_core.pool.messages import InspectJob, JobFailed, ModelInfo, Pong, WorkerSpec, WorkerState
+from w2s_core.pool.messages import InspectJob, JobFailed, Pong, WorkerState
 from w2s_core.pool.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.pool.session import Session
+from w2s_core.pool.specs import ModelInfo, WorkerSpec
 from w2s_core.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)

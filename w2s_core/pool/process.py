@@ -21,18 +21,8 @@ from queue import SimpleQueue
 
 from w2s_core.errors import W2SError
 from w2s_core.pool.heartbeat import Heartbeat
-from w2s_core.pool.messages import (
-    Job,
-    JobOutcome,
-    LoadFailed,
-    ModelInfo,
-    Ping,
-    Pong,
-    Ready,
-    WorkerCommand,
-    WorkerReport,
-    WorkerSpec,
-)
+from w2s_core.pool.messages import Job, JobOutcome, LoadFailed, Ping, Pong, Ready, WorkerCommand, WorkerReport
+from w2s_core.pool.specs import ModelInfo, WorkerSpec
 from w2s_core.pool.stderr import StderrRelay, stderr_is_terminal
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import os
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from w2s_core.pool.messages import ModelInfo, ModelSpec, WorkerSpec
+from w2s_core.pool.specs import ModelInfo, ModelSpec, WorkerSpec
 from w2s_core.worker.attention import TREE_ATTENTION
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.kv_cache import KVCache

@@ -21,7 +21,8 @@ from multiprocessing.connection import Connection
 import torch
 from llguidance import LLTokenizer
 
-from w2s_core.pool.messages import LoadFailed, ModelInfo, Ready, WorkerCommand, WorkerSpec
+from w2s_core.pool.messages import LoadFailed, Ready, WorkerCommand
+from w2s_core.pool.specs import ModelInfo, WorkerSpec
 from w2s_core.structured.grammar_compiling import new_tokenizer
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.worker.grammar_masks import GrammarEngine

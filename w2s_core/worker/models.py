@@ -10,7 +10,6 @@ from w2s_core.pool.messages import (
     InspectJob,
     JobFailed,
     JobOutcome,
-    ModelInfo,
     Ping,
     Pong,
     PromptJob,
@@ -20,6 +19,7 @@ from w2s_core.pool.messages import (
     WorkerCommand,
     WorkerState,
 )
+from w2s_core.pool.specs import ModelInfo
 from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.scheduler import ModelScheduler

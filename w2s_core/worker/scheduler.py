@@ -20,7 +20,8 @@ from dataclasses import replace
 import torch
 from llguidance import LLMatcher
 
-from w2s_core.pool.messages import Expert, JobFailed, JobOutcome, ModelInfo, PromptJob, SampleJob, ScoreJob
+from w2s_core.pool.messages import Expert, JobFailed, JobOutcome, PromptJob, SampleJob, ScoreJob
+from w2s_core.pool.specs import ModelInfo
 from w2s_core.types import StepKind, Tokens
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.grammar_masks import GrammarEngine
