@@ -6,7 +6,7 @@ pydantic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -115,8 +115,10 @@ class RewardModelConfig:
 class RemoteRewardModelConfig(ProviderConfig):
     """A reward model behind an HTTP endpoint that scores texts, as vLLM's `/classify` and `/pooling` do.
 
-    `endpoint`: which of the two; "auto" probes the provider at start-up. `tokenizer`: a folder or a hub id, whose chat
-    template conversations need if there is no `prompt_template`. `label`, `prompt_template`: as in `RewardModelConfig`.
+    `base_url` may end with the provider's /v1, which those endpoints stand beside. `endpoint`: which of the two; "auto"
+    probes the provider at start-up. `tokenizer`: a folder or a hub id; with one, token ids are sent, and conversations
+    may use its chat template. `prompt_template` and `label`: as in `RewardModelConfig`, but the label is a number,
+    because the endpoints do not tell the outputs' names.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
@@ -125,6 +127,11 @@ class RemoteRewardModelConfig(ProviderConfig):
     label: str | int | None = None
     tokenizer: str | None = None
     prompt_template: str | None = None
+
+    def problems(self) -> Iterator[str]:
+        yield from ProviderConfig.problems(self)
+        if self.label is not None and not str(self.label).isdecimal():
+            yield "label: must be the output's number, because the provider does not tell the names of outputs"
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,16 +63,18 @@ class UpstreamContextLengthError(ContextLengthError):
 
 
 class PairContextLengthError(RequestError):
-    """Answers exceed the context of the pair's model `name`, all counted in tokens of that model.
+    """Answers exceed the context of the model `name` of a pair or another scorer, all counted in tokens of that model.
 
-    This can happen in the middle of a search, because a pair may need more tokens for a text than the large model; the
-    engine then cuts the answers. `lengths` are the tokens of each answer by its text and whether the model ended it,
-    `room` is how many fit behind the prompt.
+    This can happen in the middle of a search, because a scorer may need more tokens for a text than the large model;
+    the engine then cuts the answers. `lengths` are the tokens of each answer by its text and whether the model ended
+    it, `room` is how many fit behind the prompt.
     """
 
-    def __init__(self, name: str, limit: int, prompt_tokens: int, lengths: Mapping[tuple[str, bool], int]) -> None:
+    def __init__(
+        self, name: str, limit: int, prompt_tokens: int, lengths: Mapping[tuple[str, bool], int], kind: str = "pair"
+    ) -> None:
         super().__init__(
-            f"The answer has outgrown the pair: {prompt_tokens} + {max(lengths.values())} tokens exceed the {limit} "
+            f"The answer has outgrown the {kind}: {prompt_tokens} + {max(lengths.values())} tokens exceed the {limit} "
             f"tokens of {name}.",
             "max_tokens",
         )

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 from w2s_core.build.local import LocalModels
 from w2s_core.build.remote import RemoteModels
 from w2s_core.build.tokenizers import TokenizerCache
-from w2s_core.config import EngineConfig, LargeModelConfig, RemoteLargeModelConfig, RemotePairConfig
+from w2s_core.config import (
+    EngineConfig,
+    LargeModelConfig,
+    RemoteLargeModelConfig,
+    RemotePairConfig,
+    RemoteRewardModelConfig,
+)
 from w2s_core.engine.engine import Engine
 from w2s_core.errors import ConfigurationError
+from w2s_core.guidance import SCORER_KEYS
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.proxy_tuning import LocalProxyTuner
 from w2s_core.telemetry.metrics import Metrics
@@ -41,24 +48,37 @@ def build_engine(config: EngineConfig) -> Engine:
         else:
             large_models[name] = model = local.large_model(large)
             tuners[name] = local.proxy_tuner(model, large, config.pairs)
-    shares_tokens = _shares_tokens(config, tokenizers)
-    scorers: dict[str, Scorer] = {
-        name: remote.scorer(name, pair, shares_tokens)
-        if isinstance(pair, RemotePairConfig)
-        else local.scorer(name, pair, shares_tokens)
-        for name, pair in config.pairs.items()
-    }
+    scorers = _scorers(config, local, remote, _shares_tokens(config, tokenizers))
     return Engine(
         large_models,
         scorers,
         config.served_models,
         tuners=tuners,
+        scorer_keys={name: key for key, name in _scorer_names(config)},
         limits=config.limits,
         worker_pool=local.pool,
         components=[*remote.probes, *local.checkers],
         metrics=metrics,
         tracing=tracing,
     )
+
+
+def _scorers(
+    config: EngineConfig, local: LocalModels, remote: RemoteModels, shares_tokens: Callable[[HFTokenizer], bool]
+) -> dict[str, Scorer]:
+    """The pairs and reward models by name."""
+    scorers: dict[str, Scorer] = {}
+    for name, pair in config.pairs.items():
+        if isinstance(pair, RemotePairConfig):
+            scorers[name] = remote.scorer(name, pair, shares_tokens)
+        else:
+            scorers[name] = local.scorer(name, pair, shares_tokens)
+    for name, model in config.reward_models.items():
+        if isinstance(model, RemoteRewardModelConfig):
+            scorers[name] = remote.reward_model(name, model, shares_tokens)
+        else:
+            scorers[name] = local.reward_model(name, model, shares_tokens)
+    return scorers
 
 
 def _tracing() -> Tracing:
@@ -90,7 +110,16 @@ def _shares_tokens(config: EngineConfig, tokenizers: TokenizerCache) -> Callable
     return lambda tokenizer: all(vocabulary == tokenizer.vocabulary for vocabulary in vocabularies)
 
 
+def _scorer_names(config: EngineConfig) -> list[tuple[str, str]]:
+    """(section, name) of everything that scores."""
+    return [(key, name) for key in SCORER_KEYS for name in getattr(config, key)]
+
+
 def _check_names(config: EngineConfig) -> None:
+    sections: dict[str, str] = {}
+    for key, name in _scorer_names(config):
+        if sections.setdefault(name, key) != key:
+            raise ConfigurationError(f"{key}.{name}: `{name}` is already a name in {sections[name]}.")
     for name, served in config.served_models.items():
         if served.large not in config.large_models:
             raise ConfigurationError(f"served_models.{name}.large: there is no large model `{served.large}`.")

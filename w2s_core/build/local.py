@@ -1,4 +1,4 @@
-"""Builds local models: the worker pool, and the large models and pairs that run on it."""
+"""Builds local models: the worker pool, and the large models, pairs and reward models that run on it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from w2s_core.build.generation_config import read_generation_config
 from w2s_core.build.tokenizers import TokenizerCache, model_source
-from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, RemotePairConfig, WorkersConfig
+from w2s_core.config import (
+    EngineConfig,
+    LargeModelConfig,
+    PairConfig,
+    RemotePairConfig,
+    RewardModelConfig,
+    WorkersConfig,
+)
 from w2s_core.errors import ConfigurationError
 from w2s_core.large.local import LocalLargeModel
 from w2s_core.pool.pool import WorkerPool
-from w2s_core.pool.specs import ModelSpec, WorkerSpec
+from w2s_core.pool.specs import ModelSpec, RewardHead, WorkerSpec
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.proxy_tuning import LocalProxyTuner, ProxyPair, proxy_pair
+from w2s_core.scorers.reward_model import RewardModelScorer
 from w2s_core.structured.grammar_checker import GrammarChecker
 from w2s_core.structured.tool_formats import resolve_tool_format
 from w2s_core.telemetry.metrics import Metrics
@@ -26,7 +34,7 @@ from w2s_core.text.tokenizer import HFTokenizer
 
 
 class LocalModels:
-    """Builds the large models and pairs that run in the worker pool. Raises ConfigurationError.
+    """Builds the large models, pairs and reward models that run in the worker pool. Raises ConfigurationError.
 
     `pool` is None if no model is local. `checkers` must be started and stopped with the engine.
     """
@@ -35,7 +43,9 @@ class LocalModels:
         large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
         pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
         devices = _detect_devices() if config.workers.devices == "auto" else list(config.workers.devices)
-        self._models = _device_assignment(large, pairs, devices, tokenizers) if large or pairs else {}
+        rewards = {name: model for name, model in config.reward_models.items() if isinstance(model, RewardModelConfig)}
+        local = large or pairs or rewards
+        self._models = _device_assignment(large, pairs, rewards, devices, tokenizers) if local else {}
         self.pool = _pool(config.workers, devices, self._models, metrics) if self._models else None
         self.checkers: list[GrammarChecker] = []
         self._tokenizers = tokenizers
@@ -56,6 +66,15 @@ class LocalModels:
         assert self.pool is not None
         tuned, untuned = self._pair_models(name, config, shares_tokens)
         return LocalScorer(self.pool, tuned, untuned, config.prompt_template)
+
+    def reward_model(
+        self, name: str, config: RewardModelConfig, shares_tokens: Callable[[HFTokenizer], bool]
+    ) -> RewardModelScorer:
+        """`shares_tokens`: as for `scorer`."""
+        assert self.pool is not None
+        tokenizer = self._tokenizers.load(config.model)
+        model = PairModel(name, tokenizer, shares_tokens(tokenizer), _reward_name(config), section="reward_models")
+        return RewardModelScorer(self.pool, model, config.prompt_template)
 
     def proxy_tuner(
         self, large: LocalLargeModel, config: LargeModelConfig, pairs: Mapping[str, PairConfig | RemotePairConfig]
@@ -96,27 +115,40 @@ def _pool(
 def _device_assignment(
     large: Mapping[str, LargeModelConfig],
     pairs: Mapping[str, PairConfig],
+    reward_models: Mapping[str, RewardModelConfig],
     devices: Sequence[str],
     tokenizers: TokenizerCache,
 ) -> dict[str, tuple[ModelSpec, set[str]]]:
-    """Every model by its source, once however many entries use it, with the set of devices that load it."""
+    """Every model by its name in the pool, once however many entries use it, with the set of devices that load it.
+
+    The name is the model's source, or `_reward_name`.
+    """
     models: dict[str, tuple[ModelSpec, set[str]]] = {}
-    entries: list[tuple[str, LargeModelConfig | PairConfig, list[str]]] = [
+    entries: list[tuple[str, LargeModelConfig | PairConfig | RewardModelConfig, list[str]]] = [
         (f"large_models.{name}", config, [config.model]) for name, config in large.items()
     ]
     entries += [(f"pairs.{name}", pair, [pair.tuned, pair.untuned]) for name, pair in pairs.items()]
+    entries += [(f"reward_models.{name}", model, [model.model]) for name, model in reward_models.items()]
     for key, entry, references in entries:
         chosen = set(devices if entry.devices is None else entry.devices)
         if not chosen or not chosen <= set(devices):
             raise ConfigurationError(f"{key}.devices: must be some of workers.devices ({', '.join(devices)}).")
         for reference in references:
-            source = model_source(reference)
-            if source not in models:
+            source, reward = model_source(reference), None
+            name = source
+            if isinstance(entry, RewardModelConfig):
+                name, reward = _reward_name(entry), RewardHead(key, entry.label)
+            if name not in models:
                 tokenizer = tokenizers.load(reference)
-                spec = ModelSpec(source, entry.trust_remote_code, tokenizer.size, tokenizer.eos)
-                models[source] = (spec, set())
-            models[source][1].update(chosen)
+                spec = ModelSpec(source, entry.trust_remote_code, tokenizer.size, tokenizer.eos, reward)
+                models[name] = (spec, set())
+            models[name][1].update(chosen)
     return models
+
+
+def _reward_name(config: RewardModelConfig) -> str:
+    """The name of a reward model in the pool, where its folder may also be loaded with logits or for another label."""
+    return f"{model_source(config.model)} (reward{'' if config.label is None else f', {config.label}'})"
 
 
 def _worker_specs(
@@ -130,7 +162,7 @@ def _worker_specs(
             dtype=workers.dtype,
             threads=threads,
             kv_cache_bytes=cache_bytes,
-            models={source: spec for source, (spec, chosen) in models.items() if device in chosen},
+            models={name: spec for name, (spec, chosen) in models.items() if device in chosen},
         )
         for device in devices
     ]

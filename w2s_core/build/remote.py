@@ -1,26 +1,29 @@
-"""Builds remote models: large models and pairs that run at a provider."""
+"""Builds remote models: large models, pairs and reward models that run at a provider."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from w2s_core.config import RemoteLargeModelConfig, RemoteModelConfig, RemotePairConfig
+from w2s_core.config import RemoteLargeModelConfig, RemoteModelConfig, RemotePairConfig, RemoteRewardModelConfig
 from w2s_core.large.capabilities import probe_large_model
 from w2s_core.large.remote import RemoteLargeModel
-from w2s_core.remote.capability_probe import CapabilityProbe
+from w2s_core.remote.capability_probe import PROBE_TEXT, CapabilityProbe
+from w2s_core.remote.classification import probe_classifier
 from w2s_core.remote.http_client import read_api_key
 from w2s_core.remote.provider import Attempt, Provider
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.remote import RemotePairModel, RemoteScorer, probe_pair_model
+from w2s_core.scorers.remote_reward_model import RemoteRewardModel
 from w2s_core.structured.tool_formats import resolve_tool_format
 from w2s_core.text.reasoning import resolve_reasoning_format
 from w2s_core.text.tokenizer import HFTokenizer
 
 
 class RemoteModels:
-    """Builds large models and pairs that run at providers. Raises ConfigurationError.
+    """Builds large models, pairs and reward models that run at providers. Raises ConfigurationError.
 
     `load_tokenizer` loads a tokenizer by reference; `on_attempt` is called after every call to a provider. `probes`
     must be started and stopped with the engine.
@@ -51,6 +54,25 @@ class RemoteModels:
             for role, model in (("tuned", config.tuned), ("untuned", config.untuned))
         )
         return RemoteScorer(tuned, untuned, config.prompt_template)
+
+    def reward_model(
+        self, name: str, config: RemoteRewardModelConfig, shares_tokens: Callable[[HFTokenizer], bool]
+    ) -> RemoteRewardModel:
+        """`shares_tokens`: as for `scorer`."""
+        key = f"reward_models.{name}"
+        # vLLM's endpoints for scores stand beside /v1.
+        beside = replace(config, base_url=tuple(url.removesuffix("/v1") for url in config.base_urls))
+        provider = Provider(name, beside, api_key=read_api_key(config, key), on_attempt=self._on_attempt)
+        tokenizer = self._load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
+        tokens = None if tokenizer is None else tokenizer.encode(PROBE_TEXT, special_tokens=True)
+        probe = CapabilityProbe(
+            provider, partial(probe_classifier, provider, config.endpoint, config.label, tokens, key)
+        )
+        self.probes.append(probe)
+        encoder = None
+        if tokenizer is not None:
+            encoder = PairModel(name, tokenizer, shares_tokens(tokenizer), section="reward_models")
+        return RemoteRewardModel(provider, encoder, probe, config.prompt_template)
 
     def _pair_model(
         self, name: str, key: str, config: RemoteModelConfig, shares_tokens: Callable[[HFTokenizer], bool]

@@ -102,6 +102,17 @@ class ScoreJob:
 
 
 @dataclass(frozen=True, slots=True)
+class RewardJob:
+    """Compute a reward model's reward of prompt and each whole answer, reusing the session's KV and rewards."""
+
+    id: int
+    session: int
+    model: str
+    prompt: Tokens
+    answers: tuple[Tokens, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PromptJob:
     """Compute the log-probabilities of the prompt's own tokens and the `top` most likely tokens at each position.
 
@@ -158,7 +169,8 @@ class Pong:
     steps: tuple[tuple[StepKind, float], ...] = ()
 
 
-Job: TypeAlias = SampleJob | ScoreJob | PromptJob | InspectJob
+TokenJob: TypeAlias = SampleJob | ScoreJob | RewardJob | PromptJob  # has tokens for a model
+Job: TypeAlias = TokenJob | InspectJob
 WorkerCommand: TypeAlias = Job | StopRows | CancelJob | CloseSession | Ping
 
 
@@ -222,6 +234,15 @@ class ScoreResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RewardResult:
+    """The reward of each answer, and the number of tokens run for it."""
+
+    id: int
+    rewards: tuple[float, ...]
+    tokens_run: int
+
+
+@dataclass(frozen=True, slots=True)
 class PromptResult:
     """The result of a PromptJob."""
 
@@ -251,5 +272,5 @@ class JobFailed:
     field: str | None = None
 
 
-JobOutcome: TypeAlias = SampleUpdate | ScoreResult | PromptResult | WorkerState | JobFailed
+JobOutcome: TypeAlias = SampleUpdate | ScoreResult | RewardResult | PromptResult | WorkerState | JobFailed
 WorkerReport: TypeAlias = Ready | LoadFailed | Pong | JobOutcome

@@ -19,6 +19,8 @@ from w2s_core.pool.messages import (
     JobOutcome,
     PromptJob,
     PromptResult,
+    RewardJob,
+    RewardResult,
     Row,
     RowUpdate,
     SampleJob,
@@ -27,6 +29,7 @@ from w2s_core.pool.messages import (
     ScoreJob,
     ScoreResult,
     StopRows,
+    TokenJob,
     WorkerCommand,
 )
 from w2s_core.pool.process import WorkerLostError, WorkerProcess, next_job_id
@@ -67,6 +70,16 @@ class Session:
                 assert isinstance(outcome, ScoreResult)
                 return outcome
 
+    async def rewards(self, model: str, prompt: Tokens, answers: Sequence[Tokens]) -> RewardResult:
+        """A reward model's reward of the prompt and each whole answer."""
+        while True:
+            job = RewardJob(next_job_id(), self.id, model, prompt, tuple(answers))
+            with suppress(WorkerLostError):
+                async with aclosing(self.outcomes(job)) as outcomes:
+                    outcome = await anext(outcomes)
+                assert isinstance(outcome, RewardResult)
+                return outcome
+
     async def prompt_logprobs(self, model: str, prompt: Tokens, top: int) -> PromptLogprobs:
         """The log-probabilities of the prompt's own tokens. It must be the session's only job."""
         while True:
@@ -95,7 +108,7 @@ class Session:
         return SampleStream(self, make_job, rows)
 
     async def outcomes(
-        self, job: SampleJob | ScoreJob | PromptJob, unread: list[JobOutcome | WorkerLostError] | None = None
+        self, job: TokenJob, unread: list[JobOutcome | WorkerLostError] | None = None
     ) -> AsyncGenerator[JobOutcome]:
         """Runs the job on the session's worker and yields its outcomes. Closing the generator early cancels the job.
 

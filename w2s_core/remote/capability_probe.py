@@ -99,14 +99,14 @@ class CapabilityProbe(Generic[T]):
                 _log.error("%s is not served yet: %s", self._provider.name, error)
 
 
-async def listed_context_length(provider: Provider) -> int | None:
-    """Reads `max_model_len` from the provider's `/models`, as vLLM, SGLang and this server list it.
+async def listed_context_length(provider: Provider, path: str = "/models") -> int | None:
+    """Reads `max_model_len` from the provider's list of models at `path`, as vLLM, SGLang and this server list it.
 
     A LoRA adapter has its base model's (`parent`). Returns None where there is no such list or entry; raises what
     `Provider.get` raises.
     """
     try:
-        answer = await provider.get("/models")
+        answer = await provider.get(path)
     except UpstreamRefusedError:
         return None
     models = answer.get("data")

@@ -1,4 +1,4 @@
-"""The weighted sum of several pairs: Σ_j w_j · log-ratio_j. A negative weight steers away from a pair."""
+"""The weighted sum of several scorers: Σ_j w_j · score_j. A negative weight steers away from what one prefers."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score
 
 
 class CombinedScorer:
-    """A `Scorer` that sums the named pairs in `weights`."""
+    """A `Scorer` that sums the named scorers in `weights`."""
 
-    def __init__(self, pairs: Mapping[str, Scorer], weights: Mapping[str, float]) -> None:
-        self._pairs = {name: pairs[name] for name in weights}
+    def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float]) -> None:
+        self._scorers = {name: scorers[name] for name in weights}
         self._weights = dict(weights)
 
     def check(self, prompt: Prompt, max_tokens: int) -> int:
-        return min((pair.check(prompt, max_tokens) for pair in self._pairs.values()), default=max_tokens)
+        return min((scorer.check(prompt, max_tokens) for scorer in self._scorers.values()), default=max_tokens)
 
     @asynccontextmanager
     async def open(self, prompt: Prompt) -> AsyncIterator[CombinedScoring]:
         async with AsyncExitStack() as stack:
-            sessions = {name: await stack.enter_async_context(pair.open(prompt)) for name, pair in self._pairs.items()}
+            opened = ((name, scorer.open(prompt)) for name, scorer in self._scorers.items())
+            sessions = {name: await stack.enter_async_context(session) for name, session in opened}
             yield CombinedScoring(sessions, self._weights)
 
 
 class CombinedScoring:
-    """One prompt's session with all pairs, which score concurrently."""
+    """One prompt's session with all scorers, which score concurrently."""
 
     def __init__(self, sessions: Mapping[str, Scoring], weights: Mapping[str, float]) -> None:
         self._sessions = sessions
@@ -55,15 +56,15 @@ class CombinedScoring:
             {name: score.total for name, score in zip(self._sessions, scores, strict=True)}
             for scores in zip(*by_session, strict=True)
         ]
-        return [Score(self._total(log_ratios), log_ratios) for log_ratios in by_candidate]
+        return [Score(self._total(scores), scores) for scores in by_candidate]
 
-    def _total(self, log_ratios: Mapping[str, float]) -> float:
-        """The weighted sum. Raises WorkerError or UpstreamError, naming the pair, where it is not a finite number."""
-        total = sum(self._weights[name] * log_ratio for name, log_ratio in log_ratios.items())
+    def _total(self, scores: Mapping[str, float]) -> float:
+        """The weighted sum. Raises WorkerError or UpstreamError, naming the scorer, where it is not a finite number."""
+        total = sum(self._weights[name] * score for name, score in scores.items())
         if not isfinite(total):
-            names = [name for name, log_ratio in log_ratios.items() if not isfinite(log_ratio)] or list(log_ratios)
+            names = [name for name, score in scores.items() if not isfinite(score)] or list(scores)
             remote = any(self._sessions[name].provider_usage.calls for name in names)
             raise (UpstreamError if remote else WorkerError)(
-                f"The score of pair {', '.join(f'`{name}`' for name in names)} is not a finite number."
+                f"The score of {', '.join(f'`{name}`' for name in names)} is not a finite number."
             )
         return total

@@ -1,9 +1,10 @@
-"""One model of a pair, on the side of its tokenizer: encodes the prompt and the answers as this model reads them."""
+"""A model that scores, on the side of its tokenizer: encodes the prompt and the answers as this model reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from w2s_core.errors import ConfigurationError, ContextLengthError, PairContextLengthError, RequestError
 from w2s_core.text.tokenizer import HFTokenizer
@@ -14,9 +15,10 @@ _PLACEHOLDER = "{prompt}"
 
 @dataclass(frozen=True, slots=True)
 class PairModel:
-    """A model's name and its tokenizer.
+    """One model of a pair, or a reward model: its name and its tokenizer.
 
-    `name` is what messages call it, PAIR.tuned or PAIR.untuned: clients must see no folder of the machine. `source` is
+    `name` is what messages call it, PAIR.tuned, PAIR.untuned or, with `section` "reward_models", its name: clients must
+    see no folder of the machine. `source` is
     its name in the worker pool if that is another one. `shares_tokens`: its vocabulary is the large model's, id for id,
     so that answers need no retokenization. `template` of the methods is `PairConfig.prompt_template`.
     """
@@ -25,6 +27,11 @@ class PairModel:
     tokenizer: HFTokenizer
     shares_tokens: bool
     source: str | None = None
+    section: Literal["pairs", "reward_models"] = "pairs"
+
+    @property
+    def _kind(self) -> str:
+        return "pair" if self.section == "pairs" else "reward model"
 
     @property
     def pool_name(self) -> str:
@@ -33,13 +40,14 @@ class PairModel:
 
     def check_template(self, template: str | None) -> None:
         """Raises ConfigurationError where the model cannot use this template."""
+        key = f"{self.section}.{self.name}"
         if template is None and not self.tokenizer.chat_template.exists:
             raise ConfigurationError(
-                f"pairs.{self.name}: its tokenizer has no chat template; set the pair's prompt_template."
+                f"{key}: its tokenizer has no chat template; set the {self._kind}'s prompt_template."
             )
         if template == "" and not self.tokenizer.empty_prompt:
             raise ConfigurationError(
-                f"pairs.{self.name}: its tokenizer has no BOS, which an empty prompt_template needs; set another one."
+                f"{key}: its tokenizer has no BOS, which an empty prompt_template needs; set another one."
             )
 
     def prompt(self, prompt: Prompt, template: str | None) -> Tokens:
@@ -67,11 +75,12 @@ class PairModel:
         prompt_tokens = len(tokens)
         field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
         if not prompt_tokens:
-            raise RequestError(f"The prompt must not be empty, because the pair's model {self.name} has no BOS.", field)
+            whose = "the pair's model" if self.section == "pairs" else "the reward model"
+            raise RequestError(f"The prompt must not be empty, because {whose} {self.name} has no BOS.", field)
         if vocabulary is not None and max(tokens) >= vocabulary:
             [name] = self.tokenizer.convert_ids_to_tokens([max(tokens)])
             raise RequestError(
-                f"The pair cannot read `{name}`: its tokenizer has this token, its embedding has not.", field
+                f"The {self._kind} cannot read `{name}`: its tokenizer has this token, its embedding has not.", field
             )
         if prompt_tokens >= limit:
             raise ContextLengthError(limit, prompt_tokens, 1, field)
@@ -99,7 +108,7 @@ class PairModel:
         if len(prompt) + max(map(len, answers), default=0) > limit:
             by_length = sorted(zip(map(len, answers), candidates, strict=True), key=lambda item: item[0])
             lengths = {(y.text, y.ended): length for length, y in by_length}  # the longest, if tokens differ
-            raise PairContextLengthError(self.name, limit, len(prompt), lengths)
+            raise PairContextLengthError(self.name, limit, len(prompt), lengths, self._kind)
 
 
 def pair_prompt_text(prompt: Prompt, template: str | None) -> str:

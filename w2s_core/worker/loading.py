@@ -7,12 +7,13 @@ import os
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from w2s_core.pool.specs import ModelInfo, ModelSpec, WorkerSpec
+from w2s_core.pool.specs import ModelInfo, ModelSpec, RewardHead, WorkerSpec
 from w2s_core.worker.attention import TREE_ATTENTION
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.packing import can_pack, pack_linears
+from w2s_core.worker.reward_model import load_classifier, reward_model
 from w2s_core.worker.token_tree import TokenTree
 
 _CPU_SHARE = 0.1  # of the machine's memory, per model, with kv_cache_gb: auto
@@ -20,7 +21,10 @@ _GPU_SHARE = 0.8  # of the GPU memory free after loading, for all models togethe
 
 
 def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
-    """Loads every model of the spec. Raises transformers' errors, mostly OSError or ValueError, if one fails."""
+    """Loads every model of the spec.
+
+    Raises transformers' errors, mostly OSError or ValueError, and ConfigurationError if one fails.
+    """
     device = torch.device(spec.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else kernels that models bring along run on the first GPU
@@ -28,8 +32,8 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     models = {name: _load(model, dtype, device) for name, model in spec.models.items()}
     cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
     return {
-        name: make_runner(model, device, cache_bytes, tokens=spec.models[name].tokens, eos=spec.models[name].eos)
-        for name, model in models.items()
+        name: make_runner(model, device, cache_bytes, tokens=own.tokens, eos=own.eos, reward=own.reward)
+        for (name, model), own in zip(models.items(), spec.models.values(), strict=True)
     }
 
 
@@ -49,20 +53,27 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def make_runner(
-    model: PreTrainedModel, device: torch.device, cache_bytes: int, *, tokens: int | None = None, eos: int | None = None
+    model: PreTrainedModel,
+    device: torch.device,
+    cache_bytes: int,
+    *,
+    tokens: int | None = None,
+    eos: int | None = None,
+    reward: RewardHead | None = None,
 ) -> tuple[ModelRunner, ModelInfo]:
     """Gives the model tree attention and a KV cache of at most `cache_bytes`.
 
-    `tokens` and `eos` are those of its tokenizer, see `ModelSpec`. The bytes of KV per token and the number of logits
-    are measured by running one token.
+    `tokens`, `eos` and `reward`: see `ModelSpec`. The bytes of KV per token and the number of logits are measured by
+    running one token.
     """
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
     model.config.pad_token_id = (
         None  # else some models (GPT-2) look for padding in every batch, which waits for the device
     )
-    per_token, logits = _run_one_token(model, KVCache(128), device)
-    vocabulary = _vocabulary(model, logits, tokens)
+    module = model if reward is None else reward_model(model, reward)
+    per_token, logits = _run_one_token(module, KVCache(128), device)
+    vocabulary = _vocabulary(model, logits if reward is None else None, tokens)
     info = ModelInfo(
         context_length=_context_length(model.config),
         vocabulary=vocabulary,
@@ -72,23 +83,27 @@ def make_runner(
         dtype=str(model.dtype).removeprefix("torch."),
     )
     cache = KVCache(info.kv_slots)
-    _run_one_token(model, cache, device)  # a cache too large for the device fails here, not in a request
-    return ModelRunner(model, cache, device, vocabulary), info
+    _run_one_token(module, cache, device)  # a cache too large for the device fails here, not in a request
+    return ModelRunner(module, cache, device, vocabulary if reward is None else None), info
 
 
 def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(
-        spec.source, dtype=dtype, use_safetensors=True, trust_remote_code=spec.trust_remote_code
-    )
+    if spec.reward is not None:
+        model = load_classifier(spec, dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            spec.source, dtype=dtype, use_safetensors=True, trust_remote_code=spec.trust_remote_code
+        )
     loaded: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
-    if can_pack(loaded):
-        pack_linears(loaded)
+    layers = loaded if spec.reward is None else loaded.base_model  # not the head, which has a few outputs
+    if can_pack(layers):
+        pack_linears(layers)
     elif device.type == "cpu":
-        _transpose(loaded)
+        _transpose(layers)
     return loaded
 
 
-def _transpose(model: PreTrainedModel) -> None:
+def _transpose(model: torch.nn.Module) -> None:
     """Stores weight matrices transposed: products of 16 to 56 rows are a quarter faster, others as fast."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for module in model.modules():
@@ -96,7 +111,7 @@ def _transpose(model: PreTrainedModel) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _run_one_token(model: PreTrainedModel, cache: KVCache, device: torch.device) -> tuple[int, int]:
+def _run_one_token(model: torch.nn.Module, cache: KVCache, device: torch.device) -> tuple[int, int]:
     """Runs one token, which creates the cache's layers. Returns the bytes of KV per token and the number of logits."""
     batch = Batch(1)
     tree = TokenTree(cache, (0,))
@@ -115,16 +130,16 @@ def _context_length(config: PretrainedConfig) -> int:
     raise ValueError(f"{config.name_or_path}: the model's configuration does not state its context length")
 
 
-def _vocabulary(model: PreTrainedModel, logits: int, tokens: int | None) -> int:
+def _vocabulary(model: PreTrainedModel, logits: int | None, tokens: int | None) -> int:
     """The ids that the model can read and draw and its tokenizer can decode: the smallest of three sizes.
 
     They often differ, because embedding and logits are padded to a round number, or tokens were added to the tokenizer
-    alone.
+    alone. `logits` is None for a reward model, which draws none.
     """
     embedding = model.get_input_embeddings()
     assert isinstance(embedding.weight, torch.Tensor)
     embeddings = len(embedding.weight)
-    return min(logits, embeddings, logits if tokens is None else tokens)
+    return min(size for size in (logits, embeddings, tokens) if size is not None)
 
 
 def _eos(model: PreTrainedModel, tokenizer_eos: int | None) -> set[int]:
@@ -133,7 +148,8 @@ def _eos(model: PreTrainedModel, tokenizer_eos: int | None) -> set[int]:
     A chat model's generation config often names only `<|endoftext|>`, while its turns end with the tokenizer's
     `<|im_end|>`. vLLM stops at both, too.
     """
-    ids = model.generation_config.eos_token_id if model.generation_config else None
+    own_config = getattr(model, "generation_config", None)  # a reward model has none
+    ids = own_config.eos_token_id if own_config else None
     ids = model.config.eos_token_id if ids is None else ids
     own = set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
     return own if tokenizer_eos is None else own | {tokenizer_eos}

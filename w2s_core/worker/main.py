@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 import torch
 from llguidance import LLTokenizer
 
+from w2s_core.errors import ConfigurationError
 from w2s_core.pool.messages import LoadFailed, Ready, WorkerCommand
 from w2s_core.pool.specs import ModelInfo, WorkerSpec
 from w2s_core.structured.grammar_compiling import new_tokenizer
@@ -69,6 +70,9 @@ def _load(parent: Connection) -> WorkerModels | None:
         torch.set_num_threads(spec.threads)
     try:
         models = load_models(spec)
+    except ConfigurationError as error:
+        parent.send(LoadFailed(str(error)))
+        return None
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         parent.send(LoadFailed(f"{type(error).__name__}: {error}"))
         return None

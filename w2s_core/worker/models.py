@@ -13,9 +13,11 @@ from w2s_core.pool.messages import (
     Ping,
     Pong,
     PromptJob,
+    RewardJob,
     SampleJob,
     ScoreJob,
     StopRows,
+    TokenJob,
     WorkerCommand,
     WorkerState,
 )
@@ -45,7 +47,7 @@ class WorkerModels:
     def handle(self, command: WorkerCommand) -> list[JobOutcome | Pong]:
         """Carries out a command. Returns its replies: a Pong, a WorkerState, a JobFailed, or none."""
         match command:
-            case SampleJob() | ScoreJob() | PromptJob():
+            case SampleJob() | ScoreJob() | RewardJob() | PromptJob():
                 return self._add(command)
             case StopRows():
                 self._stop_rows(command)
@@ -70,7 +72,7 @@ class WorkerModels:
                     self._cancel(failure.id)  # its parts in other models
         return outcomes
 
-    def _add(self, job: SampleJob | ScoreJob | PromptJob) -> list[JobOutcome | Pong]:
+    def _add(self, job: TokenJob) -> list[JobOutcome | Pong]:
         scheduler = self._schedulers[job.model]
         failed = scheduler.add(job)
         if isinstance(job, SampleJob) and not failed:

@@ -10,10 +10,11 @@ from typing import TypeAlias
 from w2s_core.types import StepKind
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.prompt_task import PromptTask
+from w2s_core.worker.reward_task import RewardTask
 from w2s_core.worker.tasks import ExpertTask, RowState, SampleTask, ScoreTask
 from w2s_core.worker.token_tree import TokenTree
 
-Task: TypeAlias = SampleTask | ExpertTask | ScoreTask | PromptTask
+Task: TypeAlias = SampleTask | ExpertTask | ScoreTask | RewardTask | PromptTask
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,16 @@ from dataclasses import replace
 import torch
 from llguidance import LLMatcher
 
-from w2s_core.pool.messages import Expert, JobFailed, JobOutcome, PromptJob, SampleJob, ScoreJob
+from w2s_core.pool.messages import (
+    Expert,
+    JobFailed,
+    JobOutcome,
+    PromptJob,
+    RewardJob,
+    SampleJob,
+    ScoreJob,
+    TokenJob,
+)
 from w2s_core.pool.specs import ModelInfo
 from w2s_core.types import StepKind, Tokens
 from w2s_core.worker.batch import Batch
@@ -31,8 +40,9 @@ from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.prefix_cache import PrefixCache
 from w2s_core.worker.prompt_task import PromptTask
 from w2s_core.worker.proxy_tuning import collect_expert_logits
+from w2s_core.worker.reward_task import RewardTask
 from w2s_core.worker.scheduled_step import ScheduledStep, Task, batch_additions
-from w2s_core.worker.step_outputs import collect_prompt_logprobs, draw_next_tokens, score_answers
+from w2s_core.worker.step_outputs import collect_prompt_logprobs, collect_rewards, draw_next_tokens, score_answers
 from w2s_core.worker.tasks import ExpertTask, SampleTask, ScoreTask, unknown_token
 from w2s_core.worker.token_tree import TokenTree
 
@@ -53,6 +63,7 @@ class ModelScheduler:
         self.sample_tasks: list[SampleTask] = []
         self.expert_tasks: list[ExpertTask] = []
         self.score_tasks: list[ScoreTask] = []
+        self.reward_tasks: list[RewardTask] = []
         self.prompt_tasks: list[PromptTask] = []
         self.prefix_cache = PrefixCache(runner.cache)
         self._info = info
@@ -62,9 +73,9 @@ class ModelScheduler:
     @property
     def tasks(self) -> list[Task]:
         expert_tasks = [task for task in self.expert_tasks if not task.done]
-        return [*self.sample_tasks, *expert_tasks, *self.score_tasks, *self.prompt_tasks]
+        return [*self.sample_tasks, *expert_tasks, *self.score_tasks, *self.reward_tasks, *self.prompt_tasks]
 
-    def add(self, job: SampleJob | ScoreJob | PromptJob) -> list[JobOutcome]:
+    def add(self, job: TokenJob) -> list[JobOutcome]:
         """Starts a job. Its session keeps only the tokens that this or another running job of the session names.
 
         Returns the job's failure, having changed nothing, if it has a token id that the model does not have.
@@ -78,6 +89,8 @@ class ModelScheduler:
                 self.sample_tasks.append(SampleTask(job, tree, self._info.eos, self._compile_grammar(job)))
             case ScoreJob():
                 self.score_tasks.append(ScoreTask(job, tree))
+            case RewardJob():
+                self.reward_tasks.append(RewardTask(job, tree))
             case PromptJob():
                 self.prompt_tasks.append(PromptTask(job, tree))
         self._prune(tree)
@@ -134,7 +147,7 @@ class ModelScheduler:
             got_slots = [self._add_or_evict(batch, task.tree, add) for add in batch_additions(batch, task)]
             if not all(got_slots):
                 without_slots.append(task.tree)
-            if isinstance(task, ScoreTask):
+            if isinstance(task, ScoreTask | RewardTask):
                 task.tokens_run += batch.size - before
         rows = [(t, row) for t in self.sample_tasks for row in t.live_rows if t.can_draw(row, batch.logits_rows)]
         return ScheduledStep(batch, rows, without_slots)
@@ -225,6 +238,7 @@ class ModelScheduler:
         broken = [
             *draw_next_tokens(step.batch, logits, step.rows),
             *score_answers(step.batch, logits, self.score_tasks),
+            *collect_rewards(step.batch, logits, self.reward_tasks),
             *collect_prompt_logprobs(step.batch, logits, self.prompt_tasks),
         ]
         failed = self._fail_sessions(
@@ -233,11 +247,8 @@ class ModelScheduler:
             "weights are damaged.",
         )
         updates = [task.flush_update() for task in self.sample_tasks]
-        done = [task for task in self.tasks if isinstance(task, ScoreTask | PromptTask) and task.done]
-        self.sample_tasks = [task for task in self.sample_tasks if task.live_rows]
-        self.expert_tasks = [task for task in self.expert_tasks if not task.done]
-        self.score_tasks = [task for task in self.score_tasks if not task.done]
-        self.prompt_tasks = [task for task in self.prompt_tasks if not task.done]
+        done = [task for task in self.tasks if isinstance(task, ScoreTask | RewardTask | PromptTask) and task.done]
+        self._keep_tasks(lambda task: not task.done)
         return [*failed, *(update for update in updates if update is not None), *(task.result() for task in done)]
 
     def _fail_sessions(self, trees: list[TokenTree], message: str, field: str | None = None) -> list[JobOutcome]:
@@ -271,6 +282,7 @@ class ModelScheduler:
         self.sample_tasks = [task for task in self.sample_tasks if keep(task)]
         self.expert_tasks = [task for task in self.expert_tasks if keep(task)]
         self.score_tasks = [task for task in self.score_tasks if keep(task)]
+        self.reward_tasks = [task for task in self.reward_tasks if keep(task)]
         self.prompt_tasks = [task for task in self.prompt_tasks if keep(task)]
 
     @property

@@ -1,4 +1,4 @@
-"""What tasks do with one forward's logits: draw tokens, sum scores, collect prompt log-probabilities.
+"""What tasks do with one forward's logits: draw tokens, sum scores, collect rewards and prompt log-probabilities.
 
 Each function returns the sessions whose log-probabilities are not finite: float16 overflowed, or weights are damaged.
 """
@@ -13,6 +13,7 @@ import torch
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.prompt_task import PromptTask
 from w2s_core.worker.proxy_tuning import combine_logits
+from w2s_core.worker.reward_task import RewardTask
 from w2s_core.worker.sampling import draw_tokens
 from w2s_core.worker.tasks import RowState, SampleTask, ScoreTask
 from w2s_core.worker.token_tree import TokenTree
@@ -69,6 +70,17 @@ def score_answers(batch: Batch, logits: torch.Tensor, tasks: Sequence[ScoreTask]
     for task in tasks:
         task.drop_scored()
     return broken
+
+
+def collect_rewards(batch: Batch, outputs: torch.Tensor, tasks: Sequence[RewardTask]) -> list[TokenTree]:
+    """Gives every leaf whose reward is in the batch that reward. `outputs` (M, 1): see `reward_model.RewardModel`."""
+    found = [(task, node, row) for task in tasks for node, row in task.found(batch.logits_rows)]
+    if not found:
+        return []
+    rewards = outputs[:, 0].tolist()
+    for _, node, row in found:
+        node.reward = rewards[row]
+    return [task.tree for task, _, row in found if not isfinite(rewards[row])]
 
 
 def collect_prompt_logprobs(batch: Batch, logits: torch.Tensor, tasks: Sequence[PromptTask]) -> list[TokenTree]:

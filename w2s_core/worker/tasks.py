@@ -8,7 +8,18 @@ from concurrent.futures import Future
 import torch
 from llguidance import LLMatcher
 
-from w2s_core.pool.messages import Expert, PromptJob, Row, RowUpdate, SampleJob, SampleUpdate, ScoreJob, ScoreResult
+from w2s_core.pool.messages import (
+    Expert,
+    PromptJob,
+    RewardJob,
+    Row,
+    RowUpdate,
+    SampleJob,
+    SampleUpdate,
+    ScoreJob,
+    ScoreResult,
+    TokenJob,
+)
 from w2s_core.search.randomness import uniform
 from w2s_core.types import Alternatives
 from w2s_core.worker.grammar_masks import resume_states
@@ -102,6 +113,10 @@ class SampleTask:
             assert row.processor is not None
             row.processor.grammar = state
         self.compiling = None
+
+    @property
+    def done(self) -> bool:
+        return all(row.done for row in self.rows)
 
     @property
     def live_rows(self) -> list[RowState]:
@@ -252,12 +267,12 @@ class ScoreTask:
         return ScoreResult(self.job.id, tuple(leaf.logprob or 0.0 for leaf in self.leaves), self.tokens_run)
 
 
-def unknown_token(job: SampleJob | ScoreJob | PromptJob, vocabulary: int) -> int | None:
+def unknown_token(job: TokenJob, vocabulary: int) -> int | None:
     """A token id of the job that is not in [0, vocabulary); None if there is none."""
     match job:
         case SampleJob():
             answers = [row.tokens for row in job.rows]
-        case ScoreJob():
+        case ScoreJob() | RewardJob():
             answers = list(job.answers)
         case PromptJob():
             answers = []

@@ -31,10 +31,11 @@ Slots = npt.NDArray[np.int64]
 class Node:
     """One token of an answer; the root is the prompt's last token.
 
-    `logprob` is log p(answer up to this token | prompt) in nats, None while unknown.
+    `logprob` is log p(answer up to this token | prompt) in nats and `reward` a reward model's reward of prompt and
+    answer up to this token, None while unknown.
     """
 
-    __slots__ = ("children", "grammar_state", "logprob", "parent", "path_slots", "position", "slot", "token")
+    __slots__ = ("children", "grammar_state", "logprob", "parent", "path_slots", "position", "reward", "slot", "token")
 
     def __init__(self, token: int, parent: Node | None, position: int) -> None:
         self.token = token
@@ -44,6 +45,7 @@ class Node:
         self.slot = _NO_SLOT  # in the session's region
         self.path_slots: Slots | None = None  # cached result of `TokenTree.path_slots`
         self.logprob: float | None = None
+        self.reward: float | None = None
         self.grammar_state: GrammarState | None = None  # of the answer up to here; continuations resume from it
 
     @property
