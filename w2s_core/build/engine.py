@@ -21,6 +21,7 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.guidance import SCORER_KEYS
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.proxy_tuning import LocalProxyTuner
+from w2s_core.scorers.python_scorer import python_scorer
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.text.tokenizer import HFTokenizer
 
@@ -66,7 +67,7 @@ def build_engine(config: EngineConfig) -> Engine:
 def _scorers(
     config: EngineConfig, local: LocalModels, remote: RemoteModels, shares_tokens: Callable[[HFTokenizer], bool]
 ) -> dict[str, Scorer]:
-    """The pairs and reward models by name."""
+    """The pairs, reward models and scorers in Python by name."""
     scorers: dict[str, Scorer] = {}
     for name, pair in config.pairs.items():
         if isinstance(pair, RemotePairConfig):
@@ -78,7 +79,7 @@ def _scorers(
             scorers[name] = remote.reward_model(name, model, shares_tokens)
         else:
             scorers[name] = local.reward_model(name, model, shares_tokens)
-    return scorers
+    return scorers | {name: python_scorer(name, scorer) for name, scorer in config.scorers.items()}
 
 
 def _tracing() -> Tracing:
