@@ -34,6 +34,7 @@ NOT_FAST = (
     *("worker/test_eft_on_workers.py", "worker/test_eft_over_http.py"),
     *("worker/test_engine_on_workers.py", "worker/test_grammar_on_workers.py", "worker/test_grammar_over_http.py"),
     *("worker/test_logprobs_on_workers.py", "worker/test_required_tools.py", "worker/test_sampling_extras.py"),
+    *("worker/test_reward_models_on_workers.py", "worker/test_reward_models_over_http.py"),
     *("worker/test_refusals_on_workers.py", "worker/test_scoring_fixed_texts.py", "worker/test_soak.py"),
     *("worker/test_sentencepiece_over_http.py", "worker/test_vocabularies_on_workers.py"),
     *("worker/test_no_paths_on_workers.py", "worker/test_reasoning_on_workers.py", "worker/test_worker_metrics.py"),

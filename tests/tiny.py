@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -59,6 +61,16 @@ def tiny_model(family: str = "llama", seed: int = 0, *, vocabulary: int = VOCABU
     config = deepcopy(FAMILIES[family])
     config.vocab_size = vocabulary
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def tiny_classifier(family: str = "llama", seed: int = 0, labels: Sequence[str] = ("reward",)) -> PreTrainedModel:
+    """As `tiny_model`, with a sequence-classification head of these outputs."""
+    torch.manual_seed(seed)
+    config = deepcopy(FAMILIES[family])
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     return model.eval()
 
 
@@ -166,4 +178,22 @@ def save_tiny(
         byte_tokenizer(template, pairs=pairs, size=tokens, thinks=thinks).save_pretrained(folder)
     else:
         sentencepiece_tokenizer(sentencepiece, template).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_classifier(
+    folder: Path,
+    *,
+    family: str = "llama",
+    seed: int = 0,
+    labels: Sequence[str] = ("reward",),
+    template: str | None = TEMPLATE,
+    pairs: bool = False,
+    context_length: int = 512,
+) -> Path:
+    """As `save_tiny`, with a sequence-classification head of these outputs."""
+    classifier = tiny_classifier(family, seed, labels)
+    classifier.config.max_position_embeddings = context_length
+    classifier.save_pretrained(folder)
+    byte_tokenizer(template, pairs=pairs).save_pretrained(folder)
     return folder
