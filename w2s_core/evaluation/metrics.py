@@ -46,10 +46,6 @@ class Estimate:
     low: float
     high: float
 
-    def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals have a value in common."""
-        return self.low <= other.high and other.low <= self.high
-
 
 def bootstrap(groups: Groups, *, resamples: int = _RESAMPLES) -> Estimate:
     """The mean of all values, with the 2.5 % and 97.5 % quantiles of the mean over resampled groups.
