@@ -53,7 +53,7 @@ def test_without_a_file_the_demo_is_served() -> None:
     assert list(settings.served_models) == ["smollm2", "smollm2-positive"]
     guidance = settings.served_models["smollm2-positive"].guidance
     assert guidance is not None
-    assert (guidance.method, guidance.pairs, guidance.rows, guidance.chunk_length) == ("cbs", {"positive": 1.0}, 16, 5)
+    assert (guidance.method, guidance.pairs, guidance.rows, guidance.chunk_length) == ("cbs", {"positive": 1.0}, 8, 5)
     assert settings.large_models["smollm2"].model == "demo:smollm2-135m-instruct"
     assert settings.server == ServerConfig()
 
