@@ -176,7 +176,7 @@ async def test_a_pair_whose_score_is_no_number_is_a_500_that_names_it(connect: C
     engine = fake_engine(scorers={"positive": FakeScorer(lambda text, ended: value if "b" in text else 0.0)})
     response = await post(await connect(engine), model="guided", seed=1)
     assert response.status_code == 500
-    assert "pair `positive`" in response.json()["error"]["message"]
+    assert "score of `positive`" in response.json()["error"]["message"]
     assert engine.admission.rows_running == 0
 
 
