@@ -28,8 +28,6 @@ def eft_config(folders: dict[str, Path]) -> EngineConfig:
             "self": PairConfig(tuned, large),
             "reverse": PairConfig(large, untuned),
             "foreign": PairConfig(*foreign),
-            "alone": PairConfig(tuned, None),
-            "foreign-alone": PairConfig(foreign[0], None),
         },
         served_models={
             "plain": ServedModelConfig("large"),

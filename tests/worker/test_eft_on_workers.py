@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 from tests.fakes import answer
 from tests.tiny import save_tiny
 from tests.worker.eft import EFT, TUNED, eft_config
-from tests.worker.test_engine_on_workers import assert_nothing_is_held, logprob, pool_of
+from tests.worker.test_engine_on_workers import assert_nothing_is_held, pool_of
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, PairConfig
 from w2s_core.engine.engine import Engine
-from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
+from w2s_core.engine.events import RequestFinished, TextCommitted
 from w2s_core.errors import RequestError
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import (
@@ -115,40 +115,6 @@ async def test_two_pairs_with_a_negative_weight_equal_a_plain_loop(engine: Engin
             logits = [w * models[name](torch.tensor([prompt + tokens])).logits[0, -1] for name, prompt, w in terms]
         tokens += (int(sum(logits).argmax()),)  # type: ignore[union-attr]
     assert found.tokens + ((found.ending,) if found.ending is not None else ()) == tokens
-
-
-async def test_a_pair_without_an_untuned_model_adds_its_logits(engine: Engine, folders: dict[str, Path]) -> None:
-    """GenARM's decoding: π_base · π_reward^β, normalised."""
-    sampling = SamplingParams(max_tokens=20, temperature=0)
-    [found] = await answer(engine, replace(ASK, sampling=sampling, guidance=Guidance("eft", {"alone": 1.5})))
-    tokenizer = HFTokenizer(str(folders["large"]))
-    prompt = tokenizer.encode(PROMPT.text, special_tokens=True)
-    base, reward = (AutoModelForCausalLM.from_pretrained(folders[name]) for name in ("large", "tuned"))
-    tokens: tuple[int, ...] = ()
-    while len(tokens) < 20 and tokenizer.eos not in tokens:
-        with torch.no_grad():
-            logits = [model(torch.tensor([prompt + tokens])).logits[0, -1].log_softmax(-1) for model in (base, reward)]
-        tokens += (int((logits[0] + 1.5 * logits[1]).argmax()),)
-    assert found.tokens + ((found.ending,) if found.ending is not None else ()) == tokens
-
-
-@pytest.mark.parametrize(("pair", "model"), [("alone", "tuned"), ("foreign-alone", "foreign-tuned")])
-async def test_without_an_untuned_model_a_score_is_a_log_probability(
-    engine: Engine, folders: dict[str, Path], pair: str, model: str
-) -> None:
-    guidance = Guidance("cbs", {pair: 1.0}, 2, 2, 4)
-    events = [event async for event in engine.generate(replace(ASK, guidance=guidance))]
-    [found] = [event.hypothesis for event in events if isinstance(event, ChoiceFinished)]
-    tokenizer = HFTokenizer(str(folders[model]))
-    prompt = tokenizer.encode(PROMPT.text, special_tokens=True)
-    tokens = found.tokens if pair == "alone" else tokenizer.encode(found.text, special_tokens=False)
-    tokens += (tokenizer.eos,) if found.ended and tokenizer.eos is not None else ()
-    assert found.score == pytest.approx(logprob(folders[model], prompt, tokens), abs=1e-3)
-    both = [event async for event in engine.generate(replace(ASK, guidance=replace(guidance, pairs={"same": 1.0})))]
-    [one, two] = [event.guidance for event in (events[-1], both[-1]) if isinstance(event, RequestFinished)]
-    assert one is not None
-    assert two is not None
-    assert 0 < one.scored_tokens < two.scored_tokens
 
 
 async def test_a_request_is_answered_the_same_alone_and_among_others_and_leaves_nothing(engine: Engine) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from w2s_core.build.local import LocalModels
+from w2s_core.build.python_scorers import load_python_scorer
 from w2s_core.build.remote import RemoteModels
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
@@ -21,7 +22,6 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.guidance import SCORER_KEYS
 from w2s_core.interfaces import LargeModel, Scorer
 from w2s_core.scorers.proxy_tuning import LocalProxyTuner
-from w2s_core.scorers.python_scorer import python_scorer
 from w2s_core.telemetry.metrics import Metrics
 from w2s_core.text.tokenizer import HFTokenizer
 
@@ -79,7 +79,7 @@ def _scorers(
             scorers[name] = remote.reward_model(name, model, shares_tokens)
         else:
             scorers[name] = local.reward_model(name, model, shares_tokens)
-    return scorers | {name: python_scorer(name, scorer) for name, scorer in config.scorers.items()}
+    return scorers | {name: load_python_scorer(name, scorer) for name, scorer in config.scorers.items()}
 
 
 def _tracing() -> Tracing:
