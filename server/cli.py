@@ -1,38 +1,21 @@
-"""The `w2s` command line: `serve`, `eval` and `models`. Errors and messages go to stderr."""
+"""The `w2s` command line: `serve`, `eval`, `pair` and `models`. Errors and messages go to stderr."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
+from server.cli_errors import reports_errors
+from server.pair_commands import pair_commands
 from server.settings.config import ServerConfig, load_settings
 from server.settings.environment import CONFIG_FILE
-from w2s_core.errors import ConfigurationError, W2SError
 from w2s_core.evaluation.cli import sentiment
 
-P = ParamSpec("P")
-EXIT_CONFIGURATION = 2
 _DEFAULTS = ServerConfig()
 SERVER_FLAGS = ("host", "port", "tls_certificate", "tls_key", "log_level", "log_format")
-
-
-def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Prints a W2SError as one line instead of a traceback, and exits with 2 for a ConfigurationError, else with 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except W2SError as error:
-            click.echo(f"w2s: {error}", err=True)
-            code = EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1
-            raise click.exceptions.Exit(code) from None
-
-    return wrapped
 
 
 @click.group()
@@ -101,6 +84,7 @@ def evaluation() -> None:
 
 
 evaluation.add_command(sentiment)
+main.add_command(pair_commands)
 
 
 @main.group()

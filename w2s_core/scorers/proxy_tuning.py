@@ -89,7 +89,7 @@ class LocalProxyTuner:
 
 def proxy_pair(pair: ProxyPair, large: HFTokenizer) -> ProxyPair | str:
     """The pair, or the reason why it cannot steer the large model with this tokenizer."""
-    for model in pair.signed_models:
+    for model in filter(None, (pair.tuned, pair.untuned)):
         if not same_ids(large, model.tokenizer):
             return (
                 f"{model.name} has another vocabulary than the large model. Its scores can guide a search: use "

@@ -1,0 +1,1 @@
+"""Tools for pairs: is one any good (`w2s pair check`)?"""
