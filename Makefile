@@ -115,6 +115,10 @@ overload: install ## send four times as many requests as there is room for; acce
 overlap: install ## measure what early scoring saves with a slow provider (about 3 minutes)
 	$(BIN)/python -m benchmarks.overlap $(ARGS)
 
+.PHONY: steering
+steering: install ## measure what EFT adds to its forwards, and selection to a chunk (2 minutes)
+	$(BIN)/python -m benchmarks.steering $(ARGS)
+
 .PHONY: pair
 pair: install ## train the demo pair (about 10 minutes)
 	$(BIN)/python -m w2s_core.demo.train_pair $(ARGS)

@@ -177,7 +177,7 @@ MUTATIONS = (
     Mutation("w2s_core/scorers/likelihood.py", "tests/engine/test_engine.py",
              "max(1, y.length)", "max(1, len(y.tokens))"),
     Mutation("w2s_core/scorers/local.py", "tests/worker/test_scoring_fixed_texts.py",
-             "tuned.tokens_run + untuned.tokens_run", "tuned.tokens_run"),
+             "sum(result.tokens_run for result in results)", "results[0].tokens_run"),
     Mutation("server/http/sse.py", "tests/server/http/test_disconnect.py",
              "self._request_id) + DONE, more", "self._request_id), more"),
     Mutation("server/api/answers.py", "tests/server/api/test_answers.py",

@@ -15,18 +15,23 @@ if TYPE_CHECKING:
         LargeModelConfig,
         Limits,
         PairConfig,
+        PythonScorerConfig,
         RemoteLargeModelConfig,
         RemoteModelConfig,
         RemotePairConfig,
+        RemoteRewardModelConfig,
+        RewardModelConfig,
         ServedModelConfig,
         WorkersConfig,
     )
     from w2s_core.engine.engine import Engine
     from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
     from w2s_core.errors import W2SError
+    from w2s_core.scorers.answer_scorer import AnswerScorer
     from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt
 
 __all__ = [
+    "AnswerScorer",
     "ChatPrompt",
     "ChoiceFinished",
     "Engine",
@@ -36,10 +41,13 @@ __all__ = [
     "LargeModelConfig",
     "Limits",
     "PairConfig",
+    "PythonScorerConfig",
     "RemoteLargeModelConfig",
     "RemoteModelConfig",
     "RemotePairConfig",
+    "RemoteRewardModelConfig",
     "RequestFinished",
+    "RewardModelConfig",
     "SamplingParams",
     "ServedModelConfig",
     "TextCommitted",
@@ -48,7 +56,8 @@ __all__ = [
     "WorkersConfig",
     "build_engine",
 ]
-_MODULES = ("types", "errors", "config", "engine.events", "engine.engine", "build.engine")  # the cheapest import first
+# The cheapest import first.
+_MODULES = ("types", "errors", "config", "engine.events", "scorers.answer_scorer", "engine.engine", "build.engine")
 
 
 def __getattr__(name: str) -> Any:

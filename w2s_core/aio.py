@@ -20,7 +20,8 @@ async def gather_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(c) for c in coroutines]
     except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        error = failures.exceptions[0]
+        raise error from error.__cause__  # which `from None` would remove
     return [task.result() for task in tasks]
 
 

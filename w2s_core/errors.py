@@ -14,7 +14,8 @@
     ├── UpstreamError                          a remote model's provider failed the request (502)
     │   ├── UpstreamRefusedError               it answered 4xx (502)
     │   └── UpstreamTimeoutError               it did not answer in time (504)
-    └── WorkerError                            a worker process failed the request (500)
+    ├── WorkerError                            a worker process failed the request (500)
+    └── ScorerError                            a scorer in Python failed the request (500)
 
 `server/errors.py` maps these to responses. Modules may define subclasses for their own use (`FetchError`).
 """
@@ -135,3 +136,8 @@ class UpstreamTimeoutError(UpstreamError):
 
 class WorkerError(W2SError):
     """A worker process failed the request. It may still be alive and serve others."""
+
+
+class ScorerError(W2SError):
+    """A scorer in Python raised, or returned something that is no score. What it raised is the error's cause, which
+    clients are not told."""

@@ -12,12 +12,14 @@ Combine: TypeAlias = Literal["sum", "min", "robust"]
 Schedule: TypeAlias = Literal["constant"] | Mapping[Literal["decay"], float]
 SCORER_KEYS = ("pairs", "reward_models", "scorers")
 MAX_LENGTH_PENALTY = 4
+MAX_EARLY_REJECTION = 0.99
 MAX_WEIGHT = 1e6  # of either sign; far above any useful one, and so small that a sum of scores is finite
 _RANGES = {
     "repetition": (0, 1_000_000),
     "fluency": (0, 1_000_000),
     "length_penalty": (-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
     "plausibility": (0, 1),
+    "early_rejection": (0, MAX_EARLY_REJECTION),
 }
 
 
@@ -41,7 +43,8 @@ class Guidance:
     number of tokens to the power of `length_penalty`. `select` says how W are chosen by rank: "top", {"softmax": τ} or
     {"pessimistic": β}. `combine` says how several scores become one: "sum", "min" or "robust". With `early_stopping`
     the search ends when its best hypothesis is finished. `schedule` {"decay": ρ} gives the chunk i about ρ^i times as
-    many successors as the first, under the same total.
+    many successors as the first, under the same total. `early_rejection` is for "best_of_n": after each `chunk_length`
+    tokens this fraction of the unfinished answers, those that rank lowest, is given up.
     """
 
     method: Method = "cbs"
@@ -63,11 +66,17 @@ class Guidance:
     select: Select = "top"
     combine: Combine = "sum"
     schedule: Schedule = "constant"
+    early_rejection: float = 0.0
 
     @property
     def rows(self) -> int:
         """Sequences that the large model samples at once: W·K."""
         return self.beam_width * self.successors
+
+    @property
+    def chunked(self) -> bool:
+        """Whether candidates compete after every chunk, and not only as whole answers."""
+        return self.method == "cbs" or (self.method == "best_of_n" and self.early_rejection > 0)
 
     @property
     def weights(self) -> Mapping[str, float]:

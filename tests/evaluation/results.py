@@ -13,7 +13,7 @@ JUDGED = {BASE: 0.4, WEAK_ALONE: 0.8, BEST_OF: 0.6, CBS: 0.7}
 
 def made_up(judged: dict[str, float] = JUDGED, spread: float = 0.01, **settings: int) -> Results:
     """Four openers × 2 seeds; each method's answers are judged alike but for ± `spread` from opener to opener."""
-    chosen = Settings(prompts=4, **settings)
+    chosen = Settings(prompts=4, max_tokens=(40, 160), **settings)
     scored = [
         ScoredAnswer(
             Answer(condition, opener, seed, Hypothesis((1, 2), f" {condition.name} text", ended=True), 16, 2.0),
@@ -23,6 +23,7 @@ def made_up(judged: dict[str, float] = JUDGED, spread: float = 0.01, **settings:
                 "implicit": float(seed),
                 "logprob": None if condition.name == WEAK_ALONE else -2.5,
                 "distinct2": 1.0,
+                "ended": 1.0,
                 "words": 2.0,
                 "sampled": 16.0,
                 "seconds": 2.0,

@@ -18,7 +18,7 @@ from w2s_core.evaluation.scoring import ScoredAnswer, score_answers
 from w2s_core.evaluation.settings import BASE, BEST_OF, CBS, LARGE, PAIR, WEAK, WEAK_ALONE, Settings, conditions
 from w2s_core.types import TextPrompt
 
-SETTINGS = Settings(prompts=6, seeds=2, ablation_seeds=1, max_tokens=12, top_k=0, temperature=1.0)
+SETTINGS = Settings(prompts=6, seeds=2, ablation_seeds=1, max_tokens=(12,), top_k=0, temperature=1.0)
 
 
 class Fakes:
@@ -65,14 +65,16 @@ async def test_every_opener_is_answered_by_every_condition_with_every_seed() -> 
 async def test_guidance_raises_what_the_pair_likes_and_search_beats_ranking() -> None:
     """Means over 12 answers; the gaps are many standard errors wide and the draws are seeded."""
     results = await Fakes().results()
-    means = {row.condition: row.estimates["implicit"] for row in results.main}
+    means = {row.condition: row.estimates["implicit"] for row in results.comparisons[0].summaries}
     base, best, cbs = (means[name] for name in (BASE, BEST_OF, CBS))
     assert base is not None and best is not None and cbs is not None  # noqa: PT018
     assert base.mean + 2 < best.mean < cbs.mean - 0.5
 
 
 async def test_what_an_answer_costs() -> None:
-    costs = {a.condition.name: a for a in await Fakes().answers(Settings(prompts=1, seeds=1, max_tokens=12, top_k=0))}
+    costs = {
+        a.condition.name: a for a in await Fakes().answers(Settings(prompts=1, seeds=1, max_tokens=(12,), top_k=0))
+    }
     assert costs[BASE].sampled_tokens == costs[BASE].hypothesis.length <= 12
     assert 12 < costs[CBS].sampled_tokens <= 16 * 12
     assert costs[CBS].seconds > 0
@@ -119,7 +121,7 @@ async def test_seeds_differ_between_openers_and_agree_between_methods() -> None:
 
 
 async def test_no_ablation_and_development_openers() -> None:
-    settings = Settings(prompts=2, seeds=1, ablation_seeds=0, max_tokens=4, development=True)
+    settings = Settings(prompts=2, seeds=1, ablation_seeds=0, max_tokens=(4,), development=True)
     results = await Fakes().results(settings)
     assert not results.ablation
     assert {m.answer.opener for m in results.scored} == set(DEVELOPMENT[:2])

@@ -21,7 +21,7 @@ from w2s_core.demo.data import Sentence
 from w2s_core.evaluation import cli, sentiment
 from w2s_core.evaluation.likelihood import open_evaluator
 from w2s_core.evaluation.prompts import PREFIX
-from w2s_core.evaluation.settings import DEMO_TEMPLATE, Settings
+from w2s_core.evaluation.settings import DEMO_TEMPLATE, MAIN, Settings
 from w2s_core.types import Hypothesis
 
 SENTENCES = tuple(Sentence(text, rating) for text, rating in [("good film", 2.0), ("bad film", -2.0)] * 5)
@@ -46,8 +46,8 @@ def test_the_command_from_openers_to_files(
     assert "CBS 4/4/5" in result.stdout
     assert "left" in result.stderr, "a progress bar"
     content = json.loads((tmp_path / "sentiment.json").read_text(encoding="utf-8"))
-    assert len(content["answers"]) == 2 * 8
-    methods = {row["condition"]: row["estimates"] for row in content["methods"]}
+    assert len(content["answers"]) == 2 * (len(MAIN) + 4)
+    methods = {row["condition"]: row["estimates"] for row in content["comparisons"][0]["summaries"]}
     assert methods["CBS 4/4/5"]["implicit"]["mean"] > methods["Base"]["implicit"]["mean"]
     assert (tmp_path / "sentiment.png").read_bytes().startswith(b"\x89PNG")
 
@@ -64,7 +64,7 @@ def test_the_large_model_may_be_somewhere_else(
     assert result.exit_code == 0, result.output
     answers = json.loads((tmp_path / "sentiment.json").read_text(encoding="utf-8"))["answers"]
     drawn_there = {answer["method"] for answer in answers if set(answer["text"]) <= set("abcdé☃")}
-    assert drawn_there == {"Base", "best-of-16", "CBS 4/4/5"}
+    assert drawn_there == {name for name in MAIN if name != "Weak"}
 
 
 async def test_the_instrument_reads_what_transformers_reads(tiny: dict[str, Any]) -> None:

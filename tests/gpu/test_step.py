@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, tiny_classifier, tiny_model
+from tests.worker.test_proxy_tuning import family, job, run
+from tests.worker.test_reward_model import HEAD, rewards
 from tests.worker.test_scheduler import drain, drawn, sample_job, state
 from tests.worker.test_token_tree import logits_of
 from w2s_core.pool.messages import JobFailed, Row, Sampling
@@ -111,6 +113,39 @@ def test_a_decoding_step_waits_once(cuda: torch.device) -> None:
     with waits_are("warn"), pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
         subject.step()
     assert len(waits) == 1, [str(wait.message) for wait in waits]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_eft_draws_what_it_draws_on_the_cpu(cuda: torch.device, name: str) -> None:
+    """Greedy and float32, so that only the arithmetic's last digits differ."""
+
+    def answers(device: torch.device) -> object:
+        models = {role: make_runner(model.to(device), device, 1 << 22) for role, model in family(name).items()}
+        return run(WorkerModels(models), job(1, sampling=Sampling(temperature=0.0)))
+
+    assert answers(cuda) == answers(torch.device("cpu"))
+
+
+def test_a_step_of_eft_waits_once(cuda: torch.device) -> None:
+    models = {role: make_runner(model.to(cuda), cuda, 1 << 22) for role, model in family("llama").items()}
+    subject = WorkerModels(models)
+    subject.handle(job(1))
+    subject.step()
+    subject.step()
+    with waits_are("warn"), pytest.warns(UserWarning, match="synchronizing CUDA operation") as waits:
+        subject.step()
+    assert len(waits) == 1, [str(wait.message) for wait in waits]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rewards_are_those_of_the_cpu(cuda: torch.device, name: str) -> None:
+    answers = [(), (1,), (1, 2, 3), (1, 2, 9, 9), tuple(range(20))]
+
+    def on(device: torch.device) -> tuple[float, ...]:
+        runner = make_runner(tiny_classifier(name).to(device), device, 1 << 22, reward=HEAD)
+        return rewards(WorkerModels({"m": runner}), answers).rewards
+
+    assert on(cuda) == pytest.approx(on(torch.device("cpu")), abs=1e-4)
 
 
 @contextmanager

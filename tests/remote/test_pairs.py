@@ -62,7 +62,7 @@ async def scorer_on(models: list[Picky], template: str | None = None, *, with_to
         model.calls.clear()
         reader = None if tokenizer is None else PairModel(model.name, tokenizer, shares_tokens=False)
         parts.append(RemotePairModel(model, reader, probe))  # type: ignore[arg-type]
-    return RemoteScorer(*parts, template)
+    return RemoteScorer(parts[0], parts[1] if len(parts) > 1 else None, template)
 
 
 def answers(*texts: str) -> list[Hypothesis]:
@@ -108,6 +108,23 @@ async def test_a_score_is_that_of_the_whole_answer(
         scoring.provider_usage.calls == len(models[0].calls) + len(models[1].calls) == 2 * 7
     )  # nothing to read, no call
     assert scoring.scored_tokens == scoring.provider_usage.prompt_tokens
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+async def test_without_an_untuned_model_a_score_is_a_log_probability(
+    tokenizer: HFTokenizer, with_tokenizer: bool
+) -> None:
+    [tuned, _] = pair_of(tokenizer, "echo")
+    scorer = await scorer_on([tuned], with_tokenizer=with_tokenizer)
+    [y, ended] = answers("ab ☃")
+    async with scorer.open(PROMPT) as scoring:
+        scores = await scoring.score([y, ended])
+    context = tokenizer.encode("Say", special_tokens=True)
+    tokens = tokenizer.encode("ab ☃", special_tokens=False)
+    logprobs = tuned.logprobs_of(context + tokens)[len(context) :]
+    assert scores[0].total == pytest.approx(sum(v or 0.0 for v in logprobs), abs=1e-9)
+    assert (scores[1].total < scores[0].total) == with_tokenizer, "the end is scored where it has a token"
+    assert scoring.provider_usage.calls == len(tuned.calls)
 
 
 @pytest.mark.parametrize("way", ["echo", "echo and one token"])

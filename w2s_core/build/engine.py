@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from w2s_core.build.local import LocalModels
+from w2s_core.build.python_scorers import load_python_scorer
 from w2s_core.build.remote import RemoteModels
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
@@ -66,7 +67,7 @@ def build_engine(config: EngineConfig) -> Engine:
 def _scorers(
     config: EngineConfig, local: LocalModels, remote: RemoteModels, shares_tokens: Callable[[HFTokenizer], bool]
 ) -> dict[str, Scorer]:
-    """The pairs and reward models by name."""
+    """The pairs, reward models and scorers in Python by name."""
     scorers: dict[str, Scorer] = {}
     for name, pair in config.pairs.items():
         if isinstance(pair, RemotePairConfig):
@@ -78,7 +79,7 @@ def _scorers(
             scorers[name] = remote.reward_model(name, model, shares_tokens)
         else:
             scorers[name] = local.reward_model(name, model, shares_tokens)
-    return scorers
+    return scorers | {name: load_python_scorer(name, scorer) for name, scorer in config.scorers.items()}
 
 
 def _tracing() -> Tracing:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from w2s_core.build.generation_config import read_generation_config
 from w2s_core.build.tokenizers import TokenizerCache, model_source
@@ -64,8 +64,7 @@ class LocalModels:
     def scorer(self, name: str, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> LocalScorer:
         """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""
         assert self.pool is not None
-        tuned, untuned = self._pair_models(name, config, shares_tokens)
-        return LocalScorer(self.pool, tuned, untuned, config.prompt_template)
+        return LocalScorer(self.pool, *self._pair_models(name, config, shares_tokens), config.prompt_template)
 
     def reward_model(
         self, name: str, config: RewardModelConfig, shares_tokens: Callable[[HFTokenizer], bool]
@@ -90,17 +89,21 @@ class LocalModels:
         return LocalProxyTuner(large, self.pool, usable)
 
     def _proxy_pair(self, name: str, large: LargeModelConfig, pair: PairConfig) -> ProxyPair:
-        devices = [self._models[model_source(model)][1] for model in (large.model, pair.tuned, pair.untuned)]
+        references = filter(None, (large.model, pair.tuned, pair.untuned))
+        devices = [self._models[model_source(reference)][1] for reference in references]
         tuned, untuned = self._pair_models(name, pair, lambda _: True)
         return ProxyPair(tuned, untuned, pair.prompt_template, frozenset(set.intersection(*devices)))
 
     def _pair_models(
         self, name: str, config: PairConfig, shares_tokens: Callable[[HFTokenizer], bool]
-    ) -> Iterator[PairModel]:
+    ) -> tuple[PairModel, PairModel | None]:
         """The pair's tuned and untuned model."""
-        for role, reference in (("tuned", config.tuned), ("untuned", config.untuned)):
+
+        def model(role: str, reference: str) -> PairModel:
             tokenizer = self._tokenizers.load(reference)
-            yield PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), model_source(reference))
+            return PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), model_source(reference))
+
+        return model("tuned", config.tuned), model("untuned", config.untuned) if config.untuned else None
 
 
 def _pool(
@@ -127,7 +130,7 @@ def _device_assignment(
     entries: list[tuple[str, LargeModelConfig | PairConfig | RewardModelConfig, list[str]]] = [
         (f"large_models.{name}", config, [config.model]) for name, config in large.items()
     ]
-    entries += [(f"pairs.{name}", pair, [pair.tuned, pair.untuned]) for name, pair in pairs.items()]
+    entries += [(f"pairs.{name}", pair, list(filter(None, [pair.tuned, pair.untuned]))) for name, pair in pairs.items()]
     entries += [(f"reward_models.{name}", model, [model.model]) for name, model in reward_models.items()]
     for key, entry, references in entries:
         chosen = set(devices if entry.devices is None else entry.devices)

@@ -49,10 +49,11 @@ class RemoteModels:
 
     def scorer(self, name: str, config: RemotePairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> RemoteScorer:
         """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""
-        tuned, untuned = (
-            self._pair_model(f"{name}.{role}", f"pairs.{name}.{role}", model, shares_tokens)
-            for role, model in (("tuned", config.tuned), ("untuned", config.untuned))
-        )
+
+        def model(role: str, model: RemoteModelConfig) -> RemotePairModel:
+            return self._pair_model(f"{name}.{role}", f"pairs.{name}.{role}", model, shares_tokens)
+
+        tuned, untuned = model("tuned", config.tuned), model("untuned", config.untuned) if config.untuned else None
         return RemoteScorer(tuned, untuned, config.prompt_template)
 
     def reward_model(

@@ -164,7 +164,7 @@ class Planner:
         large = self.large_model(request.model)
         guidance = resolve_guidance(request, self.served[request.model].guidance, self.scorers, self.scorer_keys)
         grammar = request.sampling.grammar
-        if grammar and guidance and guidance.method == "cbs" and not large.supports_chunked_grammar:
+        if grammar and guidance and guidance.chunked and not large.supports_chunked_grammar:
             raise RequestError(
                 "This model's provider applies a grammar to whole answers only: use guidance.method best_of_n or none.",
                 grammar.field,
@@ -186,9 +186,9 @@ class Planner:
         budget = answer_budget if thoughts is None or thoughts.searched else budget
         budget = cap_to_sampled_tokens(request, guidance, budget, self.max_sampled_tokens, large)
         check_min_tokens(request, budget)
-        chunked = guidance is not None and guidance.method == "cbs"
-        if guidance is not None and not chunked:
-            guidance = _in_one_chunk(guidance, request.n, budget)
+        is_beam = guidance is not None and guidance.method == "cbs"
+        if guidance is not None and not is_beam:
+            guidance = _from_one_start(guidance, request.n, budget)
         plan = Plan(
             large=steered,
             scorer=scorer,
@@ -200,7 +200,7 @@ class Planner:
             budget=budget,
             n=request.n,
             beam_width=guidance.beam_width if guidance else request.n,
-            initial_hypotheses=guidance.beam_width if guidance and chunked else 1,
+            initial_hypotheses=guidance.beam_width if guidance and is_beam else 1,
             pair_scored=scorer is not None and guidance is not None and bool(guidance.weights),
             with_tokens=request.with_tokens,
             with_prompt=request.with_prompt,
@@ -241,10 +241,12 @@ def _seed(sampling: SamplingParams) -> int:
     return secrets.randbits(_SEED_BITS) if sampling.seed is None else sampling.seed
 
 
-def _in_one_chunk(guidance: Guidance, n: int, budget: int) -> Guidance:
-    """Best of n as a search: one chunk as long as the answer, of whose candidates the n best are kept."""
+def _from_one_start(guidance: Guidance, n: int, budget: int) -> Guidance:
+    """Best of n as a search: of its candidates, which start alike, the n best are kept in the end. They grow in one
+    chunk as long as the answer, unless some are to be rejected before."""
     successors = guidance.successors if searches(guidance) else 1
-    return replace(guidance, beam_width=n, successors=successors, chunk_length=budget)
+    length = guidance.chunk_length if guidance.chunked else budget
+    return replace(guidance, beam_width=n, successors=successors, chunk_length=length)
 
 
 def _field_of_rows(request: GenerationRequest, guidance: Guidance | None, limit: int) -> str:

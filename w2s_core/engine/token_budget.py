@@ -9,6 +9,7 @@ from __future__ import annotations
 from w2s_core.engine.guidance import searches
 from w2s_core.errors import ContextLengthError, RequestError
 from w2s_core.interfaces import LargeModel
+from w2s_core.search.selection import survivors
 from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, Tokens
 
 
@@ -67,8 +68,24 @@ def cap_to_sampled_tokens(
             "not one token for each.",
             _field_of_sequences(request, guidance, min(limits)),
         )
-    chunk_length = None if not searches(guidance) else guidance.chunk_length if guidance.method == "cbs" else drawn
-    return min(budget, large.longest_answer(drawn, chunk_length))
+    if not searches(guidance):
+        return min(budget, large.longest_answer(drawn, None))
+    if guidance.method == "best_of_n":
+        if guidance.chunked:
+            return min(budget, _longest_with_rejection(guidance, request.n, min(limits) // len(request.prompts), large))
+        return min(budget, large.longest_answer(drawn, drawn))
+    return min(budget, large.longest_answer(drawn, guidance.chunk_length))
+
+
+def _longest_with_rejection(guidance: Guidance, n: int, limit: int, large: LargeModel) -> int:
+    """The length of an answer whose search with early rejection draws at most `limit` tokens."""
+    rows, chunk, length = guidance.successors, guidance.chunk_length, 0
+    spare = 2 * chunk - large.longest_answer(2 * chunk, chunk)  # what is drawn for a chunk beyond its length
+    while limit >= rows * (chunk + spare):
+        limit -= rows * (chunk + spare)
+        length += chunk
+        rows = min(rows, max(n, survivors(guidance, rows)))
+    return length + min(chunk, limit // rows)
 
 
 def _sequences_per_prompt(request: GenerationRequest, guidance: Guidance | None) -> int:

@@ -1,46 +1,69 @@
-"""Bar charts of the results: judge and VADER by method, and the judge by W×K, with 95 % intervals."""
+"""Chart of the results: what each condition reaches for the tokens that it samples, with 95 % intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from w2s_core.evaluation.results import Results
+from w2s_core.evaluation.metrics import METRICS, Estimate
+from w2s_core.evaluation.results import COMPARED, Results
 from w2s_core.evaluation.scoring import Summary
-from w2s_core.evaluation.settings import CBS
+from w2s_core.evaluation.settings import BASE, CBS, MAIN, WEAK_ALONE
 
-_COLOR, _HIGHLIGHT = "#9aa5b1", "#2f6fb0"
-_SIZE_INCHES, _DPI = (4.2, 3.6), 110
+_PANEL_INCHES, _LEGEND_INCHES, _DPI = (2.7, 2.5), 0.6, 100
+_MARKERS = "osDv^<>PX*"
 
 
 def draw(results: Results, path: Path) -> None:
-    """Writes a PNG with two panels, or three if there is an ablation."""
-    panels: list[tuple[str, str, Sequence[Summary]]] = [
-        ("Judge: P(positive)", "judge", results.main),
-        ("VADER compound", "vader", results.main),
-    ]
-    if results.ablation:
-        panels.append(("Judge, W×K at equal cost", "judge", results.ablation))
-    width, height = _SIZE_INCHES
-    figure = Figure(figsize=(width * len(panels), height), layout="constrained")
-    for axes, (title, key, rows) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        _bars(axes, title, key, rows)
+    """Writes a PNG: a row of panels for each length, one panel per metric, over tokens sampled for an answer."""
+    metrics = [metric for metric in METRICS if metric.key in COMPARED]
+    rows = len(results.comparisons)
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width * len(metrics), height * rows + _LEGEND_INCHES), layout="constrained")
+    panels = figure.subplots(rows, len(metrics), squeeze=False)
+    for line, comparison in zip(panels, results.comparisons, strict=True):
+        for axes, metric in zip(line, metrics, strict=True):
+            for summary in comparison.summaries:
+                _point(axes, summary, metric.key)
+            axes.set_title(metric.label, fontsize=10)
+            axes.set_xscale("log")
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+        line[0].set_ylabel(f"up to {comparison.max_tokens} tokens", fontsize=10)
+    for axes in panels[-1]:
+        axes.set_xlabel("tokens sampled per answer", fontsize=8)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.savefig(path, dpi=_DPI)
 
 
-def _bars(axes: Axes, title: str, key: str, rows: Sequence[Summary]) -> None:
-    bars = [(row.condition, e) for row in rows if (e := row.estimates[key]) is not None]
-    means = [e.mean for _, e in bars]
-    errors = [[e.mean - e.low for _, e in bars], [e.high - e.mean for _, e in bars]]
-    colors = [_HIGHLIGHT if name in (CBS, "4×4") else _COLOR for name, _ in bars]
-    axes.bar(range(len(bars)), means, color=colors, yerr=errors, capsize=4, ecolor="#333333")
-    axes.set_xticks(range(len(bars)), [name for name, _ in bars], fontsize=9)
-    for i, (_, e) in enumerate(bars):
-        axes.annotate(f"{e.mean:.2f}", (i, e.high), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=9)
-    axes.set_title(title, fontsize=11)
-    axes.margins(y=0.12)
-    axes.axhline(0, color="#333333", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+def _point(axes: Axes, summary: Summary, key: str) -> None:
+    value, cost = summary.estimates[key], summary.estimates["sampled"]
+    if value is None or cost is None:
+        return
+    axes.errorbar(
+        cost.mean,
+        value.mean,
+        yerr=[[value.mean - value.low], [value.high - value.mean]],
+        fmt=_MARKERS[MAIN.index(summary.condition) % len(_MARKERS)],
+        color=_color(summary.condition),
+        label=summary.condition,
+        capsize=3,
+        markersize=6,
+    )
+    if summary.condition == BASE:
+        _band(axes, value)
+
+
+def _band(axes: Axes, base: Estimate) -> None:
+    axes.axhspan(base.low, base.high, color="#9aa5b1", alpha=0.15, linewidth=0)
+
+
+def _color(condition: str) -> str:
+    if condition in (BASE, WEAK_ALONE):
+        return "#6b7682"
+    if "brakes" in condition:
+        return "#2f6fb0" if condition.startswith("CBS") else "#2a9d8f"
+    return "#d1495b" if condition == CBS else "#e9a23b"

@@ -31,7 +31,14 @@ def _positive(name: str, text: str, most: int | None = None) -> Callable[[_F], _
 @_positive("--prompts", "Number of openers (prompts).", most=len(OPENERS))
 @_positive("--seeds", "Answers per opener.")
 @_positive("--ablation-seeds", "Answers per opener in the ablation, at most --seeds.")
-@_positive("--max-tokens", "Maximum tokens per answer.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    multiple=True,
+    default=_DEFAULTS.max_tokens,
+    show_default=True,
+    help="Maximum tokens per answer. Give it several times to compare lengths.",
+)
 @_positive("--concurrency", "Concurrent requests.")
 @click.option("--temperature", type=click.FloatRange(min=0), default=_DEFAULTS.temperature, show_default=True)
 @click.option("--top-k", type=click.IntRange(min=0), default=_DEFAULTS.top_k, show_default=True)
@@ -46,7 +53,10 @@ def _positive(name: str, text: str, most: int | None = None) -> Callable[[_F], _
 @click.option("--large-at", nargs=2, metavar="URL NAME", help="Use the large model NAME of the completion API at URL.")
 @click.option("--development", is_flag=True, help="Use the development openers instead of the evaluation ones.")
 @click.option(
-    "--ablation/--no-ablation", default=True, show_default=True, help="Also compare W×K shapes at equal cost."
+    "--ablation/--no-ablation",
+    default=True,
+    show_default=True,
+    help="Also compare W×K shapes at equal cost, at the first length.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/sentiment"), show_default=True

@@ -66,7 +66,7 @@ class AnswerGenerator:
         settings, opener = self._settings, self._settings.openers[index]
         prompt = self._weak_prompt(opener) if condition.model == WEAK else TextPrompt(PREFIX + opener)
         sampling = SamplingParams(
-            max_tokens=settings.max_tokens,
+            max_tokens=condition.max_tokens,
             temperature=settings.temperature,
             top_k=settings.top_k,
             seed=seed * _SEED_STRIDE + index,

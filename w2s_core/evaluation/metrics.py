@@ -27,13 +27,14 @@ class Metric:
 
 METRICS = (
     Metric("judge", "judge, P(positive)", 3),
-    Metric("vader", "VADER compound", 3),
-    Metric("implicit", "implicit score (nats)", 2),
-    Metric("logprob", "log p_large per token (nats)", 2),
-    Metric("distinct2", "distinct-2 within an answer", 3),
-    Metric("words", "words per answer", 1),
-    Metric("sampled", "tokens sampled per answer", 0),
-    Metric("seconds", "seconds per answer", 2),
+    Metric("vader", "VADER, −1 … 1", 3),
+    Metric("implicit", "implicit score, nats", 1),
+    Metric("logprob", "log p per token", 2),
+    Metric("distinct2", "distinct-2", 3),
+    Metric("ended", "share that ended", 2),
+    Metric("words", "words", 0),
+    Metric("sampled", "tokens sampled", 0),
+    Metric("seconds", "seconds", 1),
 )
 
 
@@ -44,10 +45,6 @@ class Estimate:
     mean: float
     low: float
     high: float
-
-    def overlaps(self, other: Estimate) -> bool:
-        """Whether the two intervals have a value in common."""
-        return self.low <= other.high and other.low <= self.high
 
 
 def bootstrap(groups: Groups, *, resamples: int = _RESAMPLES) -> Estimate:

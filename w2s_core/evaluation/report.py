@@ -1,31 +1,38 @@
-"""Formats results as tables: aligned text for a terminal, Markdown for a README."""
+"""Formats results as tables: aligned text for a terminal, Markdown for a page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from w2s_core.evaluation.metrics import METRICS, Estimate
-from w2s_core.evaluation.results import Results
+from w2s_core.evaluation.results import COMPARED, Comparison, Results
 from w2s_core.evaluation.scoring import Summary
-from w2s_core.evaluation.settings import BASE, BEST_OF, CBS
 
 Rows = Sequence[Sequence[str]]
 
 
 def report(results: Results) -> str:
-    """The tables with a heading, the differences between methods and the judges' AUC."""
-    parts = [_heading(results), table(summary_rows(results.main))]
-    if results.ablation:
-        parts += [
-            f"Beam width × successors at equal cost, chunks of 5 tokens, {results.settings.ablation_seeds} seed(s):",
-            table(summary_rows(results.ablation)),
-        ]
-    return "\n\n".join([*parts, _notes(results)])
+    """The tables with headings, and the judges' AUC."""
+    return "\n\n".join([_heading(results), *_titled_tables(results, table), _notes(results)])
 
 
 def markdown_tables(results: Results) -> str:
     """The same tables in Markdown."""
-    return "\n\n".join(markdown(summary_rows(rows)) for rows in (results.main, results.ablation) if rows)
+    return "\n\n".join(_titled_tables(results, markdown))
+
+
+def _titled_tables(results: Results, layout: Callable[[Rows], str]) -> list[str]:
+    parts: list[str] = []
+    for comparison in results.comparisons:
+        parts += [f"Answers of up to {comparison.max_tokens} tokens:", layout(summary_rows(comparison.summaries))]
+        parts += ["The same, less another method, paired by opener:", layout(difference_rows(comparison))]
+    if results.ablation:
+        length, seeds = results.settings.max_tokens[0], results.settings.ablation_seeds
+        parts += [
+            f"Beam width × successors at equal cost, chunks of 5 tokens, {length} tokens, {seeds} seed(s):",
+            layout(summary_rows(results.ablation)),
+        ]
+    return parts
 
 
 def table(rows: Rows) -> str:
@@ -45,59 +52,49 @@ def markdown(rows: Rows) -> str:
 
 
 def summary_rows(summaries: Sequence[Summary]) -> list[list[str]]:
-    """Table rows: one metric per row, one condition per column, cells `mean [low, high]`."""
-    rows = [["", *(s.condition for s in summaries)]]
-    for metric in METRICS:
-        rows.append([metric.label, *(interval(s.estimates[metric.key], metric.digits) for s in summaries)])
-    rows.append(["distinct-2 over all answers", *(_number(s.corpus_distinct2, 3) for s in summaries)])
-    return rows
+    """Table rows: one condition per row, one metric per column, cells `mean [low, high]`."""
+    head = ["", *(metric.label for metric in METRICS)]
+    return [head] + [
+        [s.condition, *(interval(s.estimates[metric.key], metric.digits) for metric in METRICS)] for s in summaries
+    ]
 
 
-def interval(estimate: Estimate | None, digits: int) -> str:
-    """An estimate as `0.53 [0.49, 0.57]`, or a dash if there is none."""
+def difference_rows(comparison: Comparison) -> list[list[str]]:
+    """Table rows: one difference per row, one metric per column."""
+    compared = [metric for metric in METRICS if metric.key in COMPARED]
+    return [["", *(metric.label for metric in compared)]] + [
+        [
+            f"{difference.condition} − {difference.other}",
+            *(interval(difference.estimates[metric.key], metric.digits, sign="+") for metric in compared),
+        ]
+        for difference in comparison.differences
+    ]
+
+
+def interval(estimate: Estimate | None, digits: int, sign: str = "") -> str:
+    """An estimate as `0.53 [0.49, 0.57]`, or a dash if there is none. With `sign` "+" every number has its sign."""
     if estimate is None:
         return "–"
-    low, high = _number(estimate.low, digits), _number(estimate.high, digits)
-    return _number(estimate.mean, digits) + (f" [{low}, {high}]" if low != high else "")
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in (estimate.mean, estimate.low, estimate.high))
+    return mean + (f" [{low}, {high}]" if low != high else "")
 
 
 def _heading(results: Results) -> str:
     s = results.settings
     openers = "development openers" if s.development else "openers"
     return (
-        f"Controlled sentiment: {len(s.openers)} {openers} × {s.seeds} seeds, {s.max_tokens} tokens, "
+        f"Controlled sentiment: {len(s.openers)} {openers} × {s.seeds} seeds, "
         f"temperature {s.temperature:g}, top_k {s.top_k}, the pair's prompt_template {s.prompt_template!r}\n"
-        "Mean [95 % interval, bootstrap over prompts]"
+        "Mean [95 % interval, bootstrap over openers]"
     )
 
 
 def _notes(results: Results) -> str:
-    base, best, cbs = (results.judged(name) for name in (BASE, BEST_OF, CBS))
-    ordered = cbs.mean > best.mean > base.mean
-    apart = not cbs.overlaps(base)
     aucs = ", ".join(f"{name} {value:.3f}" for name, value in results.aucs.items())
-    width = max(map(len, results.differences))
-    lines = [f"{name:{width}}  {_signed(estimate)}" for name, estimate in results.differences.items()]
     return "\n".join(
         [
-            "Paired by prompt:",
-            *lines,
-            f"On the judge, {CBS} > {BEST_OF} > {BASE}: {_yes(ordered)}; "
-            f"intervals of {CBS} and {BASE} do not overlap: {_yes(apart)}",
             f"AUC of the judges on 2,000 test sentences: {aucs}",
             f"Seconds are those of a request among {results.settings.concurrency} at once; "
             f"whole run {results.wall_s / 60:.1f} minutes",
         ]
     )
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-
-
-def _yes(fact: bool) -> str:
-    return "yes" if fact else "NO"

@@ -8,55 +8,77 @@ from typing import Any
 
 from w2s_core.evaluation.metrics import Estimate, difference
 from w2s_core.evaluation.scoring import ScoredAnswer, Summary, by_prompt, summarize
-from w2s_core.evaluation.settings import ABLATION, BASE, BEST_OF, CBS, MAIN, Settings
+from w2s_core.evaluation.settings import ABLATION, BASE, CBS, MAIN, Settings
+
+COMPARED = ("judge", "vader", "distinct2", "ended", "logprob")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a condition has beyond another one in each of the metrics COMPARED, paired by prompt."""
+
+    condition: str
+    other: str
+    estimates: Mapping[str, Estimate | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All conditions at one length: answers of at most `max_tokens` tokens."""
+
+    max_tokens: int
+    summaries: Sequence[Summary]
+    differences: Sequence[Difference]
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The results of one run.
+    """The results of one run: `comparisons` by length, and the ablation at the first of them.
 
-    `differences` are CBS minus another method on a judge, paired by prompt. `aucs` are the judges' AUC on the test
-    sentences. `wall_s` is the duration of the run in seconds.
+    `aucs` are the judges' AUC on the test sentences. `wall_s` is the duration of the run in seconds.
     """
 
     settings: Settings
     aucs: Mapping[str, float]
-    main: Sequence[Summary]
+    comparisons: Sequence[Comparison]
     ablation: Sequence[Summary]
-    differences: Mapping[str, Estimate]
     scored: Sequence[ScoredAnswer]
     wall_s: float
-
-    def judged(self, name: str) -> Estimate:
-        """The judge's mean score of one method."""
-        estimate = next(row for row in self.main if row.condition == name).estimates["judge"]
-        assert estimate is not None  # the judge scores every answer
-        return estimate
 
 
 def build_results(
     settings: Settings, scored: Sequence[ScoredAnswer], aucs: Mapping[str, float], wall_s: float
 ) -> Results:
-    """Summarizes the scored answers by method and shape, with the differences between methods."""
-    by_name: dict[str, list[ScoredAnswer]] = {}
+    """Summarizes the scored answers by length, method and shape, with the differences between methods."""
+    by_name: dict[tuple[int, str], list[ScoredAnswer]] = {}
     for m in scored:
-        by_name.setdefault(m.answer.condition.name, []).append(m)
-    ablation = {name: by_name.get(name, []) for name in ABLATION} if settings.ablation_seeds else {}
+        by_name.setdefault((m.answer.condition.max_tokens, m.answer.condition.name), []).append(m)
+    shortest = settings.max_tokens[0]
+    ablation = {name: by_name.get((shortest, name), []) for name in ABLATION} if settings.ablation_seeds else {}
     if ablation:  # 4×4 is CBS itself, limited to the seeds of the other shapes
-        ablation["4×4"] = [m for m in by_name[CBS] if m.answer.seed < settings.ablation_seeds]
-    return Results(
-        settings,
-        aucs,
-        [summarize(name, by_name[name]) for name in MAIN],
-        [summarize(name, rows) for name, rows in ablation.items()],
-        {
-            f"{key}: {CBS} − {other}": difference(by_prompt(by_name[CBS], key), by_prompt(by_name[other], key))
-            for key in ("judge", "vader")
-            for other in (BASE, BEST_OF)
-        },
-        scored,
-        wall_s,
-    )
+        ablation["4×4"] = [m for m in by_name[shortest, CBS] if m.answer.seed < settings.ablation_seeds]
+    comparisons = [
+        _comparison(length, {name: by_name[length, name] for name in MAIN}) for length in settings.max_tokens
+    ]
+    shapes = [summarize(name, rows) for name, rows in ablation.items()]
+    return Results(settings, aucs, comparisons, shapes, scored, wall_s)
+
+
+def _comparison(length: int, scored: Mapping[str, Sequence[ScoredAnswer]]) -> Comparison:
+    others = {BASE: [name for name in scored if name != BASE], CBS: [name for name in scored if "brakes" in name]}
+    differences = [
+        Difference(name, other, {key: _difference(scored[name], scored[other], key) for key in COMPARED})
+        for other, names in others.items()
+        for name in names
+    ]
+    return Comparison(length, [summarize(name, rows) for name, rows in scored.items()], differences)
+
+
+def _difference(ours: Sequence[ScoredAnswer], theirs: Sequence[ScoredAnswer], key: str) -> Estimate | None:
+    """Over the openers that have a value in both; None if there are none."""
+    groups, others = by_prompt(ours, key), by_prompt(theirs, key)
+    common = [opener for opener in groups if opener in others]
+    return difference([groups[o] for o in common], [others[o] for o in common]) if common else None
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -65,9 +87,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "settings": asdict(results.settings),
         "judges_auc": dict(results.aucs),
         "wall_s": results.wall_s,
-        "methods": [asdict(row) for row in results.main],
+        "comparisons": [asdict(comparison) for comparison in results.comparisons],
         "ablation": [asdict(row) for row in results.ablation],
-        "differences": {name: asdict(estimate) for name, estimate in results.differences.items()},
         "answers": [_answer(m) for m in results.scored],
     }
 
@@ -76,6 +97,7 @@ def _answer(scored: ScoredAnswer) -> dict[str, Any]:
     answer, hypothesis = scored.answer, scored.answer.hypothesis
     return {
         "method": answer.condition.name,
+        "max_tokens": answer.condition.max_tokens,
         "opener": answer.opener,
         "seed": answer.seed,
         "text": hypothesis.text,

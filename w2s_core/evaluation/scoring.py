@@ -25,12 +25,11 @@ class ScoredAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The mean of every metric over one condition's answers. `corpus_distinct2` is over all of them together."""
+    """The mean of every metric over one condition's answers."""
 
     condition: str
     answers: int
     estimates: Mapping[str, Estimate | None]
-    corpus_distinct2: float | None
 
 
 async def score_answers(
@@ -69,6 +68,7 @@ def _counts(answer: Answer) -> dict[str, float | None]:
     text = answer.hypothesis.text
     return {
         "distinct2": distinct_2([text]),
+        "ended": float(answer.hypothesis.finish_reason == "stop"),
         "words": float(len(words(text))),
         "sampled": float(answer.sampled_tokens),
         "seconds": answer.seconds,
@@ -77,24 +77,19 @@ def _counts(answer: Answer) -> dict[str, float | None]:
 
 def summarize(name: str, scored: Sequence[ScoredAnswer]) -> Summary:
     """The summary of one condition, with confidence intervals over its prompts."""
-    return Summary(
-        name,
-        len(scored),
-        {metric.key: _estimate(scored, metric.key) for metric in METRICS},
-        distinct_2([m.answer.hypothesis.text for m in scored]),
-    )
+    return Summary(name, len(scored), {metric.key: _estimate(scored, metric.key) for metric in METRICS})
 
 
-def by_prompt(scored: Sequence[ScoredAnswer], key: str) -> list[list[float]]:
-    """A metric's values grouped by opener, in order of appearance. Openers without a value are left out."""
+def by_prompt(scored: Sequence[ScoredAnswer], key: str) -> dict[str, list[float]]:
+    """A metric's values by opener, in order of appearance. Openers without a value are left out."""
     groups: dict[str, list[float]] = {}
     for m in scored:
         value = m.values[key]
         if value is not None:
             groups.setdefault(m.answer.opener, []).append(value)
-    return list(groups.values())
+    return groups
 
 
 def _estimate(scored: Sequence[ScoredAnswer], key: str) -> Estimate | None:
     groups = by_prompt(scored, key)
-    return bootstrap(groups) if groups else None
+    return bootstrap(list(groups.values())) if groups else None

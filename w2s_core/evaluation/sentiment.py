@@ -68,11 +68,11 @@ def _generation_bar(all_conditions: Sequence[Condition], openers: int) -> Iterat
     with tqdm(total=total, bar_format=_BAR) as bar:
 
         def progress(condition: Condition) -> None:
-            bar.set_description(f"generating {condition.name}", refresh=False)
+            bar.set_description(f"generating {condition.name}, {condition.max_tokens} tokens", refresh=False)
             bar.update(_cost(condition))
 
         yield progress
 
 
 def _cost(condition: Condition) -> int:
-    return condition.rows + _STEP_COST_ROWS
+    return (condition.rows + _STEP_COST_ROWS) * condition.max_tokens

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from w2s_core.config import (
     EngineConfig,
@@ -24,16 +25,16 @@ DEMO_TEMPLATE = ""  # the demo's value, chosen on the development openers
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The settings: `prompts` openers × `seeds` answers of at most `max_tokens` tokens, `concurrency` requests at once.
+    """The settings: `prompts` openers × `seeds` answers of each length in `max_tokens`, `concurrency` requests at once.
 
-    `ablation_seeds` 0 leaves the ablation out. `development` uses the development openers. `large_at` is (base_url,
-    model name) of a completion API that serves `large`; None runs it in a local worker.
+    The ablation has the first length; `ablation_seeds` 0 leaves it out. `development` uses the development openers.
+    `large_at` is (base_url, model name) of a completion API that serves `large`; None runs it in a local worker.
     """
 
     prompts: int = 50
     seeds: int = 2
     ablation_seeds: int = 1
-    max_tokens: int = 40
+    max_tokens: tuple[int, ...] = (40, 160)
     temperature: float = 0.7
     top_k: int = 50
     concurrency: int = 4
@@ -52,12 +53,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """An experimental condition: the large model, the guidance, and the number of seeds per prompt."""
+    """An experimental condition: the large model, the guidance, seeds per prompt, and maximum tokens per answer."""
 
     name: str
     model: str
     guidance: Guidance | None
     seeds: int
+    max_tokens: int
 
     @property
     def rows(self) -> int:
@@ -68,32 +70,46 @@ class Condition:
 
 
 BASE, WEAK_ALONE, BEST_OF, CBS = "Base", "Weak", "best-of-16", "CBS 4/4/5"
-MAIN = (BASE, WEAK_ALONE, BEST_OF, CBS)
+_PAIRS = {PAIR: 1.0}
+_BRAKES: Mapping[str, Any] = {"repetition": 1.0, "fluency": 0.2, "early_stopping": True}  # chosen in development
 _SHAPES = ((1, 16), (2, 8), (4, 4), (8, 2), (16, 1))  # W × K at the cost of 16 rows
 ABLATION = tuple(f"{w}×{k}" for w, k in _SHAPES)
-_PAIRS = {PAIR: 1.0}
+
+
+def _cbs(w: int, k: int, **options: Any) -> Guidance:
+    return Guidance("cbs", _PAIRS, beam_width=w, successors=k, chunk_length=5, **options)
+
+
+def _best_of(n: int, **options: Any) -> Guidance:
+    return Guidance("best_of_n", _PAIRS, successors=n, **options)
+
+
+# As published; with brakes; cheaper.
+GUIDED: Mapping[str, Guidance] = {
+    BEST_OF: _best_of(16),
+    CBS: _cbs(4, 4),
+    f"{CBS}, brakes": _cbs(4, 4, **_BRAKES),
+    "CBS 2/4/5, brakes": _cbs(2, 4, **_BRAKES),
+    "CBS 1/8/5, brakes": _cbs(1, 8, **_BRAKES),
+    f"{BEST_OF}, early rejection": _best_of(16, chunk_length=10, early_rejection=0.25, **_BRAKES),
+}
+MAIN = (BASE, WEAK_ALONE, *GUIDED)
 
 
 def conditions(settings: Settings) -> list[Condition]:
-    """The four methods, then the W×K shapes of the ablation, except 4×4, which is CBS itself."""
-    seeds = settings.seeds
-    main = [
-        Condition(BASE, LARGE, None, seeds),
-        Condition(WEAK_ALONE, WEAK, None, seeds),
-        Condition(BEST_OF, LARGE, Guidance("best_of_n", _PAIRS, successors=16), seeds),
-        Condition(CBS, LARGE, _cbs(4, 4), seeds),
-    ]
-    if not settings.ablation_seeds:
-        return main
-    return main + [
-        Condition(name, LARGE, _cbs(w, k), settings.ablation_seeds)
-        for name, (w, k) in zip(ABLATION, _SHAPES, strict=True)
-        if (w, k) != (4, 4)
-    ]
-
-
-def _cbs(w: int, k: int) -> Guidance:
-    return Guidance("cbs", _PAIRS, beam_width=w, successors=k, chunk_length=5)
+    """The methods at each length, then the W×K shapes of the ablation, except 4×4, which is CBS itself."""
+    found: list[Condition] = []
+    for length in settings.max_tokens:
+        found += [Condition(BASE, LARGE, None, settings.seeds, length)]
+        found += [Condition(WEAK_ALONE, WEAK, None, settings.seeds, length)]
+        found += [Condition(name, LARGE, guidance, settings.seeds, length) for name, guidance in GUIDED.items()]
+    if settings.ablation_seeds:
+        found += [
+            Condition(name, LARGE, _cbs(w, k), settings.ablation_seeds, settings.max_tokens[0])
+            for name, (w, k) in zip(ABLATION, _SHAPES, strict=True)
+            if (w, k) != (4, 4)
+        ]
+    return found
 
 
 def engine_config(settings: Settings) -> EngineConfig:

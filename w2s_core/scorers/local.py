@@ -9,20 +9,20 @@ from w2s_core.aio import gather_all
 from w2s_core.pool.messages import ScoreResult
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.pool.session import Session
-from w2s_core.scorers.pair_model import PairModel
+from w2s_core.scorers.pair_model import PairModel, log_ratios
 from w2s_core.text.retokenizer import Retokenizer
 from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score, Tokens
 
 
 class LocalScorer:
-    """A `Scorer` whose two models run in the worker pool.
+    """A `Scorer` whose two models run in the worker pool. Without `untuned` scores are log π_tuned alone.
 
     `template`: see `PairConfig.prompt_template`. Raises ConfigurationError where a model cannot use it.
     """
 
-    def __init__(self, pool: WorkerPool, tuned: PairModel, untuned: PairModel, template: str | None) -> None:
+    def __init__(self, pool: WorkerPool, tuned: PairModel, untuned: PairModel | None, template: str | None) -> None:
         self._pool = pool
-        self._models = (tuned, untuned)
+        self._models = (tuned,) if untuned is None else (tuned, untuned)
         self._template = template
         for model in self._models:
             model.check_template(template)
@@ -69,9 +69,9 @@ class LocalScoring:
         answers = [model.answers(candidates, encoded[model.tokenizer.tokenizer_json]) for model in self._models]
         for model, prompt, tokens, limit in zip(self._models, self._prompts, answers, self._limits, strict=True):
             model.check_length(prompt, candidates, tokens, limit)
-        tuned, untuned = await gather_all([self._logprobs(i, answers[i]) for i in range(2)])
-        self.scored_tokens += tuned.tokens_run + untuned.tokens_run
-        return [Score(t - u) for t, u in zip(tuned.logprobs, untuned.logprobs, strict=True)]
+        results = await gather_all([self._logprobs(i, answers[i]) for i in range(len(self._models))])
+        self.scored_tokens += sum(result.tokens_run for result in results)
+        return log_ratios([result.logprobs for result in results])
 
     async def _logprobs(self, index: int, answers: Sequence[Tokens]) -> ScoreResult:
         return await self._session.score(self._models[index].pool_name, self._prompts[index], answers)

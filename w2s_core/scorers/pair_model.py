@@ -8,7 +8,7 @@ from typing import Literal
 
 from w2s_core.errors import ConfigurationError, ContextLengthError, PairContextLengthError, RequestError
 from w2s_core.text.tokenizer import HFTokenizer
-from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt, TokenPrompt, Tokens
+from w2s_core.types import ChatPrompt, Hypothesis, Prompt, Score, TextPrompt, TokenPrompt, Tokens
 
 _PLACEHOLDER = "{prompt}"
 
@@ -109,6 +109,13 @@ class PairModel:
             by_length = sorted(zip(map(len, answers), candidates, strict=True), key=lambda item: item[0])
             lengths = {(y.text, y.ended): length for length, y in by_length}  # the longest, if tokens differ
             raise PairContextLengthError(self.name, limit, len(prompt), lengths, self._kind)
+
+
+def log_ratios(logprobs: Sequence[Sequence[float]]) -> list[Score]:
+    """The scores of the answers, whose log-probabilities are those of π_tuned and, if the pair has it, of π_untuned."""
+    tuned, *rest = logprobs
+    untuned = rest[0] if rest else [0.0] * len(tuned)
+    return [Score(t - u) for t, u in zip(tuned, untuned, strict=True)]
 
 
 def pair_prompt_text(prompt: Prompt, template: str | None) -> str:

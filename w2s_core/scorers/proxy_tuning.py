@@ -35,9 +35,14 @@ class ProxyPair:
     """
 
     tuned: PairModel
-    untuned: PairModel
+    untuned: PairModel | None
     template: str | None
     devices: frozenset[str]
+
+    @property
+    def signed_models(self) -> dict[PairModel, int]:
+        """Its models, each with the sign of its logits: in an order in which equal logits of π_base cancel exactly."""
+        return {self.tuned: 1} if self.untuned is None else {self.untuned: -1, self.tuned: 1}
 
 
 def same_ids(one: HFTokenizer, other: HFTokenizer) -> bool:
@@ -58,14 +63,13 @@ class LocalProxyTuner:
     def tune(self, guidance: Guidance, prompt: Prompt, max_tokens: int, field: str) -> tuple[LargeModel, int]:
         weights: dict[tuple[str, tuple[int, ...], int], float] = {}
         for pair, weight in self._steering_pairs(guidance, field):
-            models = {pair.untuned: -weight, pair.tuned: weight}  # in this order equal logits of π_base cancel exactly
-            infos = {model: self._pool.info(model.pool_name) for model in models}
+            infos = {model: self._pool.info(model.pool_name) for model in pair.signed_models}
             vocabulary = min(self._large.vocabulary, *(info.vocabulary for info in infos.values()))
-            for model, signed in models.items():
+            for model, sign in pair.signed_models.items():
                 limit, readable = infos[model].max_length, infos[model].vocabulary
                 max_tokens = model.max_answer_tokens(prompt, pair.template, limit, max_tokens, readable)
                 key = model.pool_name, model.prompt(prompt, pair.template), vocabulary
-                weights[key] = weights.get(key, 0.0) + signed
+                weights[key] = weights.get(key, 0.0) + sign * weight
         experts = tuple(
             Expert(model, tokens, weight, size) for (model, tokens, size), weight in weights.items() if weight
         )
@@ -85,7 +89,7 @@ class LocalProxyTuner:
 
 def proxy_pair(pair: ProxyPair, large: HFTokenizer) -> ProxyPair | str:
     """The pair, or the reason why it cannot steer the large model with this tokenizer."""
-    for model in (pair.tuned, pair.untuned):
+    for model in pair.signed_models:
         if not same_ids(large, model.tokenizer):
             return (
                 f"{model.name} has another vocabulary than the large model. Its scores can guide a search: use "
@@ -93,5 +97,5 @@ def proxy_pair(pair: ProxyPair, large: HFTokenizer) -> ProxyPair | str:
             )
     if not pair.devices:
         return "its models and the large model have no device in common."
-    tuned, untuned = (replace(model, shares_tokens=True) for model in (pair.tuned, pair.untuned))
-    return replace(pair, tuned=tuned, untuned=untuned)
+    untuned = None if pair.untuned is None else replace(pair.untuned, shares_tokens=True)
+    return replace(pair, tuned=replace(pair.tuned, shares_tokens=True), untuned=untuned)

@@ -14,7 +14,7 @@ from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.remote.capability_probe import PROBE_TEXT, CapabilityProbe, listed_context_length
 from w2s_core.remote.prompt_logprobs import LogprobMethod, probe_logprob_method, request_logprobs
 from w2s_core.remote.provider import Provider
-from w2s_core.scorers.pair_model import PairModel, pair_prompt_text
+from w2s_core.scorers.pair_model import PairModel, log_ratios, pair_prompt_text
 from w2s_core.text.retokenizer import Retokenizer
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, ProviderUsage, Score, Tokens
@@ -201,13 +201,13 @@ def _failed(task: asyncio.Task[float]) -> bool:
 
 
 class RemoteScorer:
-    """A `Scorer` whose two models are at providers.
+    """A `Scorer` whose two models are at providers. Without `untuned` scores are log π_tuned alone.
 
     `template`: see `PairConfig.prompt_template`. Raises ConfigurationError where a model cannot use it.
     """
 
-    def __init__(self, tuned: RemotePairModel, untuned: RemotePairModel, template: str | None) -> None:
-        self._models = (tuned, untuned)
+    def __init__(self, tuned: RemotePairModel, untuned: RemotePairModel | None, template: str | None) -> None:
+        self._models = (tuned,) if untuned is None else (tuned, untuned)
         self._template = template
         for model in self._models:
             model.check_template(template)
@@ -247,5 +247,4 @@ class RemoteScoring:
 
     async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
         tasks = [session.start(candidates) for session in self._sessions]
-        tuned, untuned = await asyncio.gather(*(asyncio.gather(*model_tasks) for model_tasks in tasks))
-        return [Score(t - u) for t, u in zip(tuned, untuned, strict=True)]
+        return log_ratios(await asyncio.gather(*(asyncio.gather(*model_tasks) for model_tasks in tasks)))

@@ -45,7 +45,8 @@ async def search(
         finished = [y for y in beam if y.finished]  # carried over unchanged: each competes once, not K times
         live = [y for y in beam if not y.finished]
         successors = await proposals.propose(live, k=selector.successors(k), length=min(length, budget))
-        candidates = distinct([*finished, *successors], last_round=budget <= length)[len(finished) :]
+        pool = distinct([*finished, *successors], last_round=budget <= length, copies=selector.keeps_copies)
+        candidates = pool[len(finished) :]
         scores = await scoring.score(candidates) if candidates else []
         scored = [replace(y, score=s.total, scores=s.pairs) for y, s in zip(candidates, scores, strict=True)]
         ranked = selector.rank(finished + scored)
@@ -54,15 +55,16 @@ async def search(
         yield Round(ranked[len(finished) :], beam, proposed=len(successors))
 
 
-def distinct(hypotheses: Iterable[Hypothesis], *, last_round: bool = False) -> list[Hypothesis]:
+def distinct(hypotheses: Iterable[Hypothesis], *, last_round: bool = False, copies: bool = False) -> list[Hypothesis]:
     """Merges duplicates into the first of them.
 
-    Two hypotheses that may still grow are equal if their tokens are, because they continue from those. Answers that do
-    not grow any more, as all in the last round, are equal if their text is and they ended alike.
+    Two hypotheses that may still grow are equal if their tokens are, because they continue from those; with `copies`
+    if their keys are, too. Answers that do not grow any more, as all in the last round, are equal if their text is and
+    they ended alike.
     """
     first: dict[tuple[object, ...], Hypothesis] = {}
     for y in hypotheses:
-        answer = y.text if y.finished or last_round else y.tokens
+        answer = y.text if y.finished or last_round else (y.tokens, y.key) if copies else y.tokens
         finish_reason = y.finish_reason or ("length" if last_round else None)
         first.setdefault((answer, y.ended, finish_reason), y)
     return list(first.values())

@@ -6,6 +6,9 @@ rank of an answer y of n tokens, by `Guidance`'s options ρ (`repetition`), η (
     (score(y) − ρ · repeated word trigrams of y + η · log π_base(y|x)) / n^α   in nats.
 
 η is the weight of the KL term in max E[score] − η·KL(π‖π_base), whose likelihood half this is.
+
+Best-of-N can give up unpromising answers before they are complete: speculative rejection (Sun et al. 2024,
+arXiv:2410.20290).
 """
 
 from __future__ import annotations
@@ -34,13 +37,21 @@ class Selector:
 
     def __init__(self, guidance: Guidance | None = None, budget: int = 0, n: int = 1) -> None:
         self._n = n
+        self._budget = budget
         self._guidance = guidance or Guidance()
         self._schedule = successors_by_round(self._guidance, budget)
         self._round = 0
         self._repetitions: dict[int, RepetitionState] = {}  # of the hypotheses in the beam, by key
 
+    @property
+    def keeps_copies(self) -> bool:
+        """Whether unfinished answers that are still alike stay apart, since each will go on by itself."""
+        return self._guidance.method == "best_of_n"
+
     def successors(self, k: int) -> int:
-        """K of the next round: `k`, unless there is a schedule."""
+        """K of the next round: `k`, unless there is a schedule, or the answers have begun and only go on."""
+        if self._guidance.method == "best_of_n" and self._round:
+            return 1
         return self._schedule[min(self._round, len(self._schedule) - 1)] if self._schedule else k
 
     def ended(self, beam: Sequence[Hypothesis]) -> bool:
@@ -53,8 +64,18 @@ class Selector:
         return [replace(y, rank=self._rank(y.as_scored, score)) for y, score in zip(pool, scores, strict=True)]
 
     def select(self, pool: Sequence[Hypothesis], w: int) -> list[Hypothesis]:
-        """The `w` of the ranked hypotheses that stay, best first; of equal ones those that come first."""
-        beam = sorted(self._chosen(pool, w), key=lambda y: y.rank, reverse=True)
+        """The `w` of the ranked hypotheses that stay, best first; of equal ones those that come first.
+
+        With early rejection: the finished ones, and as many unfinished ones as `survivors` says.
+        """
+        going_on = (self._round + 1) * self._guidance.chunk_length < self._budget and not all(y.finished for y in pool)
+        if self._guidance.early_rejection and self._guidance.chunked and going_on:
+            finished, live = [y for y in pool if y.finished], [y for y in pool if not y.finished]
+            wanted = max(self._n - len(finished), survivors(self._guidance, len(live)))
+            chosen = [*finished, *self._chosen(live, wanted)]
+        else:
+            chosen = self._chosen(pool, w)
+        beam = sorted(chosen, key=lambda y: y.rank, reverse=True)
         self._round += 1
         if self._guidance.repetition:
             self._repetitions = {y.key: advance(y.as_scored.text, self._repetition_of(y)) for y in beam}
@@ -90,6 +111,11 @@ class Selector:
         """Gumbel noise: the W largest sums of it and log-weights are W draws without replacement (Vieira 2014)."""
         u = uniform(y.key, _ROUND + self._round)
         return -math.log(-math.log(u)) if u > 0 else -math.inf
+
+
+def survivors(guidance: Guidance, unfinished: int) -> int:
+    """How many of the unfinished answers go on after a round with early rejection; at least one of any."""
+    return unfinished - math.floor(unfinished * guidance.early_rejection)
 
 
 def pessimistic_log_weights(ranks: Sequence[float], beta: float) -> list[float]:

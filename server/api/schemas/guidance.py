@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.fields import INT32_MAX, StrictModel, Text
-from w2s_core.guidance import MAX_LENGTH_PENALTY, MAX_WEIGHT, Combine, Guidance, Method
+from w2s_core.guidance import MAX_EARLY_REJECTION, MAX_LENGTH_PENALTY, MAX_WEIGHT, Combine, Guidance, Method
 
 Positive = Annotated[int, Field(ge=1, le=INT32_MAX)]
 NotNegative = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
@@ -118,6 +118,16 @@ class GuidanceOptions(StrictModel):
     schedule: Annotated[
         Literal["constant"] | Decay, Field(description="How the successors are spread over the chunks.")
     ] = "constant"
+    early_rejection: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=MAX_EARLY_REJECTION,
+            allow_inf_nan=False,
+            description="For best_of_n: after each `chunk_length` tokens this fraction of the unfinished answers, the "
+            "lowest in rank, is given up.",
+        ),
+    ] = 0.0
 
 
 def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None) -> Guidance | None:

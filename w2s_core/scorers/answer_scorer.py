@@ -1,0 +1,100 @@
+"""A scorer from a plain function of a prompt and its answers' texts: the shortest way to a scorer of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from math import isfinite
+from typing import Any, SupportsFloat, TypeAlias
+
+from w2s_core.errors import ScorerError
+from w2s_core.scorers.pair_model import pair_prompt_text
+from w2s_core.types import Hypothesis, Prompt, ProviderUsage, Score
+
+Values: TypeAlias = Iterable[SupportsFloat]
+AnswerFunction: TypeAlias = Callable[[Any, list[str]], Values | Awaitable[Values]]
+
+
+class AnswerScorer:
+    """A `Scorer` that calls `score(prompt, answers)`, which returns one finite number per answer, higher is better.
+
+        def brevity() -> AnswerScorer:
+            return AnswerScorer(lambda prompt, answers: [-len(answer) for answer in answers])
+
+    `answers` are distinct texts of whole answers so far, most of them unfinished. `prompt` is the text of a completion
+    prompt or of a chat's last user message; with `whole_prompt` it is the `TextPrompt` or `ChatPrompt` itself.
+
+    A coroutine function runs in the event loop and must not block it. Any other runs in threads, for several requests
+    at the same time. It is called once per chunk, with the answers that it did not score in the chunk before. Raises
+    ScorerError where it returns too few numbers or too many, or something that is no finite number.
+    """
+
+    def __init__(self, score: AnswerFunction, *, whole_prompt: bool = False) -> None:
+        self._score = score
+        self._whole_prompt = whole_prompt
+        self._name = getattr(score, "__name__", type(score).__name__)
+        self._is_async = any(map(inspect.iscoroutinefunction, (score, getattr(score, "__call__", None))))  # noqa: B004
+        self._threads = ThreadPoolExecutor(thread_name_prefix=self._name)
+
+    def check(self, _prompt: Prompt, max_tokens: int) -> int:
+        return max_tokens
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt) -> AsyncIterator[AnswerScoring]:
+        yield AnswerScoring(self, prompt if self._whole_prompt else pair_prompt_text(prompt, "{prompt}"))
+
+    async def values(self, prompt: Prompt | str, answers: list[str]) -> list[float]:
+        """The scores of these answers, checked."""
+        if self._is_async:
+            found: Any = self._score(prompt, list(answers))
+        else:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._threads, self._call, prompt, list(answers))
+        if inspect.isawaitable(found):
+            found = await found
+        values = [self._checked(value) for value in found]
+        if len(values) != len(answers):
+            raise ScorerError(f"`{self._name}` returned {len(values)} scores for {len(answers)} answers.")
+        return values
+
+    def _call(self, prompt: Prompt | str, answers: list[str]) -> Any:
+        try:
+            found = self._score(prompt, answers)
+            return found if inspect.isawaitable(found) else list(found)  # a generator works in this thread, too
+        except StopIteration as error:  # which no future can hold: whoever waits for it would wait for ever
+            raise RuntimeError("StopIteration") from error
+
+    def _checked(self, value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ScorerError(f"`{self._name}` returned a {type(value).__name__} where a score belongs.") from None
+        if not isfinite(number):
+            raise ScorerError(f"`{self._name}` returned {number} as a score, which is not a finite number.")
+        return number
+
+
+class AnswerScoring:
+    """One prompt's session with an `AnswerScorer`."""
+
+    scored_tokens = 0
+    provider_usage = ProviderUsage()
+
+    def __init__(self, scorer: AnswerScorer, prompt: Prompt | str) -> None:
+        self._scorer = scorer
+        self._prompt = prompt
+        self._known: dict[str, float] = {}
+
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
+        """Does nothing: a function that sees all candidates of a chunk at once can score them in one batch."""
+
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        texts = dict.fromkeys(y.text for y in candidates)
+        new = [text for text in texts if text not in self._known]
+        values = await self._scorer.values(self._prompt, new) if new else []
+        known = self._known | dict(zip(new, values, strict=True))
+        self._known = {text: known[text] for text in texts}
+        return [Score(known[y.text]) for y in candidates]
