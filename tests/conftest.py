@@ -28,7 +28,7 @@ NOT_FAST = (
     *("benchmarks", "clients", "demo", "deploy", "e2e", "evaluation", "gpu", "surface", "vllm", "test_layering.py"),
     "pairs/test_pair_commands.py",
     *("pool/test_heartbeat.py", "pool/test_log_scan.py", "pool/test_restarts.py", "pool/test_stderr.py"),
-    *("remote/test_killed_streams.py", "remote/test_second_instance.py"),
+    *("remote/test_killed_streams.py", "remote/test_reward_model_guides.py", "remote/test_second_instance.py"),
     *("server/http/test_limits.py", "server/http/test_shutdown.py", "server/logs/test_log_scan.py"),
     *("server/settings/test_reload.py", "server/test_cli.py", "server/test_model_safety.py"),
     *("structured/test_grammar_checker.py", "telemetry/test_tracing.py"),

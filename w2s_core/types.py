@@ -200,7 +200,7 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A hypothesis' score: `total` = Σ w_j · pairs[j], and each pair's own log-ratio, in nats."""
+    """A hypothesis' score: `total` = Σ w_j · pairs[j], and each pair's own log-ratio in nats, or a scorer's score."""
 
     total: float
     pairs: Mapping[str, float] = field(default_factory=dict)

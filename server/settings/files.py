@@ -58,7 +58,7 @@ def describe_validation_error(error: ValidationError) -> str:
 def _dotted_key(loc: tuple[int | str, ...]) -> str:
     """The dotted key of pydantic's `loc`, without its labels for union members (`literal['auto']`, `int`)."""
     parts = [str(part) for part in loc]
-    if len(parts) > 2 and parts[0] in ("large_models", "pairs"):
+    if len(parts) > 2 and parts[0] in ("large_models", "pairs", "reward_models"):
         del parts[2]  # the label behind a model's name: its backend
     if len(parts) > 1 and parts[-1] in ("int", "float", "str"):
         parts.pop()

@@ -49,17 +49,31 @@ async def test_a_session_that_ends_ends_its_calls(folder: Path) -> None:
     provider = FakeClassifier(folder)
     async with scorer_on(provider, label=0, tokenizer=str(folder)) as scorer, asyncio.timeout(60):
         provider.gate = asyncio.Event().wait
-        before = asyncio.all_tasks()
         async with scorer.open(PROMPT) as scoring:
             await scoring.prefetch(answers("a"))
-            asking = asyncio.create_task(scoring.score(answers("b")))
+            [call] = set(scoring._tasks.values())
             while not provider.open_calls:
                 await asyncio.sleep(0)
-            asking.cancel()
+        assert call.cancelled()
         while provider.open_calls:
             await asyncio.sleep(0)
-        await asyncio.gather(asking, return_exceptions=True)
-        assert not [task for task in asyncio.all_tasks() - before if "rewards" in repr(task)]
+
+
+async def test_a_call_whose_answers_are_not_named_any_more_is_ended(folder: Path) -> None:
+    provider = FakeClassifier(folder)
+    async with (
+        scorer_on(provider, label=0, tokenizer=str(folder)) as scorer,
+        asyncio.timeout(60),
+        scorer.open(PROMPT) as scoring,
+    ):
+        provider.gate = asyncio.Event().wait
+        await scoring.prefetch(answers("a"))
+        [call] = set(scoring._tasks.values())
+        while not provider.open_calls:
+            await asyncio.sleep(0)
+        provider.gate = None
+        assert len(await scoring.score(answers("b"))) == 2
+        assert call.cancelled()
 
 
 async def test_a_call_is_retried_and_carries_the_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from server.settings.config import ServerConfig
 from tests.server.conftest import Connect
-from tests.tiny import byte_tokenizer, save_tiny
+from tests.tiny import byte_tokenizer, save_tiny, save_tiny_classifier
 from w2s_core.errors import RequestError
-from w2s_core.pool.specs import ModelSpec, WorkerSpec
+from w2s_core.pool.specs import ModelSpec, RewardHead, WorkerSpec
 from w2s_core.structured.grammar_compiling import compile_grammar, new_matcher, new_tokenizer
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt
@@ -25,8 +25,15 @@ from w2s_core.worker.loading import load_models
 CHAT = {"model": "plain", "messages": [{"role": "user", "content": "x"}]}
 
 
-def load(folder: Path) -> None:
-    spec = {"m": ModelSpec(str(folder), trust_remote_code=False)}
+REWARD = RewardHead("reward_models.x")
+
+
+def saved(folder: Path, reward: RewardHead | None) -> Path:
+    return save_tiny(folder) if reward is None else save_tiny_classifier(folder)
+
+
+def load(folder: Path, reward: RewardHead | None) -> None:
+    spec = {"m": ModelSpec(str(folder), trust_remote_code=False, reward=reward)}
     load_models(WorkerSpec(device="cpu", dtype="float32", threads=1, kv_cache_bytes=10**6, models=spec))
 
 
@@ -43,9 +50,10 @@ class Runs:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.parametrize("reward", [None, REWARD])
 @pytest.mark.parametrize("harmless", [True, False])
-def test_pickled_weights_are_not_even_looked_at(tmp_path: Path, harmless: bool) -> None:
-    folder, proof = save_tiny(tmp_path / "model"), tmp_path / "proof"
+def test_pickled_weights_are_not_even_looked_at(tmp_path: Path, harmless: bool, reward: RewardHead | None) -> None:
+    folder, proof = saved(tmp_path / "model", reward), tmp_path / "proof"
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     if harmless:
@@ -53,18 +61,20 @@ def test_pickled_weights_are_not_even_looked_at(tmp_path: Path, harmless: bool) 
     else:
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Runs(proof)))
     with pytest.raises(OSError, match="safetensors"):
-        load(folder)
+        load(folder, reward)
     assert not proof.exists()
 
 
-def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
-    folder, proof = save_tiny(tmp_path / "model"), tmp_path / "proof"
+@pytest.mark.parametrize("reward", [None, REWARD])
+def test_code_in_a_models_folder_is_not_run(tmp_path: Path, reward: RewardHead | None) -> None:
+    folder, proof = saved(tmp_path / "model", reward), tmp_path / "proof"
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
+    kind = "AutoModelForCausalLM" if reward is None else "AutoModelForSequenceClassification"
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", kind: "mine.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(proof)!r}, 'w').close()\nclass C: ...\nclass M: ...\n")
     with pytest.raises(ValueError, match="trust_remote_code"):
-        load(folder)
+        load(folder, reward)
     assert not proof.exists()
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, tiny_classifier, tiny_model
 from w2s_core.pool.messages import Sampling
+from w2s_core.pool.specs import RewardHead
 from w2s_core.worker import sampling
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.loading import make_runner
@@ -32,6 +33,18 @@ def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
         logits = runner.forward(batch)
         assert logits.shape == (4, 300)
         assert logits.device.type == "meta"
+
+
+@pytest.mark.parametrize(("labels", "label"), [(("reward",), None), (("bad", "fair", "good"), "fair")])
+def test_a_reward_models_forward_reads_nothing_from_the_device(labels: tuple[str, ...], label: str | None) -> None:
+    head = RewardHead("reward_models.x", label)
+    classifier = tiny_classifier(labels=labels).to(UNREADABLE)
+    runner, _ = make_runner(classifier, UNREADABLE, 1 << 20, reward=head)
+    tree, batch = TokenTree(runner.cache, (1, 2, 3)), Batch(100)
+    for answer in ((4, 5), (4, 6)):
+        batch.request_logits(tree, tree.insert(answer))
+    rewards = runner.forward(batch)
+    assert (rewards.shape, rewards.device.type) == ((2, 1), "meta")
 
 
 @pytest.mark.parametrize(

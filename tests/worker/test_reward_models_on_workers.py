@@ -114,11 +114,11 @@ async def test_a_fixed_text_gets_its_reward(engine: Engine, classifiers: dict[st
     assert scored.score == pytest.approx(expected["helpful"] - 2 * expected["good"], abs=1e-3)
 
 
-async def test_a_conversation_is_read_in_the_models_own_template(engine: Engine) -> None:
+async def test_a_conversation_is_read_in_the_models_own_template(engine: Engine, classifiers: dict[str, Path]) -> None:
     chat = ChatPrompt(({"role": "user", "content": "Hi"},))
     [found] = await answer(engine, replace(ASK, prompts=(chat,)))
-    assert found.scores.keys() == {"helpful"}
-    assert found.score != (await answer(engine, ASK))[0].score
+    expected = Oracle(classifiers["llama"]).reward("<user>Hi\n<assistant>", found)
+    assert found.scores == pytest.approx({"helpful": expected}, abs=1e-3)
 
 
 async def test_an_answer_ends_where_the_reward_models_context_does(config: EngineConfig, tmp_path: Path) -> None:

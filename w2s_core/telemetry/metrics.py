@@ -81,7 +81,7 @@ class Metrics:
 
     def _define_search(self) -> None:
         self._generated = self._counter("w2s_generated_tokens_total", "Tokens sampled from large models.", "kind")
-        self._scored = self._counter("w2s_scored_tokens_total", "Tokens run through a pair's models.", "pair")
+        self._scored = self._counter("w2s_scored_tokens_total", "Tokens run through a pair or reward model.", "pair")
         self._chunks = self._counter("w2s_chunks_total", "Chunks that searches have sampled and ranked.")
         self._candidates = self._counter("w2s_candidates_total", "Candidates of chunks, by fate.", "fate")
         self._margins = Histogram(

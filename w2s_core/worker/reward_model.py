@@ -38,8 +38,8 @@ def log_odds(outputs: torch.Tensor, index: int) -> torch.Tensor:
     """
     if outputs.shape[-1] == 1:
         return outputs
-    others = [i for i in range(outputs.shape[-1]) if i != index]
-    return outputs[..., [index]] - outputs[..., others].logsumexp(-1, keepdim=True)
+    others = torch.cat((outputs[..., :index], outputs[..., index + 1 :]), -1)
+    return outputs[..., index : index + 1] - others.logsumexp(-1, keepdim=True)
 
 
 def load_classifier(spec: ModelSpec, dtype: torch.dtype) -> PreTrainedModel:
