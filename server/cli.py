@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from server.cli_errors import reports_errors
-from server.pair_commands import pair_commands
+from server.commands.errors import reports_errors
+from server.commands.pair import pair_commands
 from server.settings.config import ServerConfig, load_settings
 from server.settings.environment import CONFIG_FILE
 from w2s_core.evaluation.cli import sentiment

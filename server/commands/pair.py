@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from server.cli_errors import reports_errors
+from server.commands.errors import reports_errors
 from server.settings.config import load_settings
 from w2s_core.config import PairConfig, RemotePairConfig, WorkersConfig
 from w2s_core.errors import ConfigurationError

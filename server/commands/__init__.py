@@ -1,0 +1,1 @@
+"""Commands of the command line besides `serve`, and how they report errors."""
