@@ -58,14 +58,12 @@ def steering_field(guidance: Guidance | None) -> str | None:
 def _check_has_pairs(guidance: Guidance) -> None:
     steering = steering_field(guidance)
     if steering and not guidance.pairs:
-        asked = f"{steering} eft"
+        asked = f"{steering} eft needs at least one pair"
     elif guidance.method == "cbs" and not guidance.weights:
-        asked = "guidance.method cbs"
+        asked = "guidance.method cbs needs at least one pair, or another scorer"
     else:
         return
-    raise RequestError(
-        f'{asked} needs at least one pair. Name one, for example {{"pairs": {{"NAME": 1.0}}}}.', "guidance.pairs"
-    )
+    raise RequestError(f'{asked}. Name one, for example {{"pairs": {{"NAME": 1.0}}}}.', "guidance.pairs")
 
 
 def _check_names(guidance: Guidance, scorers: Collection[str], scorer_keys: Mapping[str, str]) -> None:
