@@ -54,7 +54,7 @@ DEMO: Mapping[str, Any] = {
             "guidance": {
                 "method": "cbs",
                 "pairs": {"positive": 1.0},
-                "beam_width": 2,
+                "beam_width": 4,
                 "successors": 4,
                 "chunk_length": 5,
                 "repetition": 1.0,

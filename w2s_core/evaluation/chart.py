@@ -6,11 +6,12 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from w2s_core.evaluation.metrics import METRICS, Estimate
 from w2s_core.evaluation.results import COMPARED, Results
 from w2s_core.evaluation.scoring import Summary
-from w2s_core.evaluation.settings import BASE, CBS, MAIN, WEAK_ALONE
+from w2s_core.evaluation.settings import BASE, BEST_OF, CBS, MAIN, WEAK_ALONE
 
 _PANEL_INCHES, _LEGEND_INCHES, _DPI = (2.7, 2.5), 0.6, 100
 _MARKERS = "osDv^<>PX*"
@@ -29,6 +30,7 @@ def draw(results: Results, path: Path) -> None:
                 _point(axes, summary, metric.key)
             axes.set_title(metric.label, fontsize=10)
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel(f"up to {comparison.max_tokens} tokens", fontsize=10)
@@ -64,6 +66,6 @@ def _band(axes: Axes, base: Estimate) -> None:
 def _color(condition: str) -> str:
     if condition in (BASE, WEAK_ALONE):
         return "#6b7682"
-    if "brakes" in condition:
-        return "#2f6fb0" if condition.startswith("CBS") else "#2a9d8f"
-    return "#d1495b" if condition == CBS else "#e9a23b"
+    if condition in (BEST_OF, CBS):
+        return "#d1495b" if condition == CBS else "#e9a23b"
+    return "#2f6fb0" if condition.startswith("CBS") else "#2a9d8f"

@@ -8,7 +8,7 @@ from typing import Any
 
 from w2s_core.evaluation.metrics import Estimate, difference
 from w2s_core.evaluation.scoring import ScoredAnswer, Summary, by_prompt, summarize
-from w2s_core.evaluation.settings import ABLATION, BASE, CBS, MAIN, Settings
+from w2s_core.evaluation.settings import ABLATION, BASE, BEST_OF, CBS, MAIN, WEAK_ALONE, Settings
 
 COMPARED = ("judge", "vader", "distinct2", "ended", "logprob")
 
@@ -65,7 +65,10 @@ def build_results(
 
 
 def _comparison(length: int, scored: Mapping[str, Sequence[ScoredAnswer]]) -> Comparison:
-    others = {BASE: [name for name in scored if name != BASE], CBS: [name for name in scored if "brakes" in name]}
+    others = {
+        BASE: [name for name in scored if name != BASE],
+        CBS: [name for name in scored if name not in (BASE, WEAK_ALONE, BEST_OF, CBS)],
+    }
     differences = [
         Difference(name, other, {key: _difference(scored[name], scored[other], key) for key in COMPARED})
         for other, names in others.items()

@@ -72,6 +72,7 @@ class Condition:
 BASE, WEAK_ALONE, BEST_OF, CBS = "Base", "Weak", "best-of-16", "CBS 4/4/5"
 _PAIRS = {PAIR: 1.0}
 _BRAKES: Mapping[str, Any] = {"repetition": 1.0, "fluency": 0.2, "early_stopping": True}  # chosen in development
+_LIGHT_BRAKES = {**_BRAKES, "fluency": 0.1}
 _SHAPES = ((1, 16), (2, 8), (4, 4), (8, 2), (16, 1))  # W × K at the cost of 16 rows
 ABLATION = tuple(f"{w}×{k}" for w, k in _SHAPES)
 
@@ -90,7 +91,9 @@ GUIDED: Mapping[str, Guidance] = {
     CBS: _cbs(4, 4),
     f"{CBS}, brakes": _cbs(4, 4, **_BRAKES),
     "CBS 2/4/5, brakes": _cbs(2, 4, **_BRAKES),
+    "CBS 2/4/5, light brakes": _cbs(2, 4, **_LIGHT_BRAKES),
     "CBS 1/8/5, brakes": _cbs(1, 8, **_BRAKES),
+    "CBS 1/8/5, light brakes": _cbs(1, 8, **_LIGHT_BRAKES),
     f"{BEST_OF}, early rejection": _best_of(16, chunk_length=10, early_rejection=0.25, **_BRAKES),
 }
 MAIN = (BASE, WEAK_ALONE, *GUIDED)
