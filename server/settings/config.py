@@ -54,11 +54,11 @@ DEMO: Mapping[str, Any] = {
             "guidance": {
                 "method": "cbs",
                 "pairs": {"positive": 1.0},
-                "beam_width": 4,
+                "beam_width": 2,
                 "successors": 4,
                 "chunk_length": 5,
                 "repetition": 1.0,
-                "fluency": 0.2,
+                "fluency": 0.1,
                 "early_stopping": True,
             },
             "sampling": {"temperature": 0.7, "min_p": 0.1},

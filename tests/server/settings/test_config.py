@@ -53,7 +53,7 @@ def test_without_a_file_the_demo_is_served() -> None:
     assert list(settings.served_models) == ["smollm2", "smollm2-positive"]
     guidance = settings.served_models["smollm2-positive"].guidance
     assert guidance is not None
-    assert (guidance.method, guidance.pairs, guidance.rows, guidance.chunk_length) == ("cbs", {"positive": 1.0}, 16, 5)
+    assert (guidance.method, guidance.pairs, guidance.rows, guidance.chunk_length) == ("cbs", {"positive": 1.0}, 8, 5)
     assert settings.large_models["smollm2"].model == "demo:smollm2-135m-instruct"
     assert settings.server == ServerConfig()
 
@@ -196,7 +196,7 @@ def test_a_template_of_null_and_an_empty_one_differ(tmp_path: Path) -> None:
             demo_with(**{"served_models__smollm2-positive__guidance__beam_width": 0}),
             "guidance.beam_width: must be at least 1",
         ),
-        (demo_with(server={"max_rows_per_request": 15}), "takes 16 rows, more than server.max_rows_per_request"),
+        (demo_with(server={"max_rows_per_request": 7}), "takes 8 rows, more than server.max_rows_per_request"),
         (demo_with(workers={"threads": 0}), "workers.threads: must be above 0"),
         (demo_with(workers={"threads": "many"}), "workers.threads: "),
         (demo_with(workers={"max_rows": 0}), "workers.max_rows: must be above 0"),
