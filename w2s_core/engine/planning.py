@@ -166,7 +166,8 @@ class Planner:
         grammar = request.sampling.grammar
         if grammar and guidance and guidance.chunked and not large.supports_chunked_grammar:
             raise RequestError(
-                "This model's provider applies a grammar to whole answers only: use guidance.method best_of_n or none.",
+                "This model's provider applies a grammar to whole answers only: use guidance.method best_of_n, without "
+                "early_rejection, or none.",
                 grammar.field,
             )
         large.check(request.sampling)
