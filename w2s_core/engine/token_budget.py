@@ -12,6 +12,8 @@ from w2s_core.interfaces import LargeModel
 from w2s_core.search.selection import survivors
 from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, Tokens
 
+_LONG_CHUNK = 1000  # longer than what any provider draws to spare
+
 
 def truncated_length(request: GenerationRequest, tokens: Tokens, large: LargeModel) -> int:
     """How many tokens of the prompt, counted from its end, are used (vLLM's `truncate_prompt_tokens`)."""
@@ -72,16 +74,18 @@ def cap_to_sampled_tokens(
         return min(budget, large.longest_answer(drawn, None))
     if guidance.method == "best_of_n":
         if guidance.chunked:
-            return min(budget, _longest_with_rejection(guidance, request.n, min(limits) // len(request.prompts), large))
+            limit = min(limits) // len(request.prompts)
+            return min(budget, _longest_with_rejection(guidance, request.n, limit, budget, large))
         return min(budget, large.longest_answer(drawn, drawn))
     return min(budget, large.longest_answer(drawn, guidance.chunk_length))
 
 
-def _longest_with_rejection(guidance: Guidance, n: int, limit: int, large: LargeModel) -> int:
-    """The length of an answer whose search with early rejection draws at most `limit` tokens."""
+def _longest_with_rejection(guidance: Guidance, n: int, limit: int, budget: int, large: LargeModel) -> int:
+    """The length, up to `budget` or a chunk more, of an answer whose search with early rejection draws at most `limit`
+    tokens."""
     rows, chunk, length = guidance.successors, guidance.chunk_length, 0
-    spare = 2 * chunk - large.longest_answer(2 * chunk, chunk)  # what is drawn for a chunk beyond its length
-    while limit >= rows * (chunk + spare):
+    spare = 2 * _LONG_CHUNK - large.longest_answer(2 * _LONG_CHUNK, _LONG_CHUNK)  # what is drawn beyond a chunk
+    while length < budget and limit >= rows * (chunk + spare):
         limit -= rows * (chunk + spare)
         length += chunk
         rows = min(rows, max(n, survivors(guidance, rows)))
