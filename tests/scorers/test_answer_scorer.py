@@ -143,3 +143,32 @@ async def test_an_iterator_that_is_empty_does_not_wait_for_ever() -> None:
     with pytest.raises(RuntimeError, match="StopIteration"):
         async with asyncio.timeout(60):
             await scores(AnswerScorer(score), "a")
+
+
+async def test_calls_that_hang_take_nothing_from_others() -> None:
+    """Each has a thread of its own, which does not keep the process from its end either."""
+    released = threading.Event()
+
+    def score(_prompt: str, answers: list[str]) -> list[float]:
+        if answers == ["hang"]:
+            assert released.wait(60)
+        return [0.0] * len(answers)
+
+    scorer = AnswerScorer(score)
+    hanging = [asyncio.create_task(scorer.values("", ["hang"])) for _ in range(40)]
+    try:
+        assert await asyncio.wait_for(scorer.values("", ["good"]), 30) == [0.0]
+        threads = [thread for thread in threading.enumerate() if thread.name == "score"]
+        assert len(threads) == 40
+        assert all(thread.daemon for thread in threads)
+    finally:
+        released.set()
+    assert await asyncio.gather(*hanging) == [[0.0]] * 40
+
+
+async def test_a_scorer_that_asks_to_exit_fails_its_request_alone() -> None:
+    def score(_prompt: str, _answers: list[str]) -> list[float]:
+        raise SystemExit(3)
+
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        await AnswerScorer(score).values("", ["a"])

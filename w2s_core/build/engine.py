@@ -121,6 +121,11 @@ def _check_names(config: EngineConfig) -> None:
     for key, name in _scorer_names(config):
         if sections.setdefault(name, key) != key:
             raise ConfigurationError(f"{key}.{name}: `{name}` is already a name in {sections[name]}.")
+    for name, model in config.reward_models.items():
+        if isinstance(model.label, bool):
+            raise ConfigurationError(
+                f"reward_models.{name}.label: is a boolean; put quotes around a name such as yes, no, true or false."
+            )
     for name, served in config.served_models.items():
         if served.large not in config.large_models:
             raise ConfigurationError(f"served_models.{name}.large: there is no large model `{served.large}`.")

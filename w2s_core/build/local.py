@@ -151,7 +151,7 @@ def _device_assignment(
 
 def _reward_name(config: RewardModelConfig) -> str:
     """The name of a reward model in the pool, where its folder may also be loaded with logits or for another label."""
-    return f"{model_source(config.model)} (reward{'' if config.label is None else f', {config.label}'})"
+    return f"{model_source(config.model)} (reward{'' if config.label is None else f', {config.label!r}'})"
 
 
 def _worker_specs(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from math import isfinite
+from threading import Thread
 from typing import Any, SupportsFloat, TypeAlias
 
 from w2s_core.errors import ScorerError
@@ -37,7 +37,6 @@ class AnswerScorer:
         self._whole_prompt = whole_prompt
         self._name = getattr(score, "__name__", type(score).__name__)
         self._is_async = any(map(inspect.iscoroutinefunction, (score, getattr(score, "__call__", None))))  # noqa: B004
-        self._threads = ThreadPoolExecutor(thread_name_prefix=self._name)
 
     def check(self, _prompt: Prompt, max_tokens: int) -> int:
         return max_tokens
@@ -51,8 +50,7 @@ class AnswerScorer:
         if self._is_async:
             found: Any = self._score(prompt, list(answers))
         else:
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._threads, self._call, prompt, list(answers))
+            found = await self._in_thread(prompt, list(answers))
         if inspect.isawaitable(found):
             found = await found
         values = [self._checked(value) for value in found]
@@ -60,12 +58,37 @@ class AnswerScorer:
             raise ScorerError(f"`{self._name}` returned {len(values)} scores for {len(answers)} answers.")
         return values
 
-    def _call(self, prompt: Prompt | str, answers: list[str]) -> Any:
+    async def _in_thread(self, prompt: Prompt | str, answers: list[str]) -> Any:
+        """Calls the function in a thread of its own, which no other call and no exit of the process waits for."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Any] = loop.create_future()
+
+        def deliver(found: Any, error: Exception | None) -> None:
+            if done.done():  # whoever waited has left
+                return
+            if error is None:
+                done.set_result(found)
+            else:
+                done.set_exception(error)
+
+        def call() -> None:
+            result = self._call(prompt, answers)
+            with suppress(RuntimeError):  # the loop is closed: the process ends
+                loop.call_soon_threadsafe(deliver, *result)
+
+        Thread(target=call, name=self._name, daemon=True).start()
+        return await done
+
+    def _call(self, prompt: Prompt | str, answers: list[str]) -> tuple[Any, Exception | None]:
         try:
             found = self._score(prompt, answers)
-            return found if inspect.isawaitable(found) else list(found)  # a generator works in this thread, too
-        except StopIteration as error:  # which no future can hold: whoever waits for it would wait for ever
-            raise RuntimeError("StopIteration") from error
+            return (found if inspect.isawaitable(found) else list(found)), None  # a generator works here, too
+        except (StopIteration, SystemExit) as error:  # the first no future can hold, the second would end the process
+            failure = RuntimeError(type(error).__name__)
+            failure.__cause__ = error
+            return None, failure
+        except Exception as error:
+            return None, error
 
     def _checked(self, value: Any) -> float:
         try:
