@@ -1,6 +1,7 @@
 """What guidance adds to a step (`make steering`): EFT against its three forwards, and selection against a chunk.
 
-Models are random, of a size and shape that the command names; what they compute costs the same as with trained weights.
+Models are random, of SmolLM2-135M's shape and four layers of it: what they compute costs the same as with trained
+weights.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Steps:
         self._device = device
         sizes = {"large": LARGE, "tuned": SMALL, "untuned": SMALL}
         self._runners = {
-            name: make_runner(_model(size, device, dtype), device, 2 * 10**9) for name, size in sizes.items()
+            name: make_runner(_model(size, device, dtype), device, _CACHE_BYTES) for name, size in sizes.items()
         }
         self._models = WorkerModels(self._runners)
         self._ids = itertools.count(1)

@@ -105,7 +105,7 @@ class RewardModelConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     model: str
     backend: Literal["local"] = "local"
-    label: str | int | bool | None = None  # a boolean, YAML's yes and no, is refused
+    label: str | int | bool | None = None  # YAML's yes and no are booleans, and refused
     prompt_template: str | None = None
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
@@ -124,7 +124,7 @@ class RemoteRewardModelConfig(ProviderConfig):
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     backend: Literal["remote"] = "remote"
     endpoint: Literal["auto", "classify", "pooling"] = "auto"
-    label: str | int | bool | None = None  # see above
+    label: str | int | bool | None = None
     tokenizer: str | None = None
     prompt_template: str | None = None
 

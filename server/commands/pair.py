@@ -30,7 +30,7 @@ def pair_commands() -> None:
     "--data",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="Preference data in TRL's formats, JSONL or Parquet: prompt, chosen, rejected; or prompt, completion, label.",
+    help="Preference data in TRL's formats, JSONL: prompt, chosen, rejected; or prompt, completion, label.",
 )
 @click.option(
     "--prompt-template",

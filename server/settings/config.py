@@ -166,8 +166,10 @@ class Settings(BaseSettings):
                 yield f"{key}.{section}.{name}: no {kind} is named `{name}` (configured: {_names(configured)})"
         for name, problem in guidance.problems():
             yield f"{key}.{name}: {problem}"
-        if guidance.method != "none" and not (guidance.pairs if guidance.method == "eft" else guidance.weights):
-            yield f"{key}.pairs: names no pair; method `{guidance.method}` needs at least one"
+        steers = "eft" in (guidance.method, guidance.proposal)
+        if guidance.method != "none" and not (guidance.pairs if steers else guidance.weights):
+            needing = "proposal `eft`" if guidance.proposal == "eft" else f"method `{guidance.method}`"
+            yield f"{key}.pairs: names no pair; {needing} needs at least one"
         rows = guidance.successors if guidance.method == "best_of_n" else guidance.rows
         if guidance.method in ("cbs", "best_of_n") and rows > self.server.max_rows_per_request:
             limit = self.server.max_rows_per_request

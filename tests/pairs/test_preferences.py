@@ -79,3 +79,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read"):
         read_preferences(tmp_path / "binary")
+
+
+def test_a_line_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "a\u2028b", "label": true}\r\n{"text": "c", "label": false}\n', encoding="utf-8")
+    assert [answer.text for answer in read_preferences(path)] == ["a\u2028b", "c"]

@@ -123,6 +123,8 @@ async def test_a_plain_function_does_not_hold_up_the_event_loop() -> None:
         ([1.0, math.nan], "`score` returned nan as a score"),
         ([math.inf, 1.0], "`score` returned inf as a score"),
         ([None, 1.0], "`score` returned a NoneType where a score belongs"),
+        ("95", "`score` returned a str where a score belongs"),
+        ({"1": 2.0, "3": 4.0}, "`score` returned a str where a score belongs"),
         (["the answer itself", 1.0], "`score` returned a str where a score belongs"),
     ],
 )

@@ -89,8 +89,8 @@ class LocalModels:
         return LocalProxyTuner(large, self.pool, usable)
 
     def _proxy_pair(self, name: str, large: LargeModelConfig, pair: PairConfig) -> ProxyPair:
-        references = filter(None, (large.model, pair.tuned, pair.untuned))
-        devices = [self._models[model_source(reference)][1] for reference in references]
+        references = (large.model, pair.tuned, pair.untuned)
+        devices = [self._models[model_source(reference)][1] for reference in references if reference is not None]
         tuned, untuned = self._pair_models(name, pair, lambda _: True)
         return ProxyPair(tuned, untuned, pair.prompt_template, frozenset(set.intersection(*devices)))
 
@@ -103,7 +103,7 @@ class LocalModels:
             tokenizer = self._tokenizers.load(reference)
             return PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), model_source(reference))
 
-        return model("tuned", config.tuned), model("untuned", config.untuned) if config.untuned else None
+        return model("tuned", config.tuned), model("untuned", config.untuned) if config.untuned is not None else None
 
 
 def _pool(
@@ -130,7 +130,8 @@ def _device_assignment(
     entries: list[tuple[str, LargeModelConfig | PairConfig | RewardModelConfig, list[str]]] = [
         (f"large_models.{name}", config, [config.model]) for name, config in large.items()
     ]
-    entries += [(f"pairs.{name}", pair, list(filter(None, [pair.tuned, pair.untuned]))) for name, pair in pairs.items()]
+    for name, pair in pairs.items():
+        entries.append((f"pairs.{name}", pair, [pair.tuned, *([] if pair.untuned is None else [pair.untuned])]))
     entries += [(f"reward_models.{name}", model, [model.model]) for name, model in reward_models.items()]
     for key, entry, references in entries:
         chosen = set(devices if entry.devices is None else entry.devices)

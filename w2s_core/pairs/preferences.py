@@ -54,7 +54,7 @@ def read_preferences(path: Path) -> list[Answer]:
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not U+2028, which JSON may contain
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     for number, line in enumerate(lines, start=1):

@@ -92,6 +92,8 @@ class AnswerScorer:
 
     def _checked(self, value: Any) -> float:
         try:
+            if isinstance(value, str):  # a text, or an answer that is a key
+                raise TypeError
             number = float(value)
         except (TypeError, ValueError):
             raise ScorerError(f"`{self._name}` returned a {type(value).__name__} where a score belongs.") from None

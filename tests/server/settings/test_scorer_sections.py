@@ -61,6 +61,13 @@ def test_a_scorer_in_python_guides_a_served_model_without_a_pair(tmp_path: Path)
             },
             "served_models.s.guidance.pairs: names no pair; method `eft` needs at least one",
         ),
+        (
+            {
+                "scorers__brevity": BREVITY,
+                "served_models__s": {"large": "smollm2", "guidance": {"proposal": "eft", "scorers": {"brevity": 1}}},
+            },
+            "served_models.s.guidance.pairs: names no pair; proposal `eft` needs at least one",
+        ),
     ],
 )
 def test_a_section_that_is_wrong_names_its_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
