@@ -113,3 +113,30 @@ async def test_other_methods_reject_nothing(method: str) -> None:
         for guidance in (plain, replace(plain, early_rejection=0.5))
     ]
     assert texts[0] == texts[1]
+
+
+async def test_a_ceiling_far_above_the_answer_costs_no_time() -> None:
+    """It is a client's number: counting up to it would hold up every other request for minutes."""
+    guidance = Guidance("best_of_n", {"positive": 1.0}, 1, 2, 1, early_rejection=0.5, max_sampled_tokens=2**31 - 1)
+    [found] = await answer(engine_of(eos=0), replace(ASK, guidance=guidance))
+    assert found.length == BUDGET
+
+
+class Sparing(FakeLargeModel):
+    """Plans as a provider does that is asked for three tokens more than are kept, so that no character is cut."""
+
+    def longest_answer(self, drawn: int, chunk_length: int | None) -> int:
+        assert chunk_length is not None
+        calls, rest = divmod(drawn, chunk_length + 3)
+        return calls * chunk_length + min(rest, chunk_length)
+
+
+@given(ceiling=st.integers(60, 400), rows=st.integers(2, 8), chunk=st.integers(1, 6))
+def test_a_ceiling_counts_what_a_provider_draws_to_spare(ceiling: int, rows: int, chunk: int) -> None:
+    large = Sparing(letters("ab", eos=0))
+    guidance = Guidance("best_of_n", {"positive": 1.0}, 1, rows, chunk, early_rejection=0.5, max_sampled_tokens=ceiling)
+    [found] = asyncio.run(answer(fake_engine(large), replace(ASK, guidance=guidance)))
+    drawn = [live * k * (length + 3) for live, k, length in large.calls]
+    drawn[-1] -= 3 * large.calls[-1][0] * large.calls[-1][1]  # it asks for no more than the answer may still have
+    assert sum(drawn) <= ceiling
+    assert found.length > 0
