@@ -203,8 +203,8 @@ class EngineConfig:
     large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig]
     served_models: Mapping[str, ServedModelConfig]
     pairs: Mapping[str, PairConfig | RemotePairConfig] = field(default_factory=dict)
-    reward_models: Mapping[str, RewardModelConfig | RemoteRewardModelConfig] = field(default_factory=dict)
-    scorers: Mapping[str, PythonScorerConfig] = field(default_factory=dict)
     workers: WorkersConfig = WorkersConfig()
     limits: Limits = Limits()
     traces: bool = False
+    reward_models: Mapping[str, RewardModelConfig | RemoteRewardModelConfig] = field(default_factory=dict)
+    scorers: Mapping[str, PythonScorerConfig] = field(default_factory=dict)

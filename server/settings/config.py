@@ -217,11 +217,11 @@ class Settings(BaseSettings):
             self.large_models,
             served,
             self.pairs,
-            self.reward_models,
-            self.scorers,
             self.workers,
             limits,
             self.server.traces,
+            self.reward_models,
+            self.scorers,
         )
 
 

@@ -161,7 +161,7 @@ async def test_calls_that_hang_take_nothing_from_others() -> None:
     try:
         assert await asyncio.wait_for(scorer.values("", ["good"]), 30) == [0.0]
         threads = [thread for thread in threading.enumerate() if thread.name == "score"]
-        assert len(threads) == 40
+        assert len(threads) >= 40  # that of the good call may be about to end
         assert all(thread.daemon for thread in threads)
     finally:
         released.set()
