@@ -48,7 +48,7 @@ async def both(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[
             {"large": LargeModelConfig(str(save_tiny(root / "large")))},
             {"m": ServedModelConfig("large")},
             {"same": PairConfig(str(save_tiny(root / "tuned", seed=1)), str(save_tiny(root / "untuned", seed=2)))},
-            {
+            reward_models={
                 "near": RewardModelConfig(rewards, label="good"),
                 "far": replace(far, tokenizer=rewards),
                 "text": replace(far, prompt_template="{prompt}"),
