@@ -1,0 +1,67 @@
+"""Prompts and answers of an evaluation, as they lie on disk: one JSON object per line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPrompt:
+    """A prompt: what the user says in each of its turns (MT-Bench has two), or the text to complete if not `chat`.
+
+    `group`: the part of a benchmark that it belongs to. `answer_prefix`: the end of a completion's prompt that judges
+    read as the beginning of the answer.
+    """
+
+    id: str
+    turns: tuple[str, ...]
+    chat: bool = True
+    group: str | None = None
+    answer_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRecord:
+    """A condition's answers to all turns of a prompt, and their cost in all turns together.
+
+    `sampled_tokens`: tokens that the large model sampled, pruned ones included. `seconds`: latency. `logprob`: the
+    large model's log-probability per token of the answers in nats, None where it is not told.
+    """
+
+    prompt: str
+    condition: str
+    seed: int
+    texts: tuple[str, ...]
+    finish_reasons: tuple[str, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    sampled_tokens: int
+    seconds: float
+    logprob: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells it from the others of its evaluation: condition, prompt and seed."""
+        return self.condition, self.prompt, self.seed
+
+
+def read_records(path: Path, kind: type[T]) -> list[T]:
+    """The records of a file, none if there is no file. A last line that a killed run left unfinished is left out."""
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    return [
+        kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(line).items()}) for line in lines
+    ]
+
+
+def as_lines(records: Iterable[Any]) -> Iterator[str]:
+    """Each record as a line of JSON, with its line end."""
+    for record in records:
+        yield json.dumps(asdict(record), ensure_ascii=False) + "\n"
