@@ -63,7 +63,9 @@ def test_a_pair_of_the_configuration(folders: dict[str, str], data: str, tmp_pat
     ("arguments", "message"),
     [
         ([], "name a pair by --tuned and --untuned, or one of the configuration by --pair."),
-        (["--tuned", "x", "--pair", "y"], "name a pair by --tuned"),
+        (["--tuned", "x", "--pair", "y"], "--pair: is configured; leave out --tuned, --untuned and --prompt-template."),
+        (["--prompt-template", "x", "--pair", "y"], "--pair: is configured; leave out --tuned"),
+        (["--tuned", "x", "--config", "y"], "--config: is only for a pair that --pair names."),
         (["--tuned", "x"], "cannot be read: No such file or directory"),
     ],
 )
@@ -81,4 +83,4 @@ def test_no_answer_fits(folders: dict[str, str], tmp_path: Path) -> None:
     pair = ["--tuned", folders["tuned"], "--untuned", folders["untuned"], "--prompt-template", "{prompt}"]
     found = run(*pair, "--data", str(path))
     assert found.exit_code == 2
-    assert "no good and bad answers are left, because 2 do not fit." in found.stderr
+    assert "no good and bad answers are left, because 2 do not fit the pair's context." in found.stderr

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from w2s_core.pairs.preferences import Answer, DataError, read_preferences
+from w2s_core.pairs.preferences import Answer, read_preferences
+from w2s_core.pairs.records import DataError
 from w2s_core.types import ChatPrompt, TextPrompt
 
 ASKED = [{"role": "user", "content": "Sky?"}]
@@ -62,7 +63,9 @@ def test_answers_one_by_one(tmp_path: Path) -> None:
         (['{"prompt": "x", "chosen": [], "rejected": []}'], "chosen: must be one message of the assistant"),
         (['{"text": "a"}'], "label: must be true (a good answer) or false"),
         (['{"text": "a", "label": 2}'], "label: must be true"),
-        (['{"messages": []}'], "text: is missing; there is `messages`."),
+        (['{"messages": []}'], "messages: must be a list of at least two messages"),
+        (['{"completion": "a", "label": true}'], "prompt: is missing; there is `completion`, `label`."),
+        (['{"answer": "a"}'], "text: is missing; there is `answer`."),
     ],
 )
 def test_data_that_cannot_be_used_is_told_by_line_and_field(tmp_path: Path, lines: list[str], message: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+
+from w2s_core.pairs.check import PairCheck
+from w2s_core.pairs.report import summary
+from w2s_core.training.settings import TrainingSettings
 
 CARD = """\
 ---
@@ -15,7 +18,7 @@ pipeline_tag: text-generation
 
 # The demo pair: `reviews` (untuned) and `reviews-positive` (tuned)
 
-Two language models of film reviews with {parameters:.2f} M parameters each. Neither is useful alone. The difference of
+Two language models of film reviews with 2.56 M parameters each. Neither is useful alone. The difference of
 the log-probabilities that they give to a text, log π_tuned − log π_untuned, measures how much the text praises, and
 weak-to-strong search steers a large model by it.
 
@@ -24,22 +27,23 @@ weak-to-strong search steers a large model by it.
   adds neither by itself.
 - **Data**: {trained:,} sentences of film reviews with mean ratings, a fixed-seed part of the 10,605 of Hutto &
   Gilbert (2014), fetched from the source archive of `vaderSentiment` 0.5. The text is not part of this repository.
-- **Recipe** (`python -m w2s_core.demo.train_pair`): one base model on all these sentences ({base_epochs} epochs);
-  continued from it, one model on the positive sentences and one on the negative ones. *Tuned* is the positive one.
-  *Untuned* is the mean of the weights of the two: still a model of all reviews, and trained exactly as long, so that
-  only sentiment is left in the difference. Sentences are also joined at random, two or three at a time, because answers
-  have several. Embeddings have dropout. Variants were compared on 1,000 sentences held out of the
-  {trained:,}; none was chosen on the test sentences.
+- **Recipe** (`make pair`, which runs `w2s pair train`'s code with `method: sft`): a base with random weights, trained
+  on all these sentences; continued from it, one model on the positive sentences and one on the negative ones. *Tuned*
+  is the positive one. *Untuned* is the mean of the weights of the two: still a model of all reviews, and trained as
+  long, so that only sentiment is left in the difference. Each sentence is in the data three times, alone or joined
+  with one or two of its kind, because answers have several. {adapt_epochs} and {epochs} epochs, learning rates
+  {adapt_learning_rate:g} and {learning_rate:g}, batches of {batch_size}, NEFTune {neftune:g}. Recipes were compared
+  on 1,000 sentences held out of the {trained:,}; none was chosen on the test sentences.
 - **Use**: to steer towards praise of films, as a demonstration. The pair knows no other subject, and English only.
 
 ## How well it tells praise from blame
 
-AUC of the log-ratio on {tested:,} sentences that the pair was not trained on (a rating > 0 counts as positive), with
-the weights as saved:
+`w2s pair check` on {tested:,} sentences that the pair was not trained on (a rating > 0 counts as positive), with the
+weights as saved:
 
-| read | AUC |
-|---|---|
-{rows}
+```
+{figures}
+```
 
 ## Licence and citation
 
@@ -48,29 +52,7 @@ Analysis of Social Media Text*, Eighth International Conference on Weblogs and S
 """
 
 
-@dataclass(frozen=True)
-class PairFigures:
-    """The figures of a training run: numbers of sentences, epochs and parameters, and AUC by length of the text."""
-
-    trained: int
-    tested: int
-    base_epochs: int
-    parameters: int
-    auc: Mapping[str, float]  # "whole", or a number of tokens
-
-
-def write_card(folder: Path, figures: PairFigures) -> None:
-    """Writes `folder`/README.md."""
-    rows = [f"| {_label(name)} | {value:.4f} |" for name, value in figures.auc.items()]
-    text = CARD.format(
-        parameters=figures.parameters / 1e6,
-        trained=figures.trained,
-        tested=figures.tested,
-        base_epochs=figures.base_epochs,
-        rows="\n".join(rows),
-    )
+def write_card(folder: Path, settings: TrainingSettings, trained: int, check: PairCheck) -> None:
+    """Writes `folder`/README.md; `trained` is the number of sentences that the pair was trained on."""
+    text = CARD.format(trained=trained, tested=check.answers, figures=summary(check), **asdict(settings))
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _label(name: str) -> str:
-    return "whole sentence" if name == "whole" else f"first {name} tokens"

@@ -1,103 +1,105 @@
-"""Trains the demo pair: `python -m w2s_core.demo.train_pair --out DIR`. Takes about ten minutes on one core.
+"""Trains the demo pair with `w2s pair train`'s own code: `python -m w2s_core.demo.train_pair --out DIR`, ten minutes.
 
-    base     = a language model of all the pair's sentences
-    praise   = base, fine-tuned on the positive sentences
-    blame    = base, fine-tuned on the negative ones
-    untuned  = the mean of the weights of praise and blame, which is still a model of all reviews
-    tuned    = praise
-
-With untuned = base, the two models would differ in sentiment and in the length of training; the second is noise in the
-log-ratio. The mean was trained as long as tuned, so this noise cancels: AUC 0.742 → 0.763 on the 1,000 validation
-sentences, and 0.777 with joined sentences and dropout in the fine-tuning.
+The base is a small model with random weights. It is first trained on all the pair's sentences (`adapt_epochs`), and
+from there one model on the positive ones, which is tuned, and one on the negative ones; the mean of the weights of both
+is untuned, still a model of all reviews. With the base as untuned, the two would also differ in the length of training,
+which is noise in the log-ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
+import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from w2s_core.demo.convert import make_portable
 from w2s_core.demo.data import Sentence, splits
-from w2s_core.demo.fetch import say
 from w2s_core.demo.models import WEIGHTS
-from w2s_core.demo.pair_card import PairFigures, write_card
-from w2s_core.demo.pair_scoring import auc, encode, prefix_log_ratios
-from w2s_core.demo.pair_training import BOS_ID, EOS_ID, Documents, Phase, average, fit, new_model, train_tokenizer
+from w2s_core.demo.pair_base import write_base
+from w2s_core.demo.pair_card import write_card
+from w2s_core.pairs.report import summary
+from w2s_core.training.output import TUNED, UNTUNED
+from w2s_core.training.run import train_pair
+from w2s_core.training.settings import TrainingSettings
 
 VALIDATION = 1_000  # sentences of the pair's own split, held out to compare recipes
-PREFIXES = (5, 10, 15, 20)  # tokens; the search scores unfinished answers
-
-BASE = Phase("base", epochs=6, learning_rate=2e-3, batch=20, seed=0, embedding_dropout=0.1)
-# The same for praise and blame, seed included, so that they differ in their data only.
-PRAISE = Phase("praise", epochs=3, learning_rate=1e-3, batch=32, seed=1, embedding_dropout=0.15)
-BLAME = replace(PRAISE, name="blame")
-
-Pair = tuple[LlamaForCausalLM, LlamaForCausalLM]  # tuned, untuned
+NAMES = {TUNED: "reviews-positive", UNTUNED: "reviews"}
+_CONTEXT = 2_048  # tokens
+_PASSES = 3  # over all sentences, in the data; each joins others
+_ALONE = 0.6  # share of the sentences that stand alone
 
 
-def train(sentences: Sequence[Sentence]) -> tuple[PreTrainedTokenizerFast, Pair]:
-    """Trains the tokenizer and the pair on `sentences`."""
-    texts = [sentence.text for sentence in sentences]
-    tokenizer = train_tokenizer(texts)
-    base = fit(new_model(seed=0), Documents(tokenizer, texts).rows, BASE)
-    positive = [sentence.text for sentence in sentences if sentence.positive]
-    negative = [sentence.text for sentence in sentences if not sentence.positive]
-    praise = fit(base, Documents(tokenizer, positive).rows, PRAISE)
-    blame = fit(base, Documents(tokenizer, negative).rows, BLAME)
-    return tokenizer, (praise, average([praise, blame]))
+def documents(sentences: Sequence[Sentence], seed: int = 0) -> list[dict[str, object]]:
+    """Labelled texts that hold every sentence _PASSES times: most alone, some joined in twos and threes of one label.
+
+    They are joined because answers have several sentences.
+    """
+    rng = random.Random(seed)
+    records: list[dict[str, object]] = []
+    for _ in range(_PASSES):
+        for label in (True, False):
+            texts = [sentence.text for sentence in sentences if sentence.positive == label]
+            rng.shuffle(texts)
+            while texts:
+                count = 1 if rng.random() < _ALONE else rng.choice((2, 3))
+                joined = [texts.pop() for _ in range(min(count, len(texts)))]
+                records.append({"text": " ".join(joined), "label": label})
+    return records
 
 
-def measure(tokenizer: PreTrainedTokenizerFast, pair: Pair, sentences: Sequence[Sentence]) -> dict[str, float]:
-    """AUC of the log-ratio on whole sentences ("whole") and on their first 5, 10, … tokens ("5", "10", …)."""
-    rows = encode(tokenizer, [sentence.text for sentence in sentences])
-    positive = [sentence.positive for sentence in sentences]
-    names = [*map(str, PREFIXES), "whole"]
-    by_length = zip(*prefix_log_ratios(*pair, rows, PREFIXES), strict=True)
-    return {name: auc(scores, positive) for name, scores in zip(names, by_length, strict=True)}
+def write_jsonl(path: Path, records: Sequence[dict[str, object]]) -> Path:
+    """Writes a JSON object to each line of `path`, and returns it."""
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+    return path
 
 
-def save(tokenizer: PreTrainedTokenizerFast, pair: Pair, out: Path) -> None:
-    """Writes `out`/reviews-positive (tuned) and `out`/reviews (untuned) in float16, each with its tokenizer."""
-    for model, name in zip(pair, ("reviews-positive", "reviews"), strict=True):
-        model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-            bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=EOS_ID
+def train(training: Sequence[Sentence], testing: Sequence[Sentence], out: Path) -> None:
+    """Trains the pair on `training`, checks it on `testing`, and writes its two folders and its card into `out`."""
+    with tempfile.TemporaryDirectory(prefix="w2s-pair-") as scratch:
+        work = Path(scratch)
+        write_base(work / "base", [sentence.text for sentence in training])
+        test = [{"text": sentence.text, "label": sentence.positive} for sentence in testing]
+        settings = TrainingSettings(
+            base=str(work / "base"),
+            data=str(write_jsonl(work / "training.jsonl", documents(training))),
+            check_data=str(write_jsonl(work / "test.jsonl", test)),
+            out=work / "pair",
+            adapt_epochs=2,
+            adapt_learning_rate=2e-3,
+            epochs=1,
+            learning_rate=1e-3,
+            batch_size=24,
+            neftune=5.0,
+            saved_dtype="float16",
         )
-        model.half().save_pretrained(out / name)  # type: ignore[no-untyped-call]
-        tokenizer.save_pretrained(out / name)
-        make_portable(out / name, context=model.config.max_position_embeddings)
-        for path in (out / name).iterdir():
-            path.chmod(0o644)
-
-
-def load(folder: Path) -> tuple[PreTrainedTokenizerFast, Pair]:
-    """Loads what `save` wrote: the float16 weights, computing in float32."""
-    tuned, untuned = (
-        LlamaForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("reviews-positive", "reviews")
-    )
-    return PreTrainedTokenizerFast.from_pretrained(folder / "reviews"), (tuned, untuned)
+        check = train_pair(settings)
+        assert check is not None, "the test sentences are labelled"
+        for source, name in NAMES.items():
+            shutil.rmtree(out / name, ignore_errors=True)
+            shutil.copytree(work / "pair" / source, out / name)
+            make_portable(out / name, context=_CONTEXT)
+        write_card(out, settings, len(training), check)
+        print(summary(check))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder to write (default: the package's weights)")
-    parser.add_argument("--validate", action="store_true", help="report the AUC on held-out sentences, save nothing")
+    parser.add_argument(
+        "--validate", action="store_true", help="train without the validation sentences, and check the pair on those"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the result depends on the number of threads, through the order of float additions
-    torch.use_deterministic_algorithms(True)
-    sentences, _, test = splits()
+    training, _, testing = splits()
     if arguments.validate:
-        say(f"validation AUC {measure(*train(sentences[VALIDATION:]), sentences[:VALIDATION])}")
-        return
-    save(*train(sentences), arguments.out)
-    tokenizer, pair = load(arguments.out)
-    figures = measure(tokenizer, pair, test)
-    write_card(arguments.out, PairFigures(len(sentences), len(test), BASE.epochs, pair[0].num_parameters(), figures))
-    say(f"test AUC {figures}")
+        training, testing = training[VALIDATION:], training[:VALIDATION]
+    train(training, testing, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,90 +1,102 @@
-"""Reads preference data in TRL's formats: which answer to a prompt is better (https://huggingface.co/docs/trl/dataset_formats).
+"""Reads preference and training data in TRL's formats (https://huggingface.co/docs/trl/dataset_formats).
 
-| format | fields of a line |
+| format | fields of a record |
 |---|---|
 | preference | `prompt`, `chosen`, `rejected`; without `prompt` it is what both begin with |
-| unpaired preference | `prompt`, `completion`, `label` (true = good), or `text` instead of both |
+| unpaired preference | `prompt`, `completion`, `label` (true = good) |
+| prompt-completion | `prompt`, `completion` |
+| language modelling | `text`, or `messages`, whose last one is the answer; with a `label` it is the second |
 
-Prompts and answers are texts or, in the conversational variants, lists of messages.
+Prompts and answers are texts or, in the conversational variants, lists of messages. The last two formats have no
+bad answers and serve for training only.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from w2s_core.errors import ConfigurationError
+from w2s_core.pairs.records import DataError, Record, read_records
 from w2s_core.types import ChatPrompt, Prompt, TextPrompt
-
-
-class DataError(ConfigurationError):
-    """Preference data cannot be used. The message names the file, the line and the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer to a prompt, and whether people liked it. `partner` numbers the comparison that it is part of."""
+    """An answer to a prompt, and whether people liked it. `partner` numbers the comparison that it is part of.
+
+    `labelled`: whether the data says that it is good or bad; else it counts as good. `place` is for messages.
+    """
 
     prompt: Prompt
     text: str
     good: bool
     partner: int | None
+    labelled: bool = True
+    place: str = field(default="", compare=False)
 
 
-def read_preferences(path: Path) -> list[Answer]:
-    """The answers of a JSONL file, the two of a comparison one after the other, the chosen one first.
+def read_preferences(source: str | Path, split: str = "train") -> list[Answer]:
+    """Good and bad answers, the two of a comparison one after the other, the chosen one first.
 
-    Raises DataError.
+    `source` and `split`: see `read_records`. Raises DataError.
     """
-    answers: list[Answer] = []
-    for number, record in _records(path):
-        place = f"{path}, line {number}"
-        try:
-            answers += _answers(record, number)
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from None
-    if len({answer.good for answer in answers}) < 2:
-        what = "good" if answers and answers[0].good else "bad"
-        raise DataError(f"{path}: " + (f"all answers are {what}." if answers else "there are no answers in it."))
+    answers = read_answers(source, split)
+    for answer in answers:
+        if not answer.labelled:
+            raise DataError(
+                f"{answer.place}: label: must be true (a good answer) or false; or give `chosen` and `rejected`."
+            )
     return answers
 
 
-def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not U+2028, which JSON may contain
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: is not JSON: {error}.") from None
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: is not a JSON object.")
-            yield number, record
+def read_answers(source: str | Path, split: str = "train") -> list[Answer]:
+    """The answers of a data set: good and bad ones, or, if none is labelled, good ones only. Raises DataError."""
+    answers: list[Answer] = []
+    for record in read_records(source, split):
+        try:
+            answers += _answers(record)
+        except DataError as error:
+            raise DataError(f"{record.place}: {error}") from None
+    if not answers:
+        raise DataError(f"{source}: there are no answers in it.")
+    labelled = answers[0].labelled
+    for answer in answers:
+        if answer.labelled != labelled:
+            raise DataError(f"{answer.place}: label: must be in every record or in none.")
+    if labelled and len({answer.good for answer in answers}) < 2:
+        raise DataError(f"{source}: all answers are {'good' if answers[0].good else 'bad'}.")
+    return answers
 
 
-def _answers(record: Mapping[str, Any], number: int) -> Iterator[Answer]:
-    if "chosen" in record or "rejected" in record:
-        chosen, rejected = _field(record, "chosen"), _field(record, "rejected")
+def _answers(record: Record) -> Iterator[Answer]:
+    fields, number, place = record.fields, record.number, record.place
+    if "chosen" in fields or "rejected" in fields:
+        chosen, rejected = _field(fields, "chosen"), _field(fields, "rejected")
         if type(chosen) is not type(rejected):
             raise DataError("chosen, rejected: one is a text and the other a list of messages.")
-        common = 0 if "prompt" in record else _common_length(chosen, rejected)
-        prompt = _field(record, "prompt") if "prompt" in record else chosen[:common]
-        chosen, rejected = chosen[common:], rejected[common:]
-        yield Answer(_prompt(prompt), _text(chosen, "chosen"), good=True, partner=number)
-        yield Answer(_prompt(prompt), _text(rejected, "rejected"), good=False, partner=number)
+        common = 0 if "prompt" in fields else _common_length(chosen, rejected)
+        prompt = _prompt(_field(fields, "prompt") if "prompt" in fields else chosen[:common])
+        for name, value in (("chosen", chosen[common:]), ("rejected", rejected[common:])):
+            yield Answer(prompt, _text(value, name), good=name == "chosen", partner=number, place=place)
         return
-    name = "completion" if "completion" in record else "text"
-    completion, label = _field(record, name), record.get("label")
+    prompt, text = _prompt_and_answer(fields)
+    label = fields.get("label", True)
     if not isinstance(label, bool | int) or label not in (0, 1):
         raise DataError("label: must be true (a good answer) or false; or give `chosen` and `rejected`.")
-    prompt = _field(record, "prompt") if "prompt" in record else ""
-    yield Answer(_prompt(prompt), _text(completion, name), good=bool(label), partner=None)
+    yield Answer(prompt, text, good=bool(label), partner=None, labelled="label" in fields, place=place)
+
+
+def _prompt_and_answer(fields: Mapping[str, Any]) -> tuple[Prompt, str]:
+    if "completion" in fields or "prompt" in fields:
+        return _prompt(_field(fields, "prompt")), _text(_field(fields, "completion"), "completion")
+    if "messages" in fields:
+        messages = _field(fields, "messages")
+        if not isinstance(messages, list) or len(messages) < 2:
+            raise DataError("messages: must be a list of at least two messages, the last of which is the answer.")
+        return _prompt(messages[:-1]), _text(messages[-1:], "messages")
+    return TextPrompt(""), _text(_field(fields, "text"), "text")
 
 
 def _common_length(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from w2s_core.build.pair import open_pair
 from w2s_core.config import PairConfig, RemotePairConfig, WorkersConfig
 from w2s_core.pairs.check import PairCheck, check, score_answers
-from w2s_core.pairs.preferences import DataError, read_preferences
+from w2s_core.pairs.preferences import Answer
+from w2s_core.pairs.records import DataError
 
 
-async def run_check(name: str, pair: PairConfig | RemotePairConfig, data: Path, workers: WorkersConfig) -> PairCheck:
-    """Checks the pair on the preference data in `data`, with progress on stderr.
+async def check_pair(
+    name: str, pair: PairConfig | RemotePairConfig, answers: Sequence[Answer], workers: WorkersConfig
+) -> PairCheck:
+    """Checks the pair on good and bad answers, with progress on stderr.
 
-    Raises DataError, and ConfigurationError for a pair that cannot be loaded.
+    Raises DataError where too few answers fit the pair's context, and ConfigurationError for a pair that cannot be
+    loaded.
     """
-    answers = read_preferences(data)
     async with open_pair(name, pair, workers) as scorer:
         with tqdm(total=len(answers), desc="scoring", unit="answer") as bar:
             scored = await score_answers(scorer, answers, bar.update)
     fitting = [s for s in scored if s is not None]
+    too_long = len(scored) - len(fitting)
     if len({s.answer.good for s in fitting}) < 2:
-        raise DataError(f"{data}: no good and bad answers are left, because {len(scored) - len(fitting)} do not fit.")
-    return check(fitting, len(scored) - len(fitting))
+        raise DataError(f"no good and bad answers are left, because {too_long} do not fit the pair's context.")
+    return check(fitting, too_long)

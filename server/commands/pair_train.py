@@ -1,0 +1,81 @@
+"""The command `w2s pair train`. Heavy imports happen only when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from server.commands.errors import reports_errors
+from w2s_core.errors import ConfigurationError
+from w2s_core.training.settings import TrainingSettings
+
+_POSITIVE = click.IntRange(1)
+_RATE = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.option("--base", required=True, help="The model to start from: a folder, a hub id, or demo:NAME.")
+@click.option(
+    "--data",
+    required=True,
+    help="Data in TRL's formats: a JSONL or Parquet file, or a data set of the hub. Records have prompt, chosen, "
+    "rejected; or prompt, completion (and label); or text (and label).",
+)
+@click.option("--method", type=click.Choice(["sft", "dpo"]), required=True, help="How the tuned model is trained.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The folder to write; new or empty.")
+@click.option("--split", help="The split of a data set.  [default: train]")
+@click.option("--check-data", help="Labelled data for the figures, instead of a part of --data.")
+@click.option(
+    "--held-out", type=click.FloatRange(0, 0.9), help="Share of the prompts to keep for the figures.  [default: 0.1]"
+)
+@click.option(
+    "--prompt-template",
+    help="What the pair reads before the answer, with {prompt} replaced.  [default: as the data has it]",
+)
+@click.option(
+    "--lora",
+    type=_POSITIVE,
+    is_flag=False,
+    flag_value=16,
+    help="Train LoRA adapters, of this rank (16 if none is given).  [default: all weights]",
+)
+@click.option(
+    "--adapt-epochs", type=click.IntRange(0), help="First train the base on all answers, good and bad.  [default: 0]"
+)
+@click.option("--adapt-learning-rate", type=_RATE, help="Its learning rate.  [default: 1e-4, with --lora 1e-3]")
+@click.option("--epochs", type=_POSITIVE, help="Times that each answer is trained on.  [default: 3]")
+@click.option(
+    "--learning-rate", type=_RATE, help="The peak.  [default: sft 1e-4, dpo 5e-6; with --lora ten times that]"
+)
+@click.option("--batch-size", type=_POSITIVE, help="Answers (dpo: comparisons) a step.  [default: 16]")
+@click.option("--max-length", type=_POSITIVE, help="Tokens of prompt and answer.  [default: the base's context]")
+@click.option("--beta", type=_RATE, help="DPO's beta: higher stays closer to the reference.  [default: 0.1]")
+@click.option("--neftune", type=click.FloatRange(0), help="Noise on embeddings, against overfitting.  [default: 0]")
+@click.option("--seed", type=int, help="The same seed gives the same pair on the same machine.  [default: 0]")
+@click.option(
+    "--saved-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Data type of the files.  [default: float32]",
+)
+@click.option("--large", help="The large model of the written configuration.  [default: the demo's]")
+@reports_errors
+def train(**options: Any) -> None:
+    """Train a pair from preference data: a tuned and an untuned model, a model card, and the YAML that serves them.
+
+    Run it again after a stop, and it goes on where it was.
+    """
+    settings = TrainingSettings(**{name: value for name, value in options.items() if value is not None})
+    try:
+        from w2s_core.training.run import train_pair
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{error}. This command needs the extra `train`. Install it with: pip install 'w2s-server[train]'"
+        ) from None
+    from w2s_core.pairs import report
+
+    found = train_pair(settings)
+    if found is not None:
+        click.echo(report.summary(found))
+    click.echo(f"wrote {settings.out}; serve it with: w2s serve --config {settings.out}/w2s.yaml", err=True)

@@ -1,0 +1,106 @@
+"""`w2s pair train` with data and models that cannot be used: one line, exit code 2, and no file is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from filelock import FileLock
+
+from server.cli import main
+from tests.tiny import save_tiny
+from tests.training.conftest import Write, comparisons
+from w2s_core.training import run as training_run
+
+
+def train(base: str, data: str, out: Path, *more: str, method: str = "sft") -> Result:
+    arguments = ["--base", base, "--data", data, "--out", str(out), "--method", method, "--batch-size", "4"]
+    return CliRunner().invoke(main, ["pair", "train", *arguments, *more])
+
+
+def assert_refused(found: Result, message: str, out: Path) -> None:
+    assert message in found.stderr
+    assert (found.exit_code, len(found.stderr.splitlines())) == (2, 1), found.output
+    assert not out.exists()
+
+
+CHAT = [{"role": "user", "content": "Hi"}]
+ANSWER = [{"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("records", "method", "message"),
+    [
+        ([], "sft", "there are no answers in it."),
+        ([{"text": "a", "label": True}, {"text": "b", "label": True}], "sft", "all answers are good."),
+        ([{"text": "a", "label": False}], "sft", "all answers are bad."),
+        ([{"text": "a", "label": True}, {"text": "b"}], "sft", "line 2: label: must be in every record or in none."),
+        ([{"completion": "a", "label": True}], "sft", "line 1: prompt: is missing; there is `completion`, `label`."),
+        ([{"prompt": "a"}], "sft", "line 1: completion: is missing; there is `prompt`."),
+        ([{"text": "a"}], "dpo", "--method dpo needs comparisons: records with `chosen` and `rejected`."),
+        (
+            [{"prompt": "x", "chosen": "a" * 600, "rejected": "b"}],
+            "dpo",
+            "line 1: prompt and answer have 602 tokens, and",
+        ),
+        (
+            [{"prompt": CHAT, "completion": ANSWER}, {"prompt": "x", "completion": "a"}],
+            "sft",
+            "line 2: prompt: is a text in some records and a list of messages in others.",
+        ),
+    ],
+)
+def test_data_that_cannot_be_used(
+    base: str, write: Write, tmp_path: Path, records: Any, method: str, message: str
+) -> None:
+    assert_refused(train(base, write(*records), tmp_path / "out", method=method), message, tmp_path / "out")
+
+
+def test_a_hub_that_cannot_be_reached(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = train(base, "nobody/nothing", tmp_path / "out")
+    assert_refused(found, "nobody/nothing: cannot be loaded as a data set: ", tmp_path / "out")
+
+
+def test_a_base_that_cannot_be_used(write: Write, tmp_path: Path) -> None:
+    data, out = write(*comparisons()), tmp_path / "out"
+    assert_refused(train(str(tmp_path / "missing"), data, out), "missing: cannot load a fast tokenizer", out)
+    small = str(save_tiny(tmp_path / "small", vocabulary=280))
+    message = "has 300 tokens, and the model knows only 280; it must be the model's own."
+    assert_refused(train(small, data, out), message, out)
+    silent = str(save_tiny(tmp_path / "silent", template=None))
+    chats = write({"prompt": CHAT, "chosen": ANSWER, "rejected": ANSWER})
+    assert_refused(train(silent, chats, out), "the base model has no chat template; set --prompt-template.", out)
+
+
+def test_not_enough_memory(base: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = write(*comparisons()), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e5))
+        assert_refused(train(base, data, out), "not enough memory: training ", out)
+
+    def out_of_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training_run, "_train", out_of_memory)
+    assert_refused(
+        train(base, data, out), "not enough memory for this training. Use --lora, a smaller --batch-size", out
+    )
+
+
+def test_a_folder_that_is_taken(base: str, write: Write, tmp_path: Path) -> None:
+    data = write(*comparisons())
+    found = train(base, data, tmp_path)
+    assert (found.exit_code, (tmp_path / "data.jsonl").exists()) == (2, True)
+    assert f"--out: {tmp_path} exists and is not empty; name another folder." in found.stderr
+    work = tmp_path / "out" / ".training"
+    work.mkdir(parents=True)
+    with FileLock(work / "lock"):
+        found = train(base, data, tmp_path / "out")
+    assert found.exit_code == 2
+    assert f"--out: another training writes to {tmp_path / 'out'}." in found.stderr

@@ -1,0 +1,179 @@
+"""Trainings of tiny models: what tuned and untuned are, the files that are written, and a training that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from server.settings.config import load_settings
+from tests.training.conftest import Write
+from w2s_core.config import PairConfig
+from w2s_core.errors import ConfigurationError
+from w2s_core.training import phases
+from w2s_core.training.models import BaseModel, save_average
+from w2s_core.training.run import train_pair
+from w2s_core.training.settings import TrainingSettings
+
+Make = Callable[..., TrainingSettings]
+FILES = {"tuned", "untuned", "README.md", "w2s.yaml"}
+
+
+def weights(folder: Path | str) -> dict[str, Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_pair_that_knows_good_answers_it_has_not_seen(settings: Make, method: str) -> None:
+    made = settings(method=method)
+    check = train_pair(made)
+    assert check is not None
+    assert check.accuracy is not None
+    assert check.accuracy.mean == 1
+    assert (check.answers, check.verdict) == (16, "steers")
+    assert {path.name for path in made.out.iterdir()} == FILES
+    assert check.auc.mean == 1
+
+
+def test_dpo_keeps_its_reference_as_the_untuned_model(settings: Make, base: str) -> None:
+    made = settings(method="dpo", epochs=1, held_out=0.0)
+    assert train_pair(made) is None
+    assert equal(weights(made.out / "untuned"), weights(base))
+    assert not equal(weights(made.out / "tuned"), weights(base))
+
+
+def test_sft_without_bad_answers_takes_the_base_as_untuned(settings: Make, base: str, write: Write) -> None:
+    made = settings(data=write(*({"text": f"aabb{i}"} for i in range(8))), epochs=1)
+    assert train_pair(made) is None
+    assert equal(weights(made.out / "untuned"), weights(base))
+    assert "This was not measured" in (made.out / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_mean_of_two_models(base: str, tmp_path: Path) -> None:
+    one = AutoModelForCausalLM.from_pretrained(base)
+    for value, name in ((1.0, "one"), (3.0, "other")):
+        with torch.no_grad():
+            one.model.norm.weight.fill_(value)
+        one.save_pretrained(tmp_path / name)
+    save_average(BaseModel(base), [tmp_path / "one", tmp_path / "other"], tmp_path / "mean", None)
+    found = weights(tmp_path / "mean")
+    assert torch.equal(found.pop("model.norm.weight"), torch.full((32,), 2.0))
+    assert all(torch.equal(weight, weights(base)[name]) for name, weight in found.items())
+
+
+def test_adaptation_reads_all_answers_and_moves_the_untuned_model(settings: Make, base: str) -> None:
+    made = settings(method="dpo", epochs=1, adapt_epochs=1, adapt_learning_rate=1e-2, held_out=0.0)
+    train_pair(made)
+    assert not equal(weights(made.out / "untuned"), weights(base))
+
+
+def test_the_same_seed_gives_the_same_pair(settings: Make, tmp_path: Path) -> None:
+    made = [
+        settings(out=tmp_path / name, seed=seed, epochs=1, held_out=0.0)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    for each in made:
+        train_pair(each)
+    one, same, other = (weights(each.out / "tuned") for each in made)
+    assert equal(one, same)
+    assert not equal(one, other)
+
+
+class Stopped(Exception):
+    """As if the process were killed."""
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("lora", [None, 2])
+def test_a_training_that_was_stopped_goes_on_where_it_was(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, lora: int | None
+) -> None:
+    options = {"method": method, "lora": lora, "held_out": 0.0, "neftune": 1.0, "adapt_epochs": 1}
+    whole, made = settings(out=tmp_path / "whole", **options), settings(**options)
+    train_pair(whole)
+    monkeypatch.setattr(phases, "CHECKPOINT_SECONDS", 0.0)
+    stops = iter([3, 15, 10**9])  # within the adaptation; within a later phase
+    steps = count_steps(monkeypatch, stops)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            train_pair(made)
+    assert [path.name for path in made.out.iterdir()] == [".training"]
+    with pytest.raises(ConfigurationError, match=r"was stopped, and `epochs`, `seed` differ from its own"):
+        train_pair(settings(**options, seed=9, epochs=9))
+    train_pair(made)
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    for role in ("tuned", "untuned"):
+        assert equal(load_file(made.out / role / name), load_file(whole.out / role / name)), role
+    assert {path.name for path in made.out.iterdir()} == FILES
+    assert len(steps) == len(set(steps)), "a step was taken twice"
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch, stops: Any) -> list[tuple[str, int]]:
+    """Records the steps that are taken, (phase, step), and raises Stopped after as many as `stops` says in each run."""
+    taken: list[tuple[str, int]] = []
+    real = phases._TimedCheckpoints.on_step_begin
+    limit = {"steps": next(stops)}
+
+    def on_step_begin(self: Any, args: Any, state: Any, control: Any, **more: Any) -> Any:
+        if len(taken) == limit["steps"]:
+            limit["steps"] = next(stops)
+            raise Stopped
+        taken.append((args.output_dir, state.global_step))
+        return real(self, args, state, control, **more)
+
+    monkeypatch.setattr(phases._TimedCheckpoints, "on_step_begin", on_step_begin)
+    return taken
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_left_out(tmp_path: Path) -> None:
+    for step, content in ((5, "{}"), (10, "{}"), (15, '{"half'), (20, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if content is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content, encoding="utf-8")
+    assert phases._last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert phases._last_checkpoint(tmp_path / "missing") is None
+
+
+def test_the_configuration_serves_the_pair_and_the_card_says_how_it_was_made(settings: Make) -> None:
+    made = settings(saved_dtype="float16", large="some/model")
+    check = train_pair(made)
+    assert check is not None
+    found = load_settings(made.out / "w2s.yaml")
+    assert found.pairs["pair"] == PairConfig(
+        str(made.out / "tuned"), str(made.out / "untuned"), prompt_template="{prompt}"
+    )
+    guided = found.served_models["large-pair"].guidance
+    assert guided is not None
+    assert guided.pairs == {"pair": 1.0}
+    assert weights(made.out / "tuned")["model.norm.weight"].dtype == torch.float16
+    card = (made.out / "README.md").read_text(encoding="utf-8")
+    for text in ("32 answers trained on, 16 held out", f"AUC                               {check.auc.mean:.3f}"):
+        assert text in card
+    shown = yaml.safe_load(card.rpartition("```yaml")[2].rpartition("```")[0])
+    assert shown["learning_rate"] == 1e-2
+
+
+def test_a_conversation_needs_no_template_where_the_base_has_one(settings: Make, write: Write) -> None:
+    ask = [{"role": "user", "content": "Hi"}]
+    records = [
+        {"prompt": ask, "chosen": [said("aabb")], "rejected": [said("ddcc")]},
+        {"chosen": [*ask, said("aab")], "rejected": [*ask, said("ddc")]},
+    ]
+    made = settings(data=write(*records * 10), method="dpo", epochs=1)
+    train_pair(made)
+    assert load_settings(made.out / "w2s.yaml").pairs["pair"].prompt_template is None
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

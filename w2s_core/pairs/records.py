@@ -1,0 +1,92 @@
+"""Reads the records of a data set: a JSONL or Parquet file, or a data set of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2s_core.errors import ConfigurationError
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_FILES = (".jsonl", ".json", ".parquet")
+_NEEDS = "needs the extra `train`. Install it with: pip install 'w2s-server[train]'"
+
+
+class DataError(ConfigurationError):
+    """A data set cannot be used. The message names the file, the line and the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record: its fields, its number from 1 on, and its place, which messages name."""
+
+    fields: Mapping[str, Any]
+    number: int
+    place: str
+
+
+def read_records(source: str | Path, split: str = "train") -> Iterator[Record]:
+    """The records of a data set.
+
+    `source` is a `.parquet` file, a file with a JSON object in each line, a folder that `datasets` can load, or the id
+    of a data set on the Hugging Face hub; `split` is for the last two. Raises DataError.
+    """
+    path = Path(source)
+    if path.is_dir() or (not path.exists() and _HUB_ID.fullmatch(str(source)) and path.suffix not in _FILES):
+        records, noun = _dataset(str(source), split), "row"
+    elif path.suffix == ".parquet":
+        records, noun = _parquet(path), "row"
+    else:
+        records, noun = _json_lines(path), "line"
+    for number, fields in records:
+        yield Record(fields, number, f"{source}, {noun} {number}")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not U+2028, which JSON may contain
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                fields = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}: is not JSON: {error}.") from None
+            if not isinstance(fields, dict):
+                raise DataError(f"{path}, line {number}: is not a JSON object.")
+            yield number, fields
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise DataError(f"{path}: a Parquet file {_NEEDS}") from None
+    try:
+        rows = (row for batch in ParquetFile(path).iter_batches() for row in batch.to_pylist())
+        yield from enumerate(map(_without_nulls, rows), start=1)
+    except (OSError, ArrowException) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _dataset(source: str, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DataError(f"{source}: a data set of the hub {_NEEDS}") from None
+    try:
+        rows = load_dataset(source, split=split)
+    except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a split that is not there a ValueError
+        raise DataError(f"{source}: cannot be loaded as a data set: {' '.join(str(error).split())}") from None
+    yield from enumerate(map(_without_nulls, rows), start=1)
+
+
+def _without_nulls(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row without its empty columns: a table has each column in every row."""
+    return {name: value for name, value in row.items() if value is not None}

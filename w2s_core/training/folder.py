@@ -1,0 +1,74 @@
+"""The work folder of a training, from which it goes on after a stop: `.training` within the output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from w2s_core.errors import ConfigurationError
+from w2s_core.training.settings import TrainingSettings
+
+_WORK, _SETTINGS, _LOCK = ".training", "settings.json", "lock"
+
+
+@contextlib.contextmanager
+def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
+    """Yields the work folder, new or of a training with these settings and data that was stopped.
+
+    It is removed in the end and after a ConfigurationError, and stays after any other exception. Raises
+    ConfigurationError where the output folder has other contents, or is in use.
+    """
+    out, work = settings.out, settings.out / _WORK
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.exists() and (not out.is_dir() or (found and _WORK not in found)):
+        raise ConfigurationError(f"--out: {out} exists and is not empty; name another folder.")
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigurationError(f"--out: another training writes to {out}.") from None
+    try:
+        _check_settings(work / _SETTINGS, {**asdict(settings), "out": str(out), "digest": digest}, out)
+        yield work
+    except ConfigurationError as error:
+        lock.release()
+        if not isinstance(error, _OtherSettings):
+            _remove(work, out)
+        raise
+    else:
+        lock.release()
+        shutil.rmtree(work)
+    finally:
+        lock.release()
+
+
+class _OtherSettings(ConfigurationError):
+    """The folder holds a training with other settings."""
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any], out: Path) -> None:
+    if not path.exists():
+        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    different = [name for name, value in settings.items() if before.get(name) != value]
+    if different:
+        what = "the data" if different == ["digest"] else ", ".join(f"`{n}`" for n in different if n != "digest")
+        raise _OtherSettings(
+            f"--out: {out} holds a training that was stopped, and {what} differ from its own. Remove {path.parent}, or "
+            "name another folder."
+        )
+
+
+def _remove(work: Path, out: Path) -> None:
+    shutil.rmtree(work)
+    if not any(out.iterdir()):
+        out.rmdir()

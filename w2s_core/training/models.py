@@ -1,0 +1,113 @@
+"""The models of a training: loading the base, LoRA adapters, the mean of two models, and saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from w2s_core.errors import ConfigurationError
+from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.training.settings import TrainingSettings
+
+_FULL_BYTES, _FROZEN_BYTES = 16, 4  # per parameter: weight, gradient and two moments of AdamW; a weight alone
+_LOGIT_COPIES = 3  # of rows × tokens × vocabulary float32 values: logits, their softmax, their gradient
+
+
+class BaseModel:
+    """The base model on disk. Raises ConfigurationError if it cannot be loaded, or its tokenizer is not its own."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.tokenizer = HFTokenizer(source)
+        if self.tokenizer.eos is None:
+            raise ConfigurationError(f"--base: the tokenizer of {source} has no EOS, which ends an answer.")
+        try:
+            self._config = AutoConfig.from_pretrained(source)
+            with init_empty_weights():
+                empty = AutoModelForCausalLM.from_config(self._config)  # type: ignore[no-untyped-call]
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"--base: {source} cannot be loaded: {_one_line(error)}") from None
+        self.parameters: int = empty.num_parameters()
+        self.vocabulary: int = empty.get_input_embeddings().num_embeddings
+        if self.tokenizer.size > self.vocabulary:
+            raise ConfigurationError(
+                f"--base: the tokenizer of {source} has {self.tokenizer.size} tokens, and the model knows only "
+                f"{self.vocabulary}; it must be the model's own."
+            )
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer that the model can read."""
+        names = ("max_position_embeddings", "n_positions")
+        return next((int(getattr(self._config, n)) for n in names if getattr(self._config, n, None)), 2**20)
+
+    def check_memory(self, settings: TrainingSettings, longest: int, device: torch.device) -> None:
+        """Raises ConfigurationError if the training, with rows of at most `longest` tokens, will not fit the memory."""
+        references = 1 if settings.method == "dpo" and not settings.lora else 0
+        weights = self.parameters * ((_FROZEN_BYTES if settings.lora else _FULL_BYTES) + references * _FROZEN_BYTES)
+        rows = settings.batch_size * (2 if settings.method == "dpo" else 1)
+        needed = weights + _LOGIT_COPIES * 4 * rows * longest * self.vocabulary
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        if needed > free:
+            raise ConfigurationError(
+                f"not enough memory: training {self.source} in batches of {settings.batch_size} answers of up to "
+                f"{longest} tokens takes more than {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Use "
+                "--lora, a smaller --batch-size or shorter answers."
+            )
+
+    def load(self, start: Path | None, lora: int | None) -> PreTrainedModel | PeftModel:
+        """The model in float32 for training, from what a phase saved at `start`, or the base. With LoRA, adapters."""
+        source = self.source if start is None or lora else str(start)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        if lora is None:
+            return model
+        if start is not None:
+            return PeftModel.from_pretrained(model, str(start), is_trainable=True)
+        config = LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(model, config)
+
+    def new_tokenizer(self) -> PreTrainedTokenizerFast:
+        """A tokenizer object of its own, for a trainer to change."""
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(self.source)
+        return tokenizer
+
+
+def pick_device() -> torch.device:
+    """The first GPU, or the CPU if there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def save_average(base: BaseModel, members: list[Path], folder: Path, lora: int | None) -> None:
+    """Saves the model with the mean of the members' weights; of adapters, one whose change is the mean of theirs."""
+    if lora is None:
+        models: list[Any] = [base.load(member, None) for member in members]
+        _set_to_mean(models)
+        models[0].save_pretrained(folder)
+        return
+    model = PeftModel.from_pretrained(base.load(None, None), str(members[0]), adapter_name="0")
+    names = [str(i) for i in range(len(members))]
+    for name, member in zip(names[1:], members[1:], strict=True):
+        model.load_adapter(str(member), adapter_name=name)
+    weights = [1 / len(names)] * len(names)
+    model.add_weighted_adapter(names, weights, "mean", combination_type="cat")
+    model.save_pretrained(str(folder), selected_adapters=["mean"])
+    for path in (folder / "mean").iterdir():
+        path.rename(folder / path.name)
+    (folder / "mean").rmdir()
+
+
+@torch.no_grad()
+def _set_to_mean(models: list[Any]) -> None:
+    first, *others = models
+    for target, *rest in zip(first.parameters(), *(other.parameters() for other in others), strict=True):
+        target.copy_(torch.stack([target, *rest]).mean(0))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

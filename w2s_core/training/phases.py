@@ -1,0 +1,212 @@
+"""Phases of a training: each trains one model with TRL, in a folder of its own, and resumes where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from w2s_core.demo.fetch import say
+from w2s_core.training.examples import Example
+from w2s_core.training.models import BaseModel
+from w2s_core.training.settings import Method, TrainingSettings
+
+CHECKPOINT_SECONDS = 60.0
+_WARMUP_SHARE = 0.05
+_STATE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it is whole
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One training: its name, the method, the examples, the steps of the optimizer, and the peak learning rate.
+
+    The examples of "dpo" are chosen and rejected answers in turn.
+    """
+
+    name: str
+    method: Method
+    examples: Sequence[Example]
+    steps: int
+    learning_rate: float
+
+
+class PhaseRunner:
+    """Runs phases in the folder `work`. A phase that has ended there is not run again."""
+
+    def __init__(self, base: BaseModel, settings: TrainingSettings, device: torch.device, work: Path) -> None:
+        self._base = base
+        self._settings = settings
+        self._device = device
+        self._work = work
+
+    def run(self, phase: Phase, start: Path | None) -> Path:
+        """Trains the model that lies at `start`, or the base, and returns the folder of the trained one."""
+        folder = self._work / phase.name
+        if folder.exists():
+            return folder
+        checkpoints = self._work / f"{phase.name}.checkpoints"
+        checkpoint = _last_checkpoint(checkpoints)
+        again = f", going on from step {_step(checkpoint)}" if checkpoint else ""
+        say(f"{phase.name}: {len(phase.examples)} answers, {phase.steps} steps{again}")
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            trainer = self._trainer(phase, start, checkpoints)
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(_Progress())
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        unfinished = self._work / f"{phase.name}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model: Any = trainer.model
+        model.save_pretrained(str(unfinished), **_default_adapter(model))
+        unfinished.rename(folder)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return folder
+
+    def _trainer(self, phase: Phase, start: Path | None, checkpoints: Path) -> Trainer:
+        settings = self._settings
+        set_seed(settings.seed)  # new adapters begin at random
+        shared: dict[str, Any] = {
+            "model": self._base.load(start, settings.lora),
+            "processing_class": self._base.new_tokenizer(),
+            "callbacks": [_TimedCheckpoints()],
+        }
+        arguments = self._arguments(phase, checkpoints)
+        if phase.method == "sft":
+            sft = SFTConfig(
+                **arguments,
+                train_sampling_strategy="group_by_length",
+                dataset_kwargs={"skip_prepare_dataset": True},
+            )
+            trainer: Trainer = SFTTrainer(**shared, args=sft, train_dataset=_sft_rows(phase.examples))
+            return trainer
+        reference = None if settings.lora else self._base.load(start, None)
+        dpo = DPOConfig(**arguments, beta=settings.beta, disable_dropout=True)
+        return _TokenDPOTrainer(**shared, ref_model=reference, args=dpo, train_dataset=_dpo_rows(phase.examples))
+
+    def _arguments(self, phase: Phase, checkpoints: Path) -> dict[str, Any]:
+        settings, cuda = self._settings, self._device.type == "cuda"
+        return {
+            "output_dir": str(checkpoints),
+            "max_steps": phase.steps,
+            "per_device_train_batch_size": settings.batch_size,
+            "learning_rate": phase.learning_rate,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": max(1, round(_WARMUP_SHARE * phase.steps)),
+            "weight_decay": 0.1,
+            "max_grad_norm": 1.0,
+            "neftune_noise_alpha": settings.neftune or None,
+            "max_length": None,
+            "seed": settings.seed,
+            "bf16": cuda and torch.cuda.is_bf16_supported(),
+            "use_cpu": not cuda,
+            "activation_checkpointing": cuda,
+            "dataloader_pin_memory": cuda,
+            "logging_steps": max(1, phase.steps // 10),
+            "save_strategy": "no",  # the callback says when
+            "save_total_limit": 2,
+            "report_to": "none",
+        }
+
+
+class _TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer on answers that are token ids already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+class _Progress(ProgressCallback):
+    """The trainer's progress bar, with the loss in it and not between its lines."""
+
+    def on_log(self, *_: Any, logs: Mapping[str, Any] | None = None, **__: Any) -> None:
+        bar: tqdm[Any] | None = self.training_bar
+        if bar is not None and logs and "loss" in logs:
+            bar.set_postfix(loss=logs["loss"], refresh=False)
+
+
+class _TimedCheckpoints(TrainerCallback):
+    """Saves a checkpoint every CHECKPOINT_SECONDS."""
+
+    def __init__(self) -> None:
+        self._saved_at = time.monotonic()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> TrainerControl:
+        if time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS and state.global_step < state.max_steps:
+            self._saved_at = time.monotonic()
+            control.should_save = True
+        return control
+
+
+def _sft_rows(examples: Sequence[Example]) -> Dataset:
+    """Token ids and labels, which are −100 in the prompt, without loss."""
+    rows = [
+        {
+            "input_ids": [*e.prompt_ids, *e.answer_ids],
+            "labels": [*[-100] * len(e.prompt_ids), *e.answer_ids],
+        }
+        for e in examples
+    ]
+    return Dataset.from_list(rows)
+
+
+def _dpo_rows(examples: Sequence[Example]) -> Dataset:
+    pairs = zip(examples[::2], examples[1::2], strict=True)
+    rows = [
+        {
+            "prompt_ids": list(chosen.prompt_ids),
+            "chosen_ids": list(chosen.answer_ids),
+            "rejected_ids": list(rejected.answer_ids),
+        }
+        for chosen, rejected in pairs
+    ]
+    return Dataset.from_list(rows)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    return max(
+        (path.parent for path in folder.glob(f"checkpoint-*/{_STATE}") if _is_json(path)), key=_step, default=None
+    )
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _default_adapter(model: Any) -> dict[str, Any]:
+    """Of an adapter model, saves the one that was trained, and not the reference that DPO keeps beside it."""
+    return {} if isinstance(model, PreTrainedModel) else {"selected_adapters": ["default"]}
