@@ -121,7 +121,7 @@ steering: install ## measure what EFT adds to its forwards, and selection to a c
 
 .PHONY: pair
 pair: install ## train the demo pair (about 10 minutes)
-	$(BIN)/python -m w2s_core.demo.train_pair $(ARGS)
+	$(BIN)/python -m w2s_core.recipes.demo_pair $(ARGS)
 
 .PHONY: clean
 clean: ## removes the environment and what tools left behind

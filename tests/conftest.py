@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What `pytest --fast` (`make test-fast`) leaves out: it starts processes, reads real models or imports big libraries.
 NOT_FAST = (
-    *("benchmarks", "clients", "demo", "deploy", "e2e", "evaluation", "gpu", "surface", "training", "vllm"),
+    *("benchmarks", "clients", "demo", "deploy", "e2e", "evaluation", "gpu", "recipes", "surface", "training", "vllm"),
     "test_layering.py",
     *("pairs/test_pair_commands.py", "pairs/test_records.py"),
     *("pool/test_heartbeat.py", "pool/test_log_scan.py", "pool/test_restarts.py", "pool/test_stderr.py"),

@@ -12,14 +12,14 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from w2s_core.build.pair import open_pair
 from w2s_core.config import PairConfig, WorkersConfig
-from w2s_core.demo.data import Sentence, Split
+from w2s_core.demo.data import Sentence, splits
 from w2s_core.demo.models import COMMITTED, WEIGHTS
-from w2s_core.demo.pair_base import new_model, write_base
-from w2s_core.demo.train_pair import documents
 from w2s_core.pairs.check import PairCheck
 from w2s_core.pairs.preferences import Answer
 from w2s_core.pairs.report import summary
 from w2s_core.pairs.run import check_pair
+from w2s_core.recipes.demo_base import new_model, write_base
+from w2s_core.recipes.demo_pair import documents
 from w2s_core.types import Hypothesis, TextPrompt
 
 TEXTS = ["A warm, funny film.", "It isn't worth your time - or mine!", "na\u00efve  \u65e5\u672c \U0001f389", ""]
@@ -36,10 +36,9 @@ def test_weights_are_small_and_complete() -> None:
     assert len(tokenizers) == 1, "the pair must read text in one way"
 
 
-async def test_the_check_finds_what_the_card_says_and_an_auc_of_four_fifths(
-    three_splits: tuple[Split, Split, Split],
-) -> None:
-    answers = [Answer(TextPrompt(""), s.text, good=s.positive, partner=None) for s in three_splits[2]]
+async def test_the_check_finds_what_the_card_says_and_an_auc_of_four_fifths() -> None:
+    _, _, testing = splits()
+    answers = [Answer(TextPrompt(""), s.text, good=s.positive, partner=None) for s in testing]
     found: PairCheck = await check_pair("demo", PAIR, answers, WORKERS)
     assert found.auc.mean >= 0.8
     assert found.verdict == "steers"

@@ -1,4 +1,4 @@
-"""Trains the demo pair with `w2s pair train`'s own code: `python -m w2s_core.demo.train_pair --out DIR`, ten minutes.
+"""Trains the demo pair with `w2s pair train`'s own code: `python -m w2s_core.recipes.demo_pair --out DIR`, ten minutes.
 
 The base is a small model with random weights. It is first trained on all the pair's sentences (`adapt_epochs`), and
 from there one model on the positive ones, which is tuned, and one on the negative ones; the mean of the weights of both
@@ -9,7 +9,6 @@ which is noise in the log-ratio.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import tempfile
@@ -21,9 +20,10 @@ import torch
 from w2s_core.demo.convert import make_portable
 from w2s_core.demo.data import Sentence, splits
 from w2s_core.demo.models import WEIGHTS
-from w2s_core.demo.pair_base import write_base
-from w2s_core.demo.pair_card import write_card
 from w2s_core.pairs.report import summary
+from w2s_core.recipes.demo_base import write_base
+from w2s_core.recipes.demo_card import write_card
+from w2s_core.recipes.tutorial_data import write
 from w2s_core.training.output import TUNED, UNTUNED
 from w2s_core.training.run import train_pair
 from w2s_core.training.settings import TrainingSettings
@@ -53,12 +53,6 @@ def documents(sentences: Sequence[Sentence], seed: int = 0) -> list[dict[str, ob
     return records
 
 
-def write_jsonl(path: Path, records: Sequence[dict[str, object]]) -> Path:
-    """Writes a JSON object to each line of `path`, and returns it."""
-    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
-    return path
-
-
 def train(training: Sequence[Sentence], testing: Sequence[Sentence], out: Path) -> None:
     """Trains the pair on `training`, checks it on `testing`, and writes its two folders and its card into `out`."""
     with tempfile.TemporaryDirectory(prefix="w2s-pair-") as scratch:
@@ -67,8 +61,8 @@ def train(training: Sequence[Sentence], testing: Sequence[Sentence], out: Path) 
         test = [{"text": sentence.text, "label": sentence.positive} for sentence in testing]
         settings = TrainingSettings(
             base=str(work / "base"),
-            data=str(write_jsonl(work / "training.jsonl", documents(training))),
-            check_data=str(write_jsonl(work / "test.jsonl", test)),
+            data=str(write(work / "training.jsonl", documents(training))),
+            check_data=str(write(work / "test.jsonl", test)),
             out=work / "pair",
             adapt_epochs=2,
             adapt_learning_rate=2e-3,

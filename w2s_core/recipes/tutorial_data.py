@@ -1,0 +1,56 @@
+"""Writes the tutorial's data, sentences of film reviews: `python -m w2s_core.recipes.tutorial_data --out DIR`.
+
+`train.jsonl` has comparisons of a positive sentence with a negative one in TRL's preference format, `check.jsonl` has
+others to check a pair with, and `prompts.jsonl` has openers of reviews for `w2s eval run --prompts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from w2s_core.demo.data import Sentence, splits
+from w2s_core.demo.fetch import say
+from w2s_core.evaluation.prompts import OPENERS, PREFIX
+
+TRAIN, CHECK, PROMPTS = "train.jsonl", "check.jsonl", "prompts.jsonl"
+
+
+def comparisons(sentences: Sequence[Sentence], count: int) -> list[dict[str, str]]:
+    """The first `count` positive sentences, each preferred to a negative one, as answers to one prompt."""
+    good, bad = ([s.text for s in sentences if s.positive is wanted] for wanted in (True, False))
+    return [
+        {"prompt": PREFIX.rstrip(), "chosen": f" {chosen}", "rejected": f" {rejected}"}
+        for chosen, rejected in zip(good[:count], bad[:count], strict=True)
+    ]
+
+
+def prompts(count: int) -> list[dict[str, str]]:
+    """The first `count` evaluation openers; what judges read begins with the opener."""
+    return [{"text": PREFIX + opener, "answer_prefix": opener} for opener in OPENERS[:count]]
+
+
+def write(path: Path, records: Sequence[Mapping[str, object]]) -> Path:
+    """Writes a JSON object to each line of `path`, and returns it."""
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--comparisons", type=int, default=1_000, help="comparisons to train on (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=20, help="openers (default: %(default)s)")
+    arguments = parser.parse_args()
+    training, _, testing = splits()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write(arguments.out / TRAIN, comparisons(training, arguments.comparisons))
+    write(arguments.out / CHECK, comparisons(testing, 500))
+    write(arguments.out / PROMPTS, prompts(arguments.prompts))
+    say(f"wrote {TRAIN}, {CHECK} and {PROMPTS} to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
