@@ -1,0 +1,31 @@
+"""The command `w2s pair train`, from data to a pair that `w2s pair check` reads from the written configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+from click.testing import CliRunner
+
+from server.cli import main
+from tests.training.conftest import comparisons
+
+
+def test_train_and_check(base: str, tmp_path: Path) -> None:
+    data, out = tmp_path / "data.parquet", tmp_path / "my pair"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(comparisons()), data)
+    runner = CliRunner()
+    options = ["--method", "dpo", "--epochs", "2", "--learning-rate", "0.01", "--batch-size", "4", "--held-out", "0.33"]
+    made = runner.invoke(main, ["pair", "train", "--base", base, "--data", str(data), "--out", str(out), *options])
+    assert made.exit_code == 0, made.output
+    assert made.stdout.startswith("16 answers\nthe chosen answer scores higher   1.000")
+    assert f"wrote {out}; serve it with: w2s serve --config {out}/w2s.yaml\n" in made.stderr
+    pair = ["--pair", "my-pair", "--config", str(out / "w2s.yaml")]
+    checked = runner.invoke(main, ["pair", "check", *pair, "--data", str(data), "--json"])
+    assert checked.exit_code == 0, checked.output
+    assert json.loads(checked.stdout)["verdict"] == "steers"
+    again = runner.invoke(main, ["pair", "train", "--base", base, "--data", str(data), "--out", str(out), *options])
+    assert again.exit_code == 2
+    assert "exists and is not empty" in again.stderr
