@@ -68,6 +68,25 @@ def test_a_scorer_in_python_guides_a_served_model_without_a_pair(tmp_path: Path)
             },
             "served_models.s.guidance.pairs: names no pair; proposal `eft` needs at least one",
         ),
+        (
+            {
+                "scorers__brevity": BREVITY,
+                "served_models__s": {
+                    "large": "smollm2",
+                    "guidance": {"method": "eft", "pairs": {"positive": 1}, "scorers": {"brevity": 1}},
+                },
+            },
+            "served_models.s.guidance.scorers: must be empty with method eft",
+        ),
+        (
+            {
+                "served_models__s": {
+                    "large": "smollm2",
+                    "guidance": {"method": "cbs", "pairs": {"positive": 1}, "early_rejection": 0.5},
+                }
+            },
+            "served_models.s.guidance.early_rejection: must be 0 with method cbs",
+        ),
     ],
 )
 def test_a_section_that_is_wrong_names_its_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
