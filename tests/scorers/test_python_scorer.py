@@ -49,7 +49,7 @@ def session(**attributes: Any) -> Session:
 class Own:
     """A scorer of a user's own, whose `check` gives this value, and whose sessions fail to close with this error."""
 
-    def __init__(self, session: Any = None, check: Any = 7, closing: Exception | None = None) -> None:
+    def __init__(self, session: Any = None, check: Any = 7, closing: BaseException | None = None) -> None:
         self._session = session or Session()
         self._check = check
         self._closing = closing
@@ -122,10 +122,12 @@ async def test_a_session_without_its_costs_is_closed(caplog: pytest.LogCaptureFi
     assert "ValueError: closed" in caplog.text
 
 
-async def test_an_error_while_a_session_closes_names_the_scorer() -> None:
+@pytest.mark.parametrize("closing", [ValueError("swordfish"), SystemExit(3)])
+async def test_an_error_while_a_session_closes_names_the_scorer(closing: BaseException) -> None:
     with pytest.raises(ScorerError, match="The scorer `mine` failed") as caught:
-        await score(Own(closing=ValueError("swordfish")))
-    assert isinstance(caught.value.__cause__, ValueError)
+        await score(Own(closing=closing))
+    assert caught.value.__cause__ is closing
+    assert "swordfish" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), RequestError("no", "prompt"), ScorerError("`other`")])

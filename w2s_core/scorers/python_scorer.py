@@ -53,7 +53,7 @@ class PythonScorer:
         """Closes a session whose request has failed, and logs where that fails, too."""
         try:
             await session.__aexit__(type(error), error, error.__traceback__)
-        except Exception as failure:
+        except (Exception, SystemExit) as failure:
             if failure is not error:
                 _log.error("the scorer `%s` failed while it closed a session", self._name, exc_info=failure)
 
@@ -112,5 +112,5 @@ def _errors_of(name: str) -> Iterator[None]:
         raise ScorerError(f"The scorer `{name}` failed: {error}") from error
     except W2SError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the second would end the server
         raise ScorerError(f"The scorer `{name}` failed.") from error
