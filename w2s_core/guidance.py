@@ -105,6 +105,18 @@ class Guidance:
         if not isinstance(self.schedule, str) and not _has_one_value(self.schedule, 1):
             yield "schedule", 'must be "constant" or {"decay": FACTOR}, the factor above 0 and at most 1'
 
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """Yields (key, what is wrong with its value) for every key that says something which the method does not use.
+
+        A text that is only scored is scored by all of `weights`, whatever the method.
+        """
+        if self.method == "eft":
+            for key in ("reward_models", "scorers"):
+                if getattr(self, key):
+                    yield key, "must be empty with method eft, which adds the logits of pairs and scores nothing"
+        if self.method in ("cbs", "eft") and self.early_rejection:
+            yield "early_rejection", f"must be 0 with method {self.method}: it is for best_of_n alone"
+
 
 def _has_one_value(option: Mapping[Any, float], limit: float) -> bool:
     return len(option) == 1 and all(0 < value <= limit for value in option.values())

@@ -164,7 +164,7 @@ class Settings(BaseSettings):
             if name not in configured:
                 kind = section.replace("_", " ").removesuffix("s")
                 yield f"{key}.{section}.{name}: no {kind} is named `{name}` (configured: {_names(configured)})"
-        for name, problem in guidance.problems():
+        for name, problem in (*guidance.problems(), *guidance.unused()):
             yield f"{key}.{name}: {problem}"
         steers = "eft" in (guidance.method, guidance.proposal)
         if guidance.method != "none" and not (guidance.pairs if steers else guidance.weights):

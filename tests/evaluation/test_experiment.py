@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from tests.fakes import FakeLargeModel, FakeScorer, letters
 from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
-from w2s_core.evaluation.generation import Answer, AnswerGenerator, bounded
+from w2s_core.evaluation.generation import Answer, AnswerGenerator
 from w2s_core.evaluation.likelihood import LikelihoodEvaluator
 from w2s_core.evaluation.prompts import DEVELOPMENT, OPENERS, PREFIX
 from w2s_core.evaluation.results import Results, build_results
@@ -125,18 +124,3 @@ async def test_no_ablation_and_development_openers() -> None:
     results = await Fakes().results(settings)
     assert not results.ablation
     assert {m.answer.opener for m in results.scored} == set(DEVELOPMENT[:2])
-
-
-async def test_bounded_keeps_order_and_limit() -> None:
-    at_work = most = 0
-
-    async def work(item: int) -> int:
-        nonlocal at_work, most
-        at_work += 1
-        most = max(most, at_work)
-        await asyncio.sleep(0.001 * (5 - item))
-        at_work -= 1
-        return item * item
-
-    assert await bounded(work, range(5), 2) == [0, 1, 4, 9, 16]
-    assert most == 2

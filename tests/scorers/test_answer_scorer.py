@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import threading
 from collections.abc import Iterator
@@ -174,3 +175,25 @@ async def test_a_scorer_that_asks_to_exit_fails_its_request_alone() -> None:
 
     with pytest.raises(RuntimeError, match="SystemExit"):
         await AnswerScorer(score).values("", ["a"])
+
+
+async def test_a_coroutine_that_comes_after_its_request_has_left_is_closed() -> None:
+    """Python warns of one that is never awaited, and a warning fails a test."""
+    called, released = threading.Event(), threading.Event()
+    coroutines: list[Any] = []
+
+    class Late:
+        def __call__(self, prompt: object, answers: list[str]) -> Any:
+            called.set()
+            assert released.wait(60)
+            coroutines.append(lengths_later(prompt, answers))
+            return coroutines[0]
+
+    request = asyncio.create_task(scores(AnswerScorer(Late()), "ab"))
+    assert await asyncio.to_thread(called.wait, 60)
+    request.cancel()
+    await asyncio.wait([request])
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "Late"]
+    released.set()
+    await asyncio.to_thread(thread.join, 60)  # what the thread has told the event loop comes before its end
+    assert [inspect.getcoroutinestate(coroutine) for coroutine in coroutines] == [inspect.CORO_CLOSED]

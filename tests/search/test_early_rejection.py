@@ -16,6 +16,7 @@ from tests.engine.test_engine import events_of
 from tests.fakes import FakeLargeModel, FakeScorer, answer, fake_engine, letters
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished
+from w2s_core.errors import RequestError
 from w2s_core.guidance import Guidance
 from w2s_core.search.repetition import count_repeats
 from w2s_core.types import GenerationRequest, Hypothesis, SamplingParams, TextPrompt
@@ -105,14 +106,20 @@ def test_a_ceiling_on_sampled_tokens_counts_those_that_are_not_drawn(ceiling: in
     assert found[0].length >= min(BUDGET, ceiling // 8)
 
 
-@pytest.mark.parametrize("method", ["cbs", "none"])
-async def test_other_methods_reject_nothing(method: str) -> None:
-    plain = Guidance(method, {"positive": 1.0}, 2, 2, 3)  # type: ignore[arg-type]
+async def test_plain_sampling_rejects_nothing() -> None:
+    plain = Guidance("none", {"positive": 1.0}, 2, 2, 3)
     texts = [
         [y.text for y in await answer(engine_of(eos=0.1), replace(ASK, guidance=guidance))]
         for guidance in (plain, replace(plain, early_rejection=0.5))
     ]
     assert texts[0] == texts[1]
+
+
+async def test_a_beam_search_refuses_it() -> None:
+    guidance = Guidance("cbs", {"positive": 1.0}, 2, 2, 3, early_rejection=0.5)
+    with pytest.raises(RequestError, match="it is for best_of_n alone") as caught:
+        await answer(engine_of(eos=0.1), replace(ASK, guidance=guidance))
+    assert caught.value.param == "guidance.early_rejection"
 
 
 async def test_a_ceiling_far_above_the_answer_costs_no_time() -> None:

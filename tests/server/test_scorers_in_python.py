@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -16,8 +18,9 @@ from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.errors import RequestError
 from w2s_core.interfaces import Scorer
+from w2s_core.scorers.answer_scorer import AnswerScoring
 from w2s_core.scorers.python_scorer import PythonScorer
-from w2s_core.types import Guidance, Prompt
+from w2s_core.types import Guidance, Hypothesis, Prompt, Score
 
 SEARCH = {"beam_width": 3, "successors": 3, "chunk_length": 4, "trace": True}
 BODY: dict[str, Any] = {"model": "plain", "prompt": "x", "max_tokens": 12, "seed": 1, "temperature": 1.0}
@@ -42,12 +45,41 @@ class Refuses(AnswerScorer):
         raise RequestError("I score no such thing.", "prompt")
 
 
+class ClosesBadly(AnswerScorer):
+    """A scorer whose sessions raise when they close."""
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt) -> AsyncIterator[AnswerScoring]:
+        async with super().open(prompt) as scoring:
+            yield scoring
+        raise OSError
+
+
+class Bare:
+    """A scorer that implements no more of the protocol than what scores."""
+
+    def check(self, prompt: Prompt, max_tokens: int) -> int:
+        return max_tokens
+
+    @asynccontextmanager
+    async def open(self, prompt: Prompt) -> AsyncIterator[Bare]:
+        yield self
+
+    async def prefetch(self, candidates: Sequence[Hypothesis]) -> None:
+        pass
+
+    async def score(self, candidates: Sequence[Hypothesis]) -> list[Score]:
+        return [Score(0.0) for _ in candidates]
+
+
 SCORERS: dict[str, Scorer] = {
     "spaces": AnswerScorer(likes_spaces),
     "raises": AnswerScorer(raises),
     "few": AnswerScorer(lambda prompt, answers: [1.0]),
     "slow": AnswerScorer(takes_too_long),
     "refuses": Refuses(likes_spaces),
+    "closes": ClosesBadly(likes_spaces),
+    "bare": cast(Scorer, Bare()),
 }
 
 
@@ -104,7 +136,7 @@ async def test_a_negative_weight_steers_away(client: httpx.AsyncClient) -> None:
 
 
 async def test_best_of_is_ranked_by_the_served_models_scorer(client: httpx.AsyncClient) -> None:
-    fields = {"model": "spacious", "best_of": 6, "n": 6, "max_tokens": 8}
+    fields: dict[str, Any] = {"model": "spacious", "best_of": 6, "n": 6, "max_tokens": 8}
     choices = (await ask(client, **fields)).raise_for_status().json()["choices"]
     spaces = [choice["text"].count(" ") for choice in choices]
     assert spaces == sorted(spaces, reverse=True)
@@ -134,12 +166,19 @@ async def test_what_is_refused_names_its_field(client: httpx.AsyncClient, guidan
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
+def sent(response: httpx.Response) -> list[dict[str, Any]]:
+    """What a stream has sent."""
+    return [json.loads(event.removeprefix("data: ")) for event in response.text.split("\n\n")[:-2]]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("raises", "The scorer `raises` failed. (request id "),
         ("slow", "The scorer `slow` failed. (request id "),
+        ("closes", "The scorer `closes` failed. (request id "),
+        ("bare", "The scorer `bare` failed. (request id "),
         ("few", "The scorer `few` failed: `<lambda>` returned 1 scores for "),
     ],
 )
@@ -148,8 +187,8 @@ async def test_one_that_fails_is_named_and_what_it_raised_is_logged_only(
 ) -> None:
     with caplog.at_level(logging.ERROR):
         response = await ask(client, SEARCH | {"scorers": {name: 1.0, "spaces": 1.0}}, stream=stream)
-    if stream:
-        error = json.loads(response.text.removeprefix("data: ").split("\n\n")[0])["error"]
+    if stream and name == "closes":  # after the answer's text was sent
+        [error] = [chunk["error"] for chunk in sent(response) if "error" in chunk]
     else:
         assert response.status_code == 500
         error = response.json()["error"]
@@ -159,3 +198,4 @@ async def test_one_that_fails_is_named_and_what_it_raised_is_logged_only(
     assert "Traceback" not in response.text
     assert ("ValueError: the password is swordfish" in caplog.text) == (name == "raises")
     assert (await ask(client, {"scorers": {"spaces": 1.0}})).status_code == 200
+    assert "w2s_requests_running 0.0" in (await client.get("/metrics")).text

@@ -41,6 +41,8 @@ def config(folders: dict[str, Path]) -> EngineConfig:
             "foreign": PairConfig(
                 str(folders["foreign-tuned"]), str(folders["foreign-untuned"]), prompt_template="Q: {prompt}"
             ),
+            "alone": PairConfig(str(folders["tuned"]), None, prompt_template="Q: {prompt}"),
+            "foreign-alone": PairConfig(str(folders["foreign-tuned"]), None),
         },
         served_models={"plain": ServedModelConfig("large"), "guided": ServedModelConfig("large", guidance)},
         workers=WorkersConfig(devices=("cpu",), threads=1, dtype="float32"),

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
-import pytest_asyncio
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.app import create_app
-from server.engine_host import EngineHost
 from tests.fakes import answer
-from tests.server.conftest import uvicorn_server
 from tests.tiny import save_tiny
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, kill_in_the_middle, logprob, pool_of
 from w2s_core.build.engine import build_engine
@@ -29,64 +23,47 @@ from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TextProm
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PROMPT = TextPrompt("Once upon a time")
-ASK = GenerationRequest("guided", (PROMPT,), SamplingParams(max_tokens=24, seed=11))
-SEARCH = Guidance("cbs", {"alone": 1.0, "foreign": 0.5}, beam_width=3, successors=3, chunk_length=4)
+ASK = GenerationRequest("plain", (PROMPT,), SamplingParams(max_tokens=24, seed=11))
+SEARCH = Guidance("cbs", {"alone": 1.0, "foreign-alone": 0.5}, beam_width=3, successors=3, chunk_length=4)
+PLAIN = {"plain": ServedModelConfig("large")}
 TEXT = "Once upon a time, naïve abcd dabc €"
 
 
-@pytest.fixture(scope="module")
-def config(config: EngineConfig, folders: dict[str, Path]) -> EngineConfig:
-    pairs = {
-        "alone": PairConfig(str(folders["tuned"]), None, prompt_template="Q: {prompt}"),
-        "foreign": PairConfig(str(folders["foreign-tuned"]), None),
-    }
-    served = {"plain": ServedModelConfig("large"), "guided": ServedModelConfig("large", SEARCH)}
+@pytest.fixture
+def only_alone(config: EngineConfig) -> EngineConfig:
+    """The shared configuration with these pairs alone, by the names that a search of the shared engine has."""
+    pairs = {"alone": config.pairs["alone"], "foreign": config.pairs["foreign-alone"]}
+    guidance = replace(SEARCH, pairs={"alone": 1.0, "foreign": 0.5})
+    served = config.served_models | {"guided": ServedModelConfig("large", guidance)}
     return replace(config, pairs=pairs, served_models=served)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def served(config: EngineConfig) -> AsyncIterator[tuple[Engine, str]]:
-    ready: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
-    host = EngineHost(lambda: build_engine(config), ready.set_result, ready.set_exception)
-    async with uvicorn_server(create_app(host)) as (url, _):
-        yield await ready, url
-
-
-@pytest.fixture(scope="module")
-def engine(served: tuple[Engine, str]) -> Engine:
-    return served[0]
-
-
-@pytest.fixture(scope="module")
-def url(served: tuple[Engine, str]) -> str:
-    return served[1]
 
 
 def from_scratch(folders: dict[str, Path], pair: str, x: str, y: str, *, ended: bool = False) -> float:
     """log π_tuned of the answer y to the prompt x, by transformers alone."""
-    name, seen = {"alone": ("tuned", f"Q: {x}"), "foreign": ("foreign-tuned", x)}[pair]
+    name, seen = {"alone": ("tuned", f"Q: {x}"), "foreign-alone": ("foreign-tuned", x)}[pair]
     tokenizer = HFTokenizer(str(folders[name]))
     assert tokenizer.eos is not None
     tokens = tokenizer.encode(y, special_tokens=False) + ((tokenizer.eos,) if ended else ())
     return logprob(folders[name], tokenizer.encode(seen, special_tokens=True), tokens)
 
 
-async def test_only_the_tuned_models_are_loaded(engine: Engine, folders: dict[str, Path]) -> None:
-    [state] = await pool_of(engine).inspect()
+async def test_only_the_tuned_models_are_loaded(only_alone: EngineConfig, folders: dict[str, Path]) -> None:
+    async with build_engine(only_alone) as engine:
+        [state] = await pool_of(engine).inspect()
     assert set(state.slots_used) == {str(folders[name]) for name in ("large", "tuned", "foreign-tuned")}
 
 
 async def test_scores_of_a_search_are_log_likelihoods_from_scratch(engine: Engine, folders: dict[str, Path]) -> None:
     for y in await answer(engine, replace(ASK, guidance=SEARCH, n=3)):
-        assert y.scores["foreign"] == pytest.approx(
-            from_scratch(folders, "foreign", PROMPT.text, y.text, ended=y.ended), abs=1e-3
+        assert y.scores["foreign-alone"] == pytest.approx(
+            from_scratch(folders, "foreign-alone", PROMPT.text, y.text, ended=y.ended), abs=1e-3
         )
         tokenizer = HFTokenizer(str(folders["tuned"]))
         tokens = y.tokens + ((tokenizer.eos,) if y.ended and tokenizer.eos is not None else ())
         alone = logprob(folders["tuned"], tokenizer.encode(f"Q: {PROMPT.text}", special_tokens=True), tokens)
         assert y.scores["alone"] == pytest.approx(alone, abs=1e-3)
         assert y.scores["alone"] < 0
-        assert y.score == pytest.approx(y.scores["alone"] + 0.5 * y.scores["foreign"], abs=1e-4)
+        assert y.score == pytest.approx(y.scores["alone"] + 0.5 * y.scores["foreign-alone"], abs=1e-4)
     await assert_nothing_is_held(engine)
 
 
@@ -94,7 +71,7 @@ async def test_a_fixed_text_over_http(client: httpx.AsyncClient, engine: Engine,
     """It costs the tokens of one model per pair: BOS, prompt and answer, once."""
     x, y = TEXT[:9], TEXT[9:]
     guidance = {"pairs": {"alone": 1.0}, "prompt": x}
-    body = {"model": "guided", "prompt": TEXT, "max_tokens": 0, "echo": True, "guidance": guidance}
+    body = {"model": "plain", "prompt": TEXT, "max_tokens": 0, "echo": True, "guidance": guidance}
     response = (await client.post("/v1/completions", json=body)).raise_for_status().json()
     [choice] = response["choices"]
     expected = from_scratch(folders, "alone", x, y)
@@ -103,16 +80,16 @@ async def test_a_fixed_text_over_http(client: httpx.AsyncClient, engine: Engine,
     await assert_nothing_is_held(engine)
 
 
-async def test_a_search_survives_its_workers_death(config: EngineConfig) -> None:
-    async with build_engine(config) as engine:
+async def test_a_search_survives_its_workers_death(only_alone: EngineConfig) -> None:
+    async with build_engine(only_alone) as engine:
         await kill_in_the_middle(engine)
 
 
 async def test_an_answer_ends_at_its_context(config: EngineConfig, tmp_path: Path) -> None:
     short = str(save_tiny(tmp_path / "short", seed=1, context_length=40, pairs=True))
-    async with build_engine(replace(config, pairs=config.pairs | {"foreign": PairConfig(short, None)})) as engine:
+    async with build_engine(replace(config, pairs={"short": PairConfig(short, None)}, served_models=PLAIN)) as engine:
         sampling = SamplingParams(max_tokens=100, seed=1, ignore_eos=True)
-        guidance = Guidance("cbs", {"foreign": 1.0}, beam_width=2, successors=2, chunk_length=4)
+        guidance = Guidance("cbs", {"short": 1.0}, beam_width=2, successors=2, chunk_length=4)
         [found] = await answer(engine, replace(ASK, sampling=sampling, guidance=guidance))
         assert found.finish_reason == "length"
         assert 0 < found.length < 100
@@ -139,5 +116,5 @@ async def test_eft_equals_a_plain_loop(engine: Engine, folders: dict[str, Path],
 
 
 async def test_eft_needs_its_vocabulary(engine: Engine) -> None:
-    with pytest.raises(RequestError, match=r"foreign\.tuned has another vocabulary"):
-        await answer(engine, replace(ASK, guidance=Guidance("eft", {"foreign": 1.0})))
+    with pytest.raises(RequestError, match=r"foreign-alone\.tuned has another vocabulary"):
+        await answer(engine, replace(ASK, guidance=Guidance("eft", {"foreign-alone": 1.0})))

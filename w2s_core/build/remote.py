@@ -7,7 +7,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from w2s_core.config import RemoteLargeModelConfig, RemoteModelConfig, RemotePairConfig, RemoteRewardModelConfig
+from w2s_core.config import (
+    ProviderConfig,
+    RemoteLargeModelConfig,
+    RemoteModelConfig,
+    RemotePairConfig,
+    RemoteRewardModelConfig,
+)
+from w2s_core.errors import ConfigurationError
 from w2s_core.large.capabilities import probe_large_model
 from w2s_core.large.remote import RemoteLargeModel
 from w2s_core.remote.capability_probe import PROBE_TEXT, CapabilityProbe
@@ -35,10 +42,11 @@ class RemoteModels:
         self.probes: list[CapabilityProbe[Any]] = []
         self._load_tokenizer = load_tokenizer
         self._on_attempt = on_attempt
+        self._keys: dict[str, str] = {}  # by the providers' names
 
     def large_model(self, name: str, config: RemoteLargeModelConfig) -> RemoteLargeModel:
         key = f"large_models.{name}"
-        provider = Provider(name, config, api_key=read_api_key(config, key), on_attempt=self._on_attempt)
+        provider = self._provider(name, key, config)
         tokenizer = self._load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
         probe = CapabilityProbe(provider, partial(probe_large_model, provider, config, tokenizer, key))
         self.probes.append(probe)
@@ -63,7 +71,7 @@ class RemoteModels:
         key = f"reward_models.{name}"
         # vLLM's endpoints for scores stand beside /v1.
         beside = replace(config, base_url=tuple(url.removesuffix("/v1") for url in config.base_urls))
-        provider = Provider(name, beside, api_key=read_api_key(config, key), on_attempt=self._on_attempt)
+        provider = self._provider(name, key, beside)
         tokenizer = self._load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
         tokens = None if tokenizer is None else tokenizer.encode(PROBE_TEXT, special_tokens=True)
         probe = CapabilityProbe(
@@ -75,10 +83,18 @@ class RemoteModels:
             encoder = PairModel(name, tokenizer, shares_tokens(tokenizer), section="reward_models")
         return RemoteRewardModel(provider, encoder, probe, config.prompt_template)
 
+    def _provider(self, name: str, key: str, config: ProviderConfig) -> Provider:
+        """The provider of the model at `key`. `name` is its label in metrics and traces, so no other may have it."""
+        if (other := self._keys.setdefault(name, key)) != key:
+            raise ConfigurationError(
+                f"{key}: metrics would count its calls with those of {other}, as `{name}`; rename one of them."
+            )
+        return Provider(name, config, api_key=read_api_key(config, key), on_attempt=self._on_attempt)
+
     def _pair_model(
         self, name: str, key: str, config: RemoteModelConfig, shares_tokens: Callable[[HFTokenizer], bool]
     ) -> RemotePairModel:
-        provider = Provider(name, config, api_key=read_api_key(config, key), on_attempt=self._on_attempt)
+        provider = self._provider(name, key, config)
         tokenizer = self._load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
         probe = CapabilityProbe(provider, partial(probe_pair_model, provider, config, tokenizer, key))
         self.probes.append(probe)

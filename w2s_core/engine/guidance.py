@@ -78,7 +78,8 @@ def _check_names(guidance: Guidance, scorers: Collection[str], scorer_keys: Mapp
 
 
 def _check_guidance(guidance: Guidance, request: GenerationRequest) -> None:
-    for key, problem in guidance.problems():
+    only_scored = request.sampling.max_tokens == 0
+    for key, problem in [*guidance.problems(), *([] if only_scored else guidance.unused())]:
         raise RequestError(f"`guidance.{key}`: {problem}.", f"guidance.{key}")
     if not searches(guidance):
         return

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
 
-from w2s_core.aio import gather_all
+from w2s_core.aio import bounded
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import ChoiceFinished, RequestFinished
 from w2s_core.evaluation.prompts import PREFIX
@@ -17,8 +15,6 @@ from w2s_core.evaluation.settings import WEAK, Condition, Settings
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import GenerationRequest, Hypothesis, Prompt, SamplingParams, TextPrompt, TokenPrompt
 
-T = TypeVar("T")
-R = TypeVar("R")
 Progress = Callable[[Condition], None]  # called after every answer
 _SEED_STRIDE = (
     1_000_003  # no two prompts share a seed; all conditions do, which reduces the variance of their differences
@@ -85,14 +81,3 @@ class AnswerGenerator:
 def behind_bos(tokenizer: HFTokenizer) -> Callable[[str], Prompt]:
     """Makes prompts of BOS and an opener, as the small model was trained on; its tokenizer does not add BOS."""
     return lambda opener: TokenPrompt(tokenizer.empty_prompt + tokenizer.encode(opener, special_tokens=False))
-
-
-async def bounded(function: Callable[[T], Awaitable[R]], items: Sequence[T], limit: int) -> list[R]:
-    """Applies `function` to all items, at most `limit` at a time; results in order. The first failure cancels all."""
-    semaphore = asyncio.Semaphore(limit)
-
-    async def limited(item: T) -> R:
-        async with semaphore:
-            return await function(item)
-
-    return await gather_all([limited(item) for item in items])

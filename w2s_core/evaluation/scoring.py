@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from w2s_core.evaluation.generation import Answer, bounded
+from w2s_core.aio import bounded
+from w2s_core.evaluation.generation import Answer
 from w2s_core.evaluation.likelihood import LikelihoodEvaluator
 from w2s_core.evaluation.metrics import METRICS, Estimate, bootstrap, distinct_2, words
 from w2s_core.evaluation.settings import WEAK

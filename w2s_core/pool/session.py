@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from w2s_core.errors import RequestError, WorkerError
 from w2s_core.pool.messages import (
@@ -35,6 +37,7 @@ from w2s_core.pool.messages import (
 from w2s_core.pool.process import WorkerLostError, WorkerProcess, next_job_id
 from w2s_core.types import PromptLogprobs, Tokens
 
+R = TypeVar("R", ScoreResult, RewardResult, PromptResult)
 _MAX_FAIL_OVERS = 2  # without news in between: a job that kills every worker it runs on must not go through them all
 
 
@@ -62,33 +65,18 @@ class Session:
 
     async def score(self, model: str, prompt: Tokens, answers: Sequence[Tokens]) -> ScoreResult:
         """log p(answer | prompt) of each whole answer, in nats."""
-        while True:
-            job = ScoreJob(next_job_id(), self.id, model, prompt, tuple(answers))
-            with suppress(WorkerLostError):
-                async with aclosing(self.outcomes(job)) as outcomes:
-                    outcome = await anext(outcomes)
-                assert isinstance(outcome, ScoreResult)
-                return outcome
+        make_job = partial(ScoreJob, session=self.id, model=model, prompt=prompt, answers=tuple(answers))
+        return await self._result(make_job, ScoreResult)
 
     async def rewards(self, model: str, prompt: Tokens, answers: Sequence[Tokens]) -> RewardResult:
         """A reward model's reward of the prompt and each whole answer."""
-        while True:
-            job = RewardJob(next_job_id(), self.id, model, prompt, tuple(answers))
-            with suppress(WorkerLostError):
-                async with aclosing(self.outcomes(job)) as outcomes:
-                    outcome = await anext(outcomes)
-                assert isinstance(outcome, RewardResult)
-                return outcome
+        make_job = partial(RewardJob, session=self.id, model=model, prompt=prompt, answers=tuple(answers))
+        return await self._result(make_job, RewardResult)
 
     async def prompt_logprobs(self, model: str, prompt: Tokens, top: int) -> PromptLogprobs:
         """The log-probabilities of the prompt's own tokens. It must be the session's only job."""
-        while True:
-            job = PromptJob(next_job_id(), self.id, model, prompt, top)
-            with suppress(WorkerLostError):
-                async with aclosing(self.outcomes(job)) as outcomes:
-                    outcome = await anext(outcomes)
-                assert isinstance(outcome, PromptResult)
-                return outcome.logprobs
+        make_job = partial(PromptJob, session=self.id, model=model, prompt=prompt, top=top)
+        return (await self._result(make_job, PromptResult)).logprobs
 
     def sample(
         self,
@@ -140,6 +128,15 @@ class Session:
                 worker.send(CancelJob(job.id))
             while unread is not None and not mailbox.empty():
                 unread.append(mailbox.get_nowait())
+
+    async def _result(self, make_job: Callable[[int], TokenJob], kind: type[R]) -> R:
+        """The only outcome of a job that samples nothing. `make_job` makes it of an id, anew for every fail-over."""
+        while True:
+            with suppress(WorkerLostError):
+                async with aclosing(self.outcomes(make_job(next_job_id()))) as outcomes:
+                    outcome = await anext(outcomes)
+                assert isinstance(outcome, kind)
+                return outcome
 
     def send(self, command: WorkerCommand) -> None:
         """Sends a command to the session's worker, if it has one."""

@@ -27,16 +27,17 @@ class AnswerScorer:
     `answers` are distinct texts of whole answers so far, most of them unfinished. `prompt` is the text of a completion
     prompt or of a chat's last user message; with `whole_prompt` it is the `TextPrompt` or `ChatPrompt` itself.
 
-    A coroutine function runs in the event loop and must not block it. Any other runs in threads, for several requests
-    at the same time. It is called once per chunk, with the answers that it did not score in the chunk before. Raises
-    ScorerError where it returns too few numbers or too many, or something that is no finite number.
+    It is called once per chunk, with the answers that it did not score in the chunk before, in a thread of its own, so
+    for several requests at the same time. An awaitable that it returns, as a coroutine function does, is awaited in the
+    event loop, which it must not block.
+
+    Raises ScorerError where it returns too few numbers or too many, or something that is no finite number.
     """
 
     def __init__(self, score: AnswerFunction, *, whole_prompt: bool = False) -> None:
         self._score = score
         self._whole_prompt = whole_prompt
         self._name = getattr(score, "__name__", type(score).__name__)
-        self._is_async = any(map(inspect.iscoroutinefunction, (score, getattr(score, "__call__", None))))  # noqa: B004
 
     def check(self, _prompt: Prompt, max_tokens: int) -> int:
         return max_tokens
@@ -47,10 +48,7 @@ class AnswerScorer:
 
     async def values(self, prompt: Prompt | str, answers: list[str]) -> list[float]:
         """The scores of these answers, checked."""
-        if self._is_async:
-            found: Any = self._score(prompt, list(answers))
-        else:
-            found = await self._in_thread(prompt, list(answers))
+        found = await self._in_thread(prompt, list(answers))
         if inspect.isawaitable(found):
             found = await found
         values = [self._checked(value) for value in found]
@@ -65,8 +63,9 @@ class AnswerScorer:
 
         def deliver(found: Any, error: Exception | None) -> None:
             if done.done():  # whoever waited has left
-                return
-            if error is None:
+                if inspect.iscoroutine(found):
+                    found.close()
+            elif error is None:
                 done.set_result(found)
             else:
                 done.set_exception(error)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 from zlib import crc32
 
 from w2s_core.config import RemoteModelConfig
@@ -15,6 +15,7 @@ from w2s_core.remote.capability_probe import PROBE_TEXT, CapabilityProbe, listed
 from w2s_core.remote.prompt_logprobs import LogprobMethod, probe_logprob_method, request_logprobs
 from w2s_core.remote.provider import Provider
 from w2s_core.scorers.pair_model import PairModel, log_ratios, pair_prompt_text
+from w2s_core.scorers.provider_calls import ProviderCalls
 from w2s_core.text.retokenizer import Retokenizer
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, ProviderUsage, Score, Tokens
@@ -90,17 +91,36 @@ class RemotePairModel:
         return TokenLogprobs(self, self.encoder, self.encoder.prompt(prompt, template))
 
 
-class TokenLogprobs:
+class _Logprobs(ProviderCalls[A, float]):
+    """One prompt's session with one model of a pair: one call per distinct answer, all at the same time.
+
+    A call is kept as long as each `start` names its answer, and is cancelled by one that does not, or by `cancel`.
+    """
+
+    def __init__(self, model: RemotePairModel) -> None:
+        super().__init__()
+        self.provider_usage = ProviderUsage()
+        self._model = model
+
+    async def _logprob(self, answer: A) -> float:
+        raise NotImplementedError
+
+    def _start(self, answers: Sequence[A]) -> LogprobTasks:
+        """Returns the answers' tasks, in order. Starts those that are new, and those that have failed before."""
+        tasks = {each: self._task(each) or asyncio.create_task(self._logprob(each)) for each in dict.fromkeys(answers)}
+        self._replace(tasks)
+        return [tasks[answer] for answer in answers]
+
+
+class TokenLogprobs(_Logprobs[Tokens]):
     """One prompt's session with one model of a pair, in token ids."""
 
     def __init__(self, model: RemotePairModel, encoder: PairModel, prompt: Tokens) -> None:
-        self.provider_usage = ProviderUsage()
-        self._model = model
+        super().__init__(model)
         self._encoder = encoder
         self._prompt = prompt
         self._retokenizer = Retokenizer(encoder.tokenizer, prompt)
         self._affinity = crc32(repr(prompt).encode())
-        self._tasks = _LogprobTasks(self._logprob)
 
     def start(self, candidates: Sequence[Hypothesis]) -> LogprobTasks:
         """Starts the calls; each task returns log p(answer | prompt) of a whole answer, in nats."""
@@ -108,14 +128,7 @@ class TokenLogprobs:
         limit = self._model.probe.capabilities.context_length
         if limit is not None:
             self._encoder.check_length(self._prompt, candidates, answers, limit)
-        return self._tasks.start(answers)
-
-    def cancel(self) -> None:
-        """Ends all calls; `aclose` waits until they have ended."""
-        self._tasks.cancel()
-
-    async def aclose(self) -> None:
-        await self._tasks.aclose()
+        return self._start(answers)
 
     async def _logprob(self, answer: Tokens) -> float:
         if not answer:
@@ -127,26 +140,17 @@ class TokenLogprobs:
         return method.sum_of_tokens(completion.choices[0], self._prompt, answer)
 
 
-class TextLogprobs:
+class TextLogprobs(_Logprobs[str]):
     """One prompt's session with one model of a pair, in text, where only the provider has the tokenizer."""
 
     def __init__(self, model: RemotePairModel, prompt: str) -> None:
-        self.provider_usage = ProviderUsage()
-        self._model = model
+        super().__init__(model)
         self._prompt = prompt
         self._affinity = crc32(prompt.encode())
-        self._tasks = _LogprobTasks(self._logprob)
 
     def start(self, candidates: Sequence[Hypothesis]) -> LogprobTasks:
         """As `TokenLogprobs.start`, of each answer's text. See `LogprobMethod.sum_of_text`."""
-        return self._tasks.start([y.text for y in candidates])
-
-    def cancel(self) -> None:
-        """Ends all calls; `aclose` waits until they have ended."""
-        self._tasks.cancel()
-
-    async def aclose(self) -> None:
-        await self._tasks.aclose()
+        return self._start([y.text for y in candidates])
 
     async def _logprob(self, answer: str) -> float:
         if not answer:
@@ -155,49 +159,6 @@ class TextLogprobs:
         completion = await request_logprobs(self._model.provider, method, self._prompt + answer, self._affinity)
         self.provider_usage += completion.provider_usage
         return method.sum_of_text(completion.choices[0], answer, completion.prompt_tokens)
-
-
-class _LogprobTasks(Generic[A]):
-    """The calls for one model's answers: one task per distinct answer, all at the same time.
-
-    A task is kept as long as each `start` names its answer, and is cancelled by one that does not, or by `cancel`.
-    """
-
-    def __init__(self, logprob: Callable[[A], Coroutine[Any, Any, float]]) -> None:
-        self._logprob: Callable[[A], Coroutine[Any, Any, float]] = logprob
-        self._tasks: dict[A, asyncio.Task[float]] = {}
-        self._leaving: set[asyncio.Task[float]] = set()  # cancelled, and still closing their connections
-
-    def start(self, answers: Sequence[A]) -> LogprobTasks:
-        """Returns the answers' tasks, in order. Starts those that are new, and those that have failed before."""
-        previous, self._tasks = self._tasks, {}
-        for answer in answers:
-            task = previous.pop(answer, None) or self._tasks.get(answer)
-            if task is None or _failed(task):
-                task = asyncio.create_task(self._logprob(answer))
-            self._tasks[answer] = task
-        for task in previous.values():
-            self._cancel(task)
-        return [self._tasks[answer] for answer in answers]
-
-    def cancel(self) -> None:
-        for task in self._tasks.values():
-            self._cancel(task)
-        self._tasks = {}
-
-    async def aclose(self) -> None:
-        self.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
-
-    def _cancel(self, task: asyncio.Task[float]) -> None:
-        if _failed(task) or not task.cancel():  # `_failed` has retrieved the error, so that asyncio does not log it
-            return
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-
-
-def _failed(task: asyncio.Task[float]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 class RemoteScorer:

@@ -14,11 +14,11 @@ from w2s_core.remote.capability_probe import CapabilityProbe
 from w2s_core.remote.classification import ClassifierCapabilities, ClassifierInput, classify, log_odds
 from w2s_core.remote.provider import Provider
 from w2s_core.scorers.pair_model import PairModel, pair_prompt_text
+from w2s_core.scorers.provider_calls import ProviderCalls
 from w2s_core.text.retokenizer import Retokenizer
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, ProviderUsage, Score
 
 Encode: TypeAlias = Callable[[Sequence[Hypothesis]], Sequence[ClassifierInput]]
-RewardTask: TypeAlias = asyncio.Task[Mapping[ClassifierInput, float]]
 
 
 class RemoteRewardModel:
@@ -89,7 +89,7 @@ class RemoteRewardModel:
         return encode
 
 
-class RemoteRewardScoring:
+class RemoteRewardScoring(ProviderCalls[ClassifierInput, Mapping[ClassifierInput, float]]):
     """One prompt's session with the model: one call for all candidates that are new.
 
     A call is kept as long as each `score` or `prefetch` names one of its candidates, and is cancelled by one that does
@@ -97,13 +97,12 @@ class RemoteRewardScoring:
     """
 
     def __init__(self, provider: Provider, capabilities: ClassifierCapabilities, encode: Encode) -> None:
+        super().__init__()
         self.provider_usage = ProviderUsage()
         self._provider = provider
         self._capabilities = capabilities
         self._encode = encode
         self._affinity = crc32(repr(encode([Hypothesis()])).encode())  # of the prompt
-        self._tasks: dict[ClassifierInput, RewardTask] = {}
-        self._leaving: set[RewardTask] = set()  # cancelled, and still closing their connections
 
     @property
     def scored_tokens(self) -> int:
@@ -120,23 +119,13 @@ class RemoteRewardScoring:
             rewards |= found
         return [Score(rewards[each]) for each in inputs]
 
-    async def aclose(self) -> None:
-        """Ends all calls, and waits until they have ended."""
-        for task in set(self._tasks.values()):
-            self._cancel(task)
-        self._tasks = {}
-        await asyncio.gather(*self._leaving, return_exceptions=True)
-
     def _start(self, inputs: Sequence[ClassifierInput]) -> None:
         """Starts a call for those inputs that are new, or whose call has failed."""
-        previous = self._tasks
-        new = [each for each in dict.fromkeys(inputs) if each not in previous or _failed(previous[each])]
-        task = asyncio.create_task(self._rewards(new)) if new else None
-        self._tasks = {each: previous[each] for each in inputs if each not in new}
-        if task is not None:
-            self._tasks |= dict.fromkeys(new, task)
-        for dropped in set(previous.values()) - set(self._tasks.values()):
-            self._cancel(dropped)
+        distinct = dict.fromkeys(inputs)
+        tasks = {each: task for each in distinct if (task := self._task(each))}
+        if new := [each for each in distinct if each not in tasks]:
+            tasks |= dict.fromkeys(new, asyncio.create_task(self._rewards(new)))
+        self._replace(tasks)
 
     async def _rewards(self, inputs: Sequence[ClassifierInput]) -> Mapping[ClassifierInput, float]:
         capabilities = self._capabilities
@@ -144,13 +133,3 @@ class RemoteRewardScoring:
         self.provider_usage += found.provider_usage
         rewards = [log_odds(outputs, capabilities.output) for outputs in found.outputs]
         return dict(zip(inputs, rewards, strict=True))
-
-    def _cancel(self, task: RewardTask) -> None:
-        if _failed(task) or not task.cancel():  # `_failed` has retrieved the error, so that asyncio does not log it
-            return
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
-
-
-def _failed(task: RewardTask) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)

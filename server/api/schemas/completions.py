@@ -70,11 +70,14 @@ class CompletionBody(GenerationBody):
 
     def to_request(self, served: ServedModel) -> GenerationRequest:
         """The engine's request, with what `served` says where the request says nothing. Raises RequestError."""
+        sampling = self.to_sampling_params(served.sampling)
         return GenerationRequest(
             model=self.model,
             prompts=self._prompts(),
-            sampling=self.to_sampling_params(served.sampling),
-            guidance=merge_guidance(self.guidance, served.guidance),
+            sampling=sampling,
+            guidance=merge_guidance(
+                self.guidance, served.guidance, best_of=self.best_of, only_scored=sampling.max_tokens == 0
+            ),
             default_max_tokens=served.sampling.max_tokens or DEFAULT_MAX_TOKENS,
             n=self.choices_per_prompt,
             best_of=self.best_of,

@@ -130,15 +130,28 @@ class GuidanceOptions(StrictModel):
     ] = 0.0
 
 
-def merge_guidance(requested: GuidanceOptions | None, default: Guidance | None) -> Guidance | None:
+def merge_guidance(
+    requested: GuidanceOptions | None,
+    default: Guidance | None,
+    *,
+    best_of: int | None = None,
+    only_scored: bool = False,
+) -> Guidance | None:
     """Merges the request's guidance into the served model's `default`; the engine checks the result.
 
-    Returns None if the engine should use the default as it is.
+    What the request's method does not use is refused if the request gives it, so here it is dropped if it is the
+    served model's. `best_of` above 1 is a method, too, and a text that is `only_scored` uses all scorers. Returns None
+    if the engine should use the default as it is.
     """
     if requested is None:
         return None
     overrides = {key: _plain(getattr(requested, key)) for key in requested.model_fields_set - {"prompt"}}
-    return replace(default or Guidance(), **overrides)
+    merged = replace(default or Guidance(), **overrides)
+    if only_scored:
+        return merged
+    effective = replace(merged, method="best_of_n") if best_of is not None and best_of > 1 else merged
+    dropped = [key for key, _ in effective.unused() if key not in overrides]
+    return replace(merged, **{key: getattr(Guidance(), key) for key in dropped})
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,6 @@ from w2s_core.config import EngineConfig
 from w2s_core.errors import ConfigurationError
 
 REMOTE: dict[str, Any] = {"base_url": "http://x/v1", "model": "m"}
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith("W2S_"):
-            monkeypatch.delenv(name)
 
 
 def write(folder: Path, content: Any) -> Path:

@@ -13,7 +13,6 @@ import yaml
 from pydantic import BaseModel
 
 from server.settings.config import Settings, load_settings
-from tests.server.settings.test_config import _clean_environment as _clean_environment  # noqa: PLC0414  (a fixture)
 from tests.server.settings.test_config import write
 from w2s_core.config import RemoteLargeModelConfig, RemotePairConfig
 

@@ -10,7 +10,6 @@ import pytest
 from server.settings.config import load_settings
 from server.settings.reload import changed_keys
 from tests.server.settings.test_config import REMOTE, demo_with, write
-from tests.server.settings.test_config import _clean_environment as _clean_environment  # noqa: PLC0414  (a fixture)
 from w2s_core.config import RemoteRewardModelConfig, RewardModelConfig
 from w2s_core.errors import ConfigurationError
 

@@ -9,7 +9,6 @@ import pytest
 
 from server.settings.config import load_settings
 from tests.server.settings.test_config import REMOTE, demo_with, write
-from tests.server.settings.test_config import _clean_environment as _clean_environment  # noqa: PLC0414  (a fixture)
 from w2s_core.config import PairConfig, PythonScorerConfig, RemotePairConfig
 from w2s_core.errors import ConfigurationError
 
@@ -67,6 +66,25 @@ def test_a_scorer_in_python_guides_a_served_model_without_a_pair(tmp_path: Path)
                 "served_models__s": {"large": "smollm2", "guidance": {"proposal": "eft", "scorers": {"brevity": 1}}},
             },
             "served_models.s.guidance.pairs: names no pair; proposal `eft` needs at least one",
+        ),
+        (
+            {
+                "scorers__brevity": BREVITY,
+                "served_models__s": {
+                    "large": "smollm2",
+                    "guidance": {"method": "eft", "pairs": {"positive": 1}, "scorers": {"brevity": 1}},
+                },
+            },
+            "served_models.s.guidance.scorers: must be empty with method eft",
+        ),
+        (
+            {
+                "served_models__s": {
+                    "large": "smollm2",
+                    "guidance": {"method": "cbs", "pairs": {"positive": 1}, "early_rejection": 0.5},
+                }
+            },
+            "served_models.s.guidance.early_rejection: must be 0 with method cbs",
         ),
     ],
 )
