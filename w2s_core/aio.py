@@ -1,13 +1,14 @@
-"""asyncio helpers: `gather_all` and `merge`. Both are structured, so no task outlives its caller."""
+"""asyncio helpers: `gather_all`, `bounded` and `merge`. All are structured, so no task outlives its caller."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 _QUEUE_SIZE = 64  # items that wait for a slow reader before the sources are paused (back-pressure)
 
 
@@ -23,6 +24,17 @@ async def gather_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         error = failures.exceptions[0]
         raise error from error.__cause__  # which `from None` would remove
     return [task.result() for task in tasks]
+
+
+async def bounded(function: Callable[[T], Awaitable[R]], items: Sequence[T], limit: int) -> list[R]:
+    """Applies `function` to all items, at most `limit` at a time; results in order. The first failure cancels all."""
+    semaphore = asyncio.Semaphore(limit)
+
+    async def limited(item: T) -> R:
+        async with semaphore:
+            return await function(item)
+
+    return await gather_all([limited(item) for item in items])
 
 
 async def merge(sources: Sequence[AsyncGenerator[T]], *, timeout_s: float | None = None) -> AsyncGenerator[T]:

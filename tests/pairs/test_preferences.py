@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from w2s_core.pairs.preferences import Answer, DataError, read_preferences
+from w2s_core.json_lines import DataError
+from w2s_core.pairs.preferences import Answer, read_preferences
 from w2s_core.types import ChatPrompt, TextPrompt
 
 ASKED = [{"role": "user", "content": "Sky?"}]

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from w2s_core.aio import bounded
 from w2s_core.errors import ContextLengthError, PairContextLengthError
-from w2s_core.evaluation.generation import bounded
 from w2s_core.evaluation.metrics import Estimate, bootstrap
 from w2s_core.interfaces import Scorer
 from w2s_core.pairs.preferences import Answer

@@ -10,18 +10,13 @@ Prompts and answers are texts or, in the conversational variants, lists of messa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2s_core.errors import ConfigurationError
+from w2s_core.json_lines import DataError, json_lines
 from w2s_core.types import ChatPrompt, Prompt, TextPrompt
-
-
-class DataError(ConfigurationError):
-    """Preference data cannot be used. The message names the file, the line and the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +35,7 @@ def read_preferences(path: Path) -> list[Answer]:
     Raises DataError.
     """
     answers: list[Answer] = []
-    for number, record in _records(path):
+    for number, record in json_lines(path):
         place = f"{path}, line {number}"
         try:
             answers += _answers(record, number)
@@ -50,22 +45,6 @@ def read_preferences(path: Path) -> list[Answer]:
         what = "good" if answers and answers[0].good else "bad"
         raise DataError(f"{path}: " + (f"all answers are {what}." if answers else "there are no answers in it."))
     return answers
-
-
-def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not U+2028, which JSON may contain
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: is not JSON: {error}.") from None
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: is not a JSON object.")
-            yield number, record
 
 
 def _answers(record: Mapping[str, Any], number: int) -> Iterator[Answer]:

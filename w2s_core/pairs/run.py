@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 from w2s_core.build.pair import open_pair
 from w2s_core.config import PairConfig, RemotePairConfig, WorkersConfig
+from w2s_core.json_lines import DataError
 from w2s_core.pairs.check import PairCheck, check, score_answers
-from w2s_core.pairs.preferences import DataError, read_preferences
+from w2s_core.pairs.preferences import read_preferences
 
 
 async def run_check(name: str, pair: PairConfig | RemotePairConfig, data: Path, workers: WorkersConfig) -> PairCheck:
