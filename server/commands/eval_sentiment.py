@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from server.commands.errors import reports_errors
+from server.commands.errors import reports_errors, run_resumable
 from w2s_core.evaluation.prompts import OPENERS
 from w2s_core.evaluation.settings import Settings
 
@@ -69,7 +68,7 @@ def sentiment(out: Path, ablation: bool, **options: Any) -> None:
         from server.commands.in_process import in_process
         from w2s_core.evaluation.sentiment import run
 
-        results = asyncio.run(run(Settings(**options), out, in_process))
+        results = run_resumable(run(Settings(**options), out, in_process), out)
     except ImportError as error:
         raise click.ClickException(
             f"{error}. This command needs the extra `eval`. Install it with: pip install 'w2s-server[eval]'"

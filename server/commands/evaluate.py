@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from server.commands.errors import reports_errors
+from server.commands.errors import reports_errors, run_resumable
 from server.commands.eval_sentiment import sentiment
 from server.settings.config import load_settings
 from w2s_core.errors import ConfigurationError
@@ -19,7 +19,8 @@ from w2s_core.errors import ConfigurationError
 if TYPE_CHECKING:
     import httpx
 
-_EXIT_INTERRUPTED = 130  # as of a shell's command that SIGINT ended
+    from w2s_core.evaluation.run import Judging
+
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -67,14 +68,16 @@ def run_command(*, out: Path, concurrency: int | None, as_json: bool, **options:
     file = load_file(options["experiment"], flags | {"concurrency": concurrency})
     guidance = guidance_flags(options["guidance"])
     experiment = make_experiment(file, options["models"], guidance, options["max_tokens"], options["limit"])
-    if experiment.judges:
-        raise ConfigurationError("judges: not available.")
-    try:
-        results = asyncio.run(run(experiment, out, server, file.concurrency))
-    except KeyboardInterrupt:
-        click.echo(f"\nStopped. The answers so far are in {out}; the same command goes on from there.", err=True)
-        raise click.exceptions.Exit(_EXIT_INTERRUPTED) from None
+    judging = _judging(experiment.judges)
+    results = run_resumable(run(experiment, out, server, file.concurrency, judging), out)
     click.echo(json.dumps(results.as_json(), ensure_ascii=False, indent=1) if as_json else results.as_text())
+
+
+def _judging(judges: Mapping[str, Mapping[str, Any]]) -> Judging | None:
+    """The judges of the experiment. Raises ConfigurationError, before anything is asked."""
+    if judges:
+        raise ConfigurationError("judges: there are none to choose from.")
+    return None
 
 
 def _server(url: str | None, key_variable: str | None, config: Path | None) -> AbstractAsyncContextManager[Any]:

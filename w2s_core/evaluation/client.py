@@ -39,7 +39,8 @@ class _TooLongError(Exception):
 class AnswerClient:
     """Asks for answers through `http`, a client with the server as its base URL.
 
-    `completion_prompts` make a condition's prompts of texts to complete, where it does not read them as they are.
+    `system` is the system message of chats that have none of their own. `completion_prompts` make a condition's prompts
+    of texts to complete, where it does not read them as they are.
     """
 
     def __init__(
@@ -55,20 +56,33 @@ class AnswerClient:
         self._sleep = sleep
 
     async def check(self, experiment: Experiment) -> None:
-        """Raises ConfigurationError unless the server answers and serves every condition's model."""
-        try:
-            response = await self._http.get("/v1/models")
-        except httpx.TransportError as error:
-            raise ConfigurationError(f"the server at {self._http.base_url} cannot be reached: {_said(error)}") from None
+        """Raises ConfigurationError unless the server answers and serves every condition's model.
+
+        A server that is still loading is waited for; one that lists no models is taken as it is.
+        """
+        response: httpx.Response = await self._retrying()(self._list_models)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return
         if response.status_code != httpx.codes.OK:
             raise ConfigurationError(f"the server at {self._http.base_url} refuses: {_refusal(response)}")
-        served = [str(model["id"]) for model in response.json()["data"]]
+        try:
+            served = [str(model["id"]) for model in response.json()["data"]]
+        except (KeyError, TypeError, ValueError):
+            raise ConfigurationError(f"the server at {self._http.base_url} does not speak OpenAI's API.") from None
         for condition in experiment.conditions:
             if condition.model not in served:
                 raise ConfigurationError(
                     f"conditions.{condition.name}.model: the server has no `{condition.model}` "
                     f"(it serves: {', '.join(served)})."
                 )
+
+    async def _list_models(self) -> httpx.Response:
+        try:
+            response = await self._http.get("/v1/models")
+        except httpx.RequestError as error:
+            raise ConfigurationError(f"the server at {self._http.base_url} cannot be reached: {_said(error)}") from None
+        _raise_if_transient(response)
+        return response
 
     async def answer(self, task: Task) -> AnswerRecord | LeftOut:
         """Asks for all turns, each after the model's own answers to those before.
@@ -100,36 +114,39 @@ class AnswerClient:
             make_prompt = self._completion_prompts.get(condition.name)
             body["prompt"] = make_prompt(prompt) if make_prompt else prompt.turns[0]
             return "/v1/completions", body | ({"logprobs": 0} if logprobs else {})
-        system = [{"role": "system", "content": self._system}] if self._system is not None else []
-        messages = [*system, *prompt.history]
+        messages = list(prompt.history)
+        if self._system is not None and not any(message["role"] == "system" for message in messages):
+            messages.insert(0, {"role": "system", "content": self._system})
         for question, answer in zip(prompt.turns, said, strict=False):
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         messages.append({"role": "user", "content": prompt.turns[turn]})
         return "/v1/chat/completions", body | {"messages": messages} | ({"logprobs": True} if logprobs else {})
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> _Turn:
-        retrying = AsyncRetrying(
+        turn: _Turn = await self._retrying()(self._attempt, path, body)
+        return turn
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
             retry=retry_if_exception_type(_TransientError),
             stop=stop_after_attempt(_ATTEMPTS),
             wait=_wait,
             sleep=self._sleep,
             reraise=True,
         )
-        return await retrying(self._attempt, path, body)
 
     async def _attempt(self, path: str, body: Mapping[str, Any]) -> _Turn:
         start = time.perf_counter()
         try:
             response = await self._http.post(path, json=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _TransientError(f"the server cannot be reached: {_said(error)}") from None
         if response.status_code == httpx.codes.OK:
             try:
                 return _Turn(response.json(), time.perf_counter() - start)
             except (KeyError, IndexError, TypeError, ValueError):
                 raise W2SError("the server's response is not one of OpenAI's API.") from None
-        if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
-            raise _TransientError(_refusal(response), retry_after_s(response.headers))
+        _raise_if_transient(response)
         content = _json(response)
         if exceeds_context(content, error_text(content)):
             raise _TooLongError(error_text(content))
@@ -189,6 +206,11 @@ def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, _TransientError) else None
     return max(asked or 0.0, _back_off(state))
+
+
+def _raise_if_transient(response: httpx.Response) -> None:
+    if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
+        raise _TransientError(_refusal(response), retry_after_s(response.headers))
 
 
 def _json(response: httpx.Response) -> Any:

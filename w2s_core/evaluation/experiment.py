@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -33,19 +33,24 @@ class Condition:
     seeds: int = 1
 
     @property
-    def rows(self) -> int:
-        """Sequences that are sampled at once for one answer, as far as the condition itself tells."""
-        known = {f.name for f in fields(Guidance)}
-        guidance = Guidance(**{key: value for key, value in (self.guidance or {}).items() if key in known})
-        if self.guidance is None or guidance.method in ("none", "eft"):
-            return 1
-        return guidance.successors if guidance.method == "best_of_n" else guidance.rows
-
-    @property
     def cost(self) -> int:
-        """About what an answer takes, in rows times tokens: it weights conditions in the time that is left."""
+        """About what an answer takes, in rows times tokens: it weights conditions in the time that is left.
+
+        The rows are those that `guidance` tells, one where it tells none.
+        """
         tokens = self.sampling.get("max_tokens") or self.sampling.get("max_completion_tokens") or _LIKELY_TOKENS
-        return (self.rows + _STEP_COST_ROWS) * int(tokens)
+        try:
+            return (_rows(self.guidance or {"method": "none"}) + _STEP_COST_ROWS) * int(tokens)
+        except (TypeError, ValueError):  # the server says what is wrong with it
+            return _STEP_COST_ROWS
+
+
+def _rows(guidance: Mapping[str, Any]) -> int:
+    """Sequences that are sampled at once for one answer."""
+    known = Guidance(**{key: guidance[key] for key in ("method", "beam_width", "successors") if key in guidance})
+    if known.method in ("none", "eft"):
+        return 1
+    return int(known.successors if known.method == "best_of_n" else known.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +163,17 @@ def _leaves(mapping: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[
             yield (*path, str(key)), value
 
 
-def differences(saved: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+def differences(saved: Mapping[str, Any], experiment: Experiment, answered: Container[str]) -> Iterator[str]:
     """The dotted keys in which an experiment's saved JSON and `experiment` contradict each other.
 
-    New conditions, more seeds, and another baseline or other judges do not: they leave the answers as they are.
+    Only conditions that are `answered` count. New conditions, more seeds, and another baseline or other judges are no
+    contradiction: they leave the answers as they are.
     """
     ours = json.loads(json.dumps(experiment.as_json()))
     for name, before in saved["conditions"].items():
         key, now = f"conditions.{name}", ours["conditions"].get(name)
+        if name not in answered:
+            continue
         if now is None:
             yield key
             continue
@@ -177,5 +185,5 @@ def differences(saved: Mapping[str, Any], experiment: Experiment) -> Iterator[st
 
 
 def _different(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    flat, flat_now = ({".".join(path): value for path, value in _leaves(m)} for m in (before, now))
+    flat, flat_now = ({".".join(path): value for path, value in _leaves(m) if value != {}} for m in (before, now))
     yield from (prefix + key for key in {**flat, **flat_now} if flat.get(key) != flat_now.get(key))

@@ -33,10 +33,7 @@ class AnswerFolder:
         self.path = path
         self._answers = answers
         self._left_out = left_out
-        self._records: dict[tuple[str, str, int], AnswerRecord | LeftOut] = {
-            record.key: record for record in read_records(path / _ANSWERS, AnswerRecord)
-        }
-        self._records |= {record.key: record for record in read_records(path / _LEFT_OUT, LeftOut)}
+        self._records = {record.key: record for record in _records(path)}
 
     def add(self, record: AnswerRecord | LeftOut) -> None:
         """Appends a record, which is safe from the end of this process when this returns."""
@@ -82,10 +79,11 @@ def open_folder(path: Path, experiment: Experiment) -> Iterator[AnswerFolder]:
 
 
 def _check_same(path: Path, experiment: Experiment) -> None:
-    if not (path / _EXPERIMENT).exists():
+    answered = {record.condition for record in _records(path)}
+    if not answered:
         return
     saved = json.loads((path / _EXPERIMENT).read_text(encoding="utf-8"))
-    different = list(differences(saved, experiment))
+    different = list(differences(saved, experiment, answered))
     before = read_records(path / _PROMPTS, EvalPrompt)
     for number, (old, new) in enumerate(zip_longest(before, experiment.prompts[: len(before)]), start=1):
         if old != new:
@@ -96,6 +94,10 @@ def _check_same(path: Path, experiment: Experiment) -> None:
             f"{path}: has the answers of another experiment, which differs in {', '.join(different)}. "
             "Choose another --out."
         )
+
+
+def _records(path: Path) -> list[AnswerRecord | LeftOut]:
+    return [*read_records(path / _ANSWERS, AnswerRecord), *read_records(path / _LEFT_OUT, LeftOut)]
 
 
 def _replace(path: Path, text: str) -> None:

@@ -26,10 +26,14 @@ Server: TypeAlias = AbstractAsyncContextManager[httpx.AsyncClient]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What judges read: the experiment, its answers in the order of its tasks, and the folder for files of theirs."""
+    """What judges read: the experiment, its answers in the order of its tasks and what they cost by condition.
+
+    `folder` is where they may keep files of their own.
+    """
 
     experiment: Experiment
     answers: Sequence[AnswerRecord]
+    summaries: Sequence[Summary]
     folder: Path
 
 
@@ -88,9 +92,9 @@ async def run(
     """
     with open_folder(path, experiment) as folder:
         answers = await answered(experiment, folder, server, concurrency)
-        judgements = await judging(Evaluation(experiment, answers, path)) if judging is not None else None
-        left_out = folder.left_out(experiment.tasks)
-        results = RunResults(experiment, summarize_run(experiment, answers), left_out, judgements)
+        summaries = summarize_run(experiment, answers)
+        judgements = await judging(Evaluation(experiment, answers, summaries, path)) if judging is not None else None
+        results = RunResults(experiment, summaries, folder.left_out(experiment.tasks), judgements)
         content = json.dumps(results.as_json(), ensure_ascii=False, indent=1)
         (path / "results.json").write_text(content + "\n", encoding="utf-8")
     return results
