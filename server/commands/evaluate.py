@@ -101,8 +101,9 @@ def _client(url: str, key_variable: str | None) -> httpx.AsyncClient:
         if key_variable not in os.environ:
             raise ConfigurationError(f"--api-key-env: the environment has no variable {key_variable}.")
         headers["authorization"] = f"Bearer {os.environ[key_variable]}"
-    base = url.rstrip("/").removesuffix("/v1")
+    timeout, limits = httpx.Timeout(None, connect=10), httpx.Limits(max_connections=None)
     try:
-        return httpx.AsyncClient(base_url=base, headers=headers, timeout=httpx.Timeout(None, connect=10))
+        base = httpx.URL(url.rstrip("/").removesuffix("/v1"))
+        return httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits)
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"--url: {error}") from None

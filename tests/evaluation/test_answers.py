@@ -249,11 +249,20 @@ async def test_another_experiments_folder_is_refused(other: Experiment, keys: st
     )
 
 
-async def test_a_folder_without_answers_belongs_to_nobody(tmp_path: Path) -> None:
+async def test_without_an_answer_nothing_stays(tmp_path: Path) -> None:
     server = FakeServer(lambda *_: httpx.Response(400, json={"error": {"message": "no"}}))
-    with pytest.raises(ConfigurationError):
-        await run(experiment(GUIDED), tmp_path, server.client(), 1)
-    await run(experiment(PLAIN), tmp_path, FakeServer().client(), 1)
+    (tmp_path / "mine").mkdir()
+    for folder in ("new", "mine"):
+        with pytest.raises(ConfigurationError, match="no"):
+            await run(experiment(GUIDED), tmp_path / folder, server.client(), 1)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]  # noqa: ASYNC240
+
+
+async def test_a_folder_whose_answers_were_deleted_belongs_to_nobody(tmp_path: Path) -> None:
+    await run(experiment(GUIDED), tmp_path, FakeServer().client(), 1)
+    (tmp_path / "answers.jsonl").unlink()
+    other = experiment(PLAIN, prompts=(CHAT, EvalPrompt("d", ("Bye",))), system="Rhyme.", setup={"large": "x"})
+    await run(other, tmp_path, FakeServer().client(), 1)
 
 
 async def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:

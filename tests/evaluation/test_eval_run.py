@@ -163,10 +163,9 @@ def test_in_this_process_with_models_by_flags(experiment: Path, tmp_path: Path) 
             "plain": {"large": "large"},
             "guided": {"large": "large", "guidance": {"pairs": {"pair": 1.0}, "successors": 2}},
         },
-        "server": {"api_keys": {"someone": {"hash": "0" * 64}}},
+        "server": {"api_keys": {"someone": {"key": "sk-secret"}}},  # for connections, which there are none of
         "workers": {"dtype": "float32"},
     }
-    del config["server"]  # a server in this process has no keys
     (tmp_path / "w2s.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     prompts, out = experiment.with_name("prompts.jsonl"), tmp_path / "out"
     flags = ["--config", tmp_path / "w2s.yaml", "--prompts", prompts, "--max-tokens", 6, "--limit", 2, "--out", out]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,7 @@ from w2s_core.evaluation.experiment import Experiment, Task, differences
 from w2s_core.evaluation.records import AnswerRecord, EvalPrompt, LeftOut, as_lines, read_records
 
 _EXPERIMENT, _PROMPTS, _ANSWERS, _LEFT_OUT = "experiment.json", "prompts.jsonl", "answers.jsonl", "left_out.jsonl"
+_LOCK = ".lock"
 
 
 class AnswerFolder:
@@ -59,15 +60,18 @@ class AnswerFolder:
 
 @contextmanager
 def open_folder(path: Path, experiment: Experiment) -> Iterator[AnswerFolder]:
-    """Opens the folder for one process alone and writes the experiment into it.
+    """Opens the folder for one process alone and writes the experiment into it; without any answer nothing stays.
 
     Raises ConfigurationError where another run writes into it or its answers belong to another experiment.
     """
     with ExitStack() as stack:
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path / ".lock", timeout=0))
+            if not path.exists():
+                path.mkdir(parents=True)
+                stack.callback(_remove_if_empty, path)
+            stack.enter_context(FileLock(path / _LOCK, timeout=0))
             _check_same(path, experiment)
+            stack.callback(_remove_without_answers, path)
             _replace(path / _PROMPTS, "".join(as_lines(experiment.prompts)))
             _replace(path / _EXPERIMENT, json.dumps(experiment.as_json(), ensure_ascii=False, indent=1) + "\n")
             files = [stack.enter_context(_open_log(path / name)) for name in (_ANSWERS, _LEFT_OUT)]
@@ -76,6 +80,17 @@ def open_folder(path: Path, experiment: Experiment) -> Iterator[AnswerFolder]:
         except OSError as error:
             raise ConfigurationError(f"{path}: cannot be written: {error.strerror or error}.") from None
         yield AnswerFolder(path, *files)
+
+
+def _remove_without_answers(path: Path) -> None:
+    if not _records(path):
+        for name in (_EXPERIMENT, _PROMPTS, _ANSWERS, _LEFT_OUT, _LOCK):
+            (path / name).unlink(missing_ok=True)
+
+
+def _remove_if_empty(path: Path) -> None:
+    with suppress(OSError):  # it has something in it
+        path.rmdir()
 
 
 def _check_same(path: Path, experiment: Experiment) -> None:
