@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from server.commands.errors import reports_errors
+from server.commands.evaluate import eval_commands
 from server.commands.pair import pair_commands
 from server.settings.config import ServerConfig, load_settings
 from server.settings.environment import CONFIG_FILE
-from w2s_core.evaluation.cli import sentiment
 
 _DEFAULTS = ServerConfig()
 SERVER_FLAGS = ("host", "port", "tls_certificate", "tls_key", "log_level", "log_format")
@@ -78,12 +78,7 @@ def nest_flags(options: dict[str, Any]) -> dict[str, Any]:
     return {name: section for name, section in given.items() if section}
 
 
-@main.group(name="eval")
-def evaluation() -> None:
-    """Evaluate guidance: run an experiment and report its results."""
-
-
-evaluation.add_command(sentiment)
+main.add_command(eval_commands)
 main.add_command(pair_commands)
 
 

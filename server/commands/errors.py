@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Callable
-from typing import ParamSpec
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import click
 
 from w2s_core.errors import ConfigurationError, W2SError
 
 P = ParamSpec("P")
+R = TypeVar("R")
 EXIT_CONFIGURATION = 2
+_EXIT_INTERRUPTED = 130  # as of a shell's command that SIGINT ended
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -27,3 +31,12 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise click.exceptions.Exit(code) from None
 
     return wrapped
+
+
+def run_resumable(work: Coroutine[Any, Any, R], out: Path) -> R:
+    """Runs what keeps its progress in `out`. Ctrl-C ends it cleanly, with 130, and with a line on how to go on."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped. What is done is in {out}; the same command goes on from there.", err=True)
+        raise click.exceptions.Exit(_EXIT_INTERRUPTED) from None

@@ -8,9 +8,9 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
+from server.commands.eval_sentiment import publish
 from tests.evaluation.results import made_up
 from w2s_core.evaluation.chart import draw
-from w2s_core.evaluation.cli import publish
 from w2s_core.evaluation.metrics import METRICS, Estimate
 from w2s_core.evaluation.report import interval, markdown, summary_rows, table
 from w2s_core.evaluation.results import as_json

@@ -13,12 +13,13 @@ import torch
 from click.testing import CliRunner
 
 from server.cli import main
+from server.commands import eval_sentiment
 from server.settings.config import DEMO
 from tests.remote.fake_provider import MODEL
 from tests.replica import served
 from tests.tiny import BOS, byte_tokenizer, save_tiny, tiny_model
 from w2s_core.demo.data import Sentence
-from w2s_core.evaluation import cli, sentiment
+from w2s_core.evaluation import sentiment
 from w2s_core.evaluation.likelihood import open_evaluator
 from w2s_core.evaluation.prompts import PREFIX
 from w2s_core.evaluation.settings import DEMO_TEMPLATE, MAIN, Settings
@@ -39,7 +40,7 @@ def test_the_command_from_openers_to_files(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sentiment, "splits", lambda: (SENTENCES, SENTENCES, SENTENCES))
-    monkeypatch.setattr(cli, "Settings", lambda **options: Settings(**options, **tiny))
+    monkeypatch.setattr(eval_sentiment, "Settings", lambda **options: Settings(**options, **tiny))
     flags = ["--prompts", "2", "--seeds", "1", "--max-tokens", "6", "--dtype", "float32", "--out", str(tmp_path)]
     result = CliRunner().invoke(main, ["eval", "sentiment", *flags], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -56,7 +57,7 @@ def test_the_large_model_may_be_somewhere_else(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sentiment, "splits", lambda: (SENTENCES, SENTENCES, SENTENCES))
-    monkeypatch.setattr(cli, "Settings", lambda **options: Settings(**options, **tiny))
+    monkeypatch.setattr(eval_sentiment, "Settings", lambda **options: Settings(**options, **tiny))
     flags = ["--prompts", "2", "--seeds", "1", "--max-tokens", "6", "--no-ablation", "--out", str(tmp_path)]
     with served([sys.executable, "-m", "tests.remote.provider_process", tiny["large"]], {}) as provider:
         flags += ["--large-at", f"{provider.url}/large", MODEL]
@@ -100,4 +101,4 @@ def test_the_default_template_is_what_the_server_serves() -> None:
 def test_the_command_is_registered() -> None:
     group = main.commands["eval"]
     assert isinstance(group, click.Group)
-    assert set(group.commands) >= {"sentiment"}
+    assert set(group.commands) >= {"run", "sentiment"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from w2s_core.data_sets import DataError
 from w2s_core.pairs.preferences import Answer, read_preferences
-from w2s_core.pairs.records import DataError
 from w2s_core.types import ChatPrompt, TextPrompt
 
 ASKED = [{"role": "user", "content": "Sky?"}]
@@ -56,7 +56,8 @@ def test_answers_one_by_one(tmp_path: Path) -> None:
         (["", "  "], "data.jsonl: there are no answers in it."),
         (['{"text": "a", "label": true}'], "data.jsonl: all answers are good."),
         (["not json"], "data.jsonl, line 1: is not JSON"),
-        (["", "[1]"], "data.jsonl, line 2: is not a JSON object."),
+        (["", "3"], "data.jsonl, line 2: is not a JSON object."),
+        (["[1]"], "data.jsonl, record 1: is not a JSON object."),
         (['{"chosen": "a"}'], "line 1: rejected: is missing; there is `chosen`."),
         (['{"chosen": "a", "rejected": 3}'], "rejected: is neither a text nor a list of messages."),
         (['{"chosen": "a", "rejected": []}'], "chosen, rejected: one is a text and the other a list of messages."),

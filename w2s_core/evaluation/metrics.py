@@ -25,17 +25,26 @@ class Metric:
     digits: int
 
 
+_LOGPROB = Metric("logprob", "log p per token", 2)
+_DISTINCT_2 = Metric("distinct2", "distinct-2", 3)
+_ENDED = Metric("ended", "share that ended", 2)
+_SAMPLED = Metric("sampled", "tokens sampled", 0)
+_SECONDS = Metric("seconds", "seconds", 1)
+
+RUN_METRICS = (_ENDED, Metric("tokens", "tokens", 0), _SAMPLED, _SECONDS, _LOGPROB, _DISTINCT_2)
+"""Of any answer, by its record alone."""
 METRICS = (
     Metric("judge", "judge, P(positive)", 3),
     Metric("vader", "VADER, −1 … 1", 3),
     Metric("implicit", "implicit score, nats", 1),
-    Metric("logprob", "log p per token", 2),
-    Metric("distinct2", "distinct-2", 3),
-    Metric("ended", "share that ended", 2),
+    _LOGPROB,
+    _DISTINCT_2,
+    _ENDED,
     Metric("words", "words", 0),
-    Metric("sampled", "tokens sampled", 0),
-    Metric("seconds", "seconds", 1),
+    _SAMPLED,
+    _SECONDS,
 )
+"""Of the sentiment experiment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ class EvalPrompt:
     """A prompt: what the user says in each of its turns (MT-Bench has two), or the text to complete if not `chat`.
 
     `group`: the part of a benchmark that it belongs to. `answer_prefix`: the end of a completion's prompt that judges
-    read as the beginning of the answer.
+    read as the beginning of the answer. `history`: the messages of a chat in front of the first turn, with `role` and
+    `content`.
     """
 
     id: str
@@ -24,6 +25,7 @@ class EvalPrompt:
     chat: bool = True
     group: str | None = None
     answer_prefix: str = ""
+    history: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def read_records(path: Path, kind: type[T]) -> list[T]:
     """The records of a file, none if there is no file. A last line that a killed run left unfinished is left out."""
     if not path.exists():
         return []
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    *lines, _ = path.read_bytes().split(b"\n")  # a character may be unfinished as well
     return [
         kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(line).items()}) for line in lines
     ]
@@ -65,3 +67,18 @@ def as_lines(records: Iterable[Any]) -> Iterator[str]:
     """Each record as a line of JSON, with its line end."""
     for record in records:
         yield json.dumps(asdict(record), ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An answer that could not be had, because its prompt does not fit the model's context."""
+
+    prompt: str
+    condition: str
+    seed: int
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """As of the answer that it stands for."""
+        return self.condition, self.prompt, self.seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from w2s_core.evaluation.metrics import METRICS, Estimate
+from w2s_core.evaluation.metrics import METRICS, Estimate, Metric
 from w2s_core.evaluation.results import COMPARED, Comparison, Results
 from w2s_core.evaluation.scoring import Summary
 
@@ -51,11 +51,11 @@ def markdown(rows: Rows) -> str:
     return "\n".join([head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body])
 
 
-def summary_rows(summaries: Sequence[Summary]) -> list[list[str]]:
+def summary_rows(summaries: Sequence[Summary], metrics: Sequence[Metric] = METRICS) -> list[list[str]]:
     """Table rows: one condition per row, one metric per column, cells `mean [low, high]`."""
-    head = ["", *(metric.label for metric in METRICS)]
+    head = ["", *(metric.label for metric in metrics)]
     return [head] + [
-        [s.condition, *(interval(s.estimates[metric.key], metric.digits) for metric in METRICS)] for s in summaries
+        [s.condition, *(interval(s.estimates[metric.key], metric.digits) for metric in metrics)] for s in summaries
     ]
 
 

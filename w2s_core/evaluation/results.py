@@ -8,7 +8,17 @@ from typing import Any
 
 from w2s_core.evaluation.metrics import Estimate, difference
 from w2s_core.evaluation.scoring import ScoredAnswer, Summary, by_prompt, summarize
-from w2s_core.evaluation.settings import ABLATION, BASE, BEST_OF, CBS, MAIN, WEAK_ALONE, Settings
+from w2s_core.evaluation.settings import (
+    ABLATION,
+    BASE,
+    BEST_OF,
+    CBS,
+    MAIN,
+    WEAK_ALONE,
+    MethodAtLength,
+    Settings,
+    methods,
+)
 
 COMPARED = ("judge", "vader", "distinct2", "ended", "logprob")
 
@@ -50,9 +60,10 @@ def build_results(
     settings: Settings, scored: Sequence[ScoredAnswer], aucs: Mapping[str, float], wall_s: float
 ) -> Results:
     """Summarizes the scored answers by length, method and shape, with the differences between methods."""
-    by_name: dict[tuple[int, str], list[ScoredAnswer]] = {}
+    by_label: dict[str, list[ScoredAnswer]] = {method.label: [] for method in methods(settings)}
     for m in scored:
-        by_name.setdefault((m.answer.condition.max_tokens, m.answer.condition.name), []).append(m)
+        by_label[m.answer.condition].append(m)
+    by_name = {(method.max_tokens, method.name): by_label[method.label] for method in methods(settings)}
     shortest = settings.max_tokens[0]
     ablation = {name: by_name.get((shortest, name), []) for name in ABLATION} if settings.ablation_seeds else {}
     if ablation:  # 4×4 is CBS itself, limited to the seeds of the other shapes
@@ -61,7 +72,7 @@ def build_results(
         _comparison(length, {name: by_name[length, name] for name in MAIN}) for length in settings.max_tokens
     ]
     shapes = [summarize(name, rows) for name, rows in ablation.items()]
-    return Results(settings, aucs, comparisons, shapes, scored, wall_s)
+    return Results(settings, aucs, comparisons, shapes, [m for rows in by_label.values() for m in rows], wall_s)
 
 
 def _comparison(length: int, scored: Mapping[str, Sequence[ScoredAnswer]]) -> Comparison:
@@ -86,26 +97,26 @@ def _difference(ours: Sequence[ScoredAnswer], theirs: Sequence[ScoredAnswer], ke
 
 def as_json(results: Results) -> dict[str, Any]:
     """Settings, summaries and every answer, for `json.dump`. Units: nats, seconds, tokens."""
+    by_label = {method.label: method for method in methods(results.settings)}
     return {
         "settings": asdict(results.settings),
         "judges_auc": dict(results.aucs),
         "wall_s": results.wall_s,
         "comparisons": [asdict(comparison) for comparison in results.comparisons],
         "ablation": [asdict(row) for row in results.ablation],
-        "answers": [_answer(m) for m in results.scored],
+        "answers": [_answer(m, by_label[m.answer.condition]) for m in results.scored],
     }
 
 
-def _answer(scored: ScoredAnswer) -> dict[str, Any]:
-    answer, hypothesis = scored.answer, scored.answer.hypothesis
+def _answer(scored: ScoredAnswer, method: MethodAtLength) -> dict[str, Any]:
+    answer = scored.answer
+    (text,), (reason,) = answer.texts, answer.finish_reasons
     return {
-        "method": answer.condition.name,
-        "max_tokens": answer.condition.max_tokens,
-        "opener": answer.opener,
+        "method": method.name,
+        "max_tokens": method.max_tokens,
+        "opener": answer.prompt,
         "seed": answer.seed,
-        "text": hypothesis.text,
-        "tokens": len(hypothesis.tokens),
-        "finish_reason": hypothesis.finish_reason,
-        "ended": hypothesis.ended,
+        "text": text,
+        "finish_reason": reason,
         **scored.values,
     }

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from w2s_core.aio import bounded
-from w2s_core.evaluation.generation import Answer
 from w2s_core.evaluation.likelihood import LikelihoodEvaluator
-from w2s_core.evaluation.metrics import METRICS, Estimate, bootstrap, distinct_2, words
-from w2s_core.evaluation.settings import WEAK
+from w2s_core.evaluation.metrics import METRICS, Estimate, Metric, bootstrap, distinct_2, words
+from w2s_core.evaluation.records import AnswerRecord
+from w2s_core.types import Hypothesis
 
 Judge = Callable[[Sequence[str]], list[float]]
 Values = Mapping[str, float | None]
@@ -20,7 +20,7 @@ _CONCURRENCY = 8
 class ScoredAnswer:
     """An answer with its value of every metric by key, None where it has none (no word pair, no token)."""
 
-    answer: Answer
+    answer: AnswerRecord
     values: Values
 
 
@@ -34,60 +34,59 @@ class Summary:
 
 
 async def score_answers(
-    answers: Sequence[Answer],
+    answers: Sequence[AnswerRecord],
     evaluator: LikelihoodEvaluator,
     judges: Mapping[str, Judge],
     progress: Callable[[], object],
 ) -> list[ScoredAnswer]:
-    """Scores all answers, in order. `judges` maps "judge" and "vader" to functions that score texts."""
+    """Scores the answers to openers, in order. `judges` maps "judge" and "vader" to functions that score texts.
 
-    async def model_scores(answer: Answer) -> dict[str, float | None]:
-        implicit = await evaluator.implicit_score(answer.opener, answer.hypothesis)
-        logprob = await _logprob(answer, evaluator)
+    An answer that does not tell its log-probability under the large model, because another model wrote it, gets it.
+    """
+
+    async def model_scores(answer: AnswerRecord) -> dict[str, float | None]:
+        (text,), (reason,) = answer.texts, answer.finish_reasons
+        implicit = await evaluator.implicit_score(answer.prompt, Hypothesis(text=text, ended=reason == "stop"))
+        logprob = answer.logprob
+        if logprob is None:
+            logprob = await evaluator.log_likelihood(answer.prompt, text)
         progress()
         return {"implicit": implicit, "logprob": logprob}
 
-    texts = [answer.judged_text for answer in answers]
+    texts = [answer.prompt + answer.texts[0] for answer in answers]
     judgements = {key: judge(texts) for key, judge in judges.items()}
     scores = await bounded(model_scores, answers, _CONCURRENCY)
     return [
-        ScoredAnswer(answer, {key: values[i] for key, values in judgements.items()} | scores[i] | _counts(answer))
+        ScoredAnswer(answer, {key: values[i] for key, values in judgements.items()} | counts(answer) | scores[i])
         for i, answer in enumerate(answers)
     ]
 
 
-async def _logprob(answer: Answer, evaluator: LikelihoodEvaluator) -> float | None:
-    """log p_large per token in nats, without the EOS token, so that truncated answers are comparable with others."""
-    hypothesis = answer.hypothesis
-    if answer.condition.model == WEAK:
-        return await evaluator.log_likelihood(answer.opener, hypothesis.text)
-    count = len(hypothesis.tokens)
-    return sum(hypothesis.logprobs[:count]) / count if count else None
-
-
-def _counts(answer: Answer) -> dict[str, float | None]:
-    text = answer.hypothesis.text
+def counts(answer: AnswerRecord) -> dict[str, float | None]:
+    """The metrics that an answer's record alone tells, by key. Word pairs do not span two turns."""
     return {
-        "distinct2": distinct_2([text]),
-        "ended": float(answer.hypothesis.finish_reason == "stop"),
-        "words": float(len(words(text))),
+        "logprob": answer.logprob,
+        "distinct2": distinct_2(answer.texts),
+        "ended": sum(reason == "stop" for reason in answer.finish_reasons) / len(answer.finish_reasons),
+        "words": float(sum(len(words(text)) for text in answer.texts)),
+        "tokens": float(answer.completion_tokens),
         "sampled": float(answer.sampled_tokens),
         "seconds": answer.seconds,
     }
 
 
-def summarize(name: str, scored: Sequence[ScoredAnswer]) -> Summary:
+def summarize(name: str, scored: Sequence[ScoredAnswer], metrics: Sequence[Metric] = METRICS) -> Summary:
     """The summary of one condition, with confidence intervals over its prompts."""
-    return Summary(name, len(scored), {metric.key: _estimate(scored, metric.key) for metric in METRICS})
+    return Summary(name, len(scored), {metric.key: _estimate(scored, metric.key) for metric in metrics})
 
 
 def by_prompt(scored: Sequence[ScoredAnswer], key: str) -> dict[str, list[float]]:
-    """A metric's values by opener, in order of appearance. Openers without a value are left out."""
+    """A metric's values by prompt, in order of appearance. Prompts without a value are left out."""
     groups: dict[str, list[float]] = {}
     for m in scored:
         value = m.values[key]
         if value is not None:
-            groups.setdefault(m.answer.opener, []).append(value)
+            groups.setdefault(m.answer.prompt, []).append(value)
     return groups
 
 

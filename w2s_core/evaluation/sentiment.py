@@ -1,33 +1,37 @@
-"""Runner of the sentiment experiment: generates answers, scores them and builds the results."""
+"""Runner of the sentiment experiment: a preset of `w2s eval run` whose answers are scored by judges of its own."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
-from w2s_core.build.engine import build_engine
+from w2s_core.config import EngineConfig
 from w2s_core.demo.data import splits
 from w2s_core.demo.fetch import say
-from w2s_core.evaluation.generation import Answer, AnswerGenerator, Progress, behind_bos
+from w2s_core.evaluation.client import CompletionPrompt
+from w2s_core.evaluation.folder import open_folder
 from w2s_core.evaluation.judge import SentimentJudge, Vader, auc
 from w2s_core.evaluation.likelihood import open_evaluator, source
+from w2s_core.evaluation.records import AnswerRecord, EvalPrompt
 from w2s_core.evaluation.results import Results, build_results
+from w2s_core.evaluation.run import Server, answered
 from w2s_core.evaluation.scoring import Judge, score_answers
-from w2s_core.evaluation.settings import Condition, Settings, conditions, engine_config
+from w2s_core.evaluation.settings import WEAK, Settings, engine_config, experiment
 from w2s_core.text.tokenizer import HFTokenizer
 
-_STEP_COST_ROWS = 4  # fixed cost of a decode step, in rows: makes the bar's remaining time realistic
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} elapsed, {remaining} left"
 
+async def run(settings: Settings, path: Path, serve: Callable[[EngineConfig], Server]) -> Results:
+    """Runs the experiment, with progress on stderr. The first run fetches the demo models and sentences.
 
-async def run(settings: Settings) -> Results:
-    """Runs the experiment, with progress on stderr. The first run fetches the demo models and sentences."""
+    `serve` makes a server of the models. The answers are in the folder `path`, as those of any evaluation. Raises
+    ConfigurationError for a folder that has others.
+    """
     start = time.perf_counter()
     judges, aucs = judges_and_aucs()
-    answers = await _generate(settings)
+    answers = await generate(settings, path, serve)
     say("loading the models again, in float32, to score the answers")
     async with open_evaluator(settings) as evaluator:
         with tqdm(total=len(answers), desc="scoring", unit="answer") as bar:
@@ -43,36 +47,19 @@ def judges_and_aucs() -> tuple[dict[str, Judge], dict[str, float]]:
     return judges, {key: auc(judge(texts), testing) for key, judge in judges.items()}
 
 
-async def _generate(settings: Settings) -> list[Answer]:
-    all_conditions = conditions(settings)
-    answers: list[Answer] = []
-    async with _answer_generator(settings) as generator:
-        with _generation_bar(all_conditions, len(settings.openers)) as progress:
-            for condition in all_conditions:
-                answers += await generator.answers(condition, progress)
-    return answers
+async def generate(settings: Settings, path: Path, serve: Callable[[EngineConfig], Server]) -> Sequence[AnswerRecord]:
+    """The answers of every condition, of which the folder keeps those of earlier runs."""
+    every = experiment(settings)
+    weak = behind_bos(HFTokenizer(source(settings.tuned)))
+    prompts = {condition.name: weak for condition in every.conditions if condition.model == WEAK}
+    with open_folder(path, every) as folder:
+        return await answered(every, folder, serve(engine_config(settings)), settings.concurrency, prompts)
 
 
-@asynccontextmanager
-async def _answer_generator(settings: Settings) -> AsyncIterator[AnswerGenerator]:
-    engine = build_engine(engine_config(settings))
-    weak_prompt = behind_bos(HFTokenizer(source(settings.tuned)))
-    say("loading the models")
-    async with engine:
-        yield AnswerGenerator(engine, settings, weak_prompt)
+def behind_bos(tokenizer: HFTokenizer) -> CompletionPrompt:
+    """Makes prompts of BOS and an opener, as the small model was trained on; its tokenizer does not add BOS."""
 
+    def prompt(prompt: EvalPrompt) -> Sequence[int]:
+        return [*tokenizer.empty_prompt, *tokenizer.encode(prompt.answer_prefix, special_tokens=False)]
 
-@contextmanager
-def _generation_bar(all_conditions: Sequence[Condition], openers: int) -> Iterator[Progress]:
-    total = sum(_cost(condition) * condition.seeds * openers for condition in all_conditions)
-    with tqdm(total=total, bar_format=_BAR) as bar:
-
-        def progress(condition: Condition) -> None:
-            bar.set_description(f"generating {condition.name}, {condition.max_tokens} tokens", refresh=False)
-            bar.update(_cost(condition))
-
-        yield progress
-
-
-def _cost(condition: Condition) -> int:
-    return (condition.rows + _STEP_COST_ROWS) * condition.max_tokens
+    return prompt

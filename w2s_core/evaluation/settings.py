@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from w2s_core.config import (
@@ -14,12 +14,15 @@ from w2s_core.config import (
     ServedModelConfig,
     WorkersConfig,
 )
-from w2s_core.evaluation.prompts import DEVELOPMENT, OPENERS
+from w2s_core.evaluation.experiment import Condition, Experiment
+from w2s_core.evaluation.prompts import DEVELOPMENT, OPENERS, PREFIX
+from w2s_core.evaluation.records import EvalPrompt
 from w2s_core.types import Guidance
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
 LARGE, WEAK, PAIR = "large", "weak", "positive"
+_SETUP = ("large", "tuned", "untuned", "large_at", "prompt_template", "dtype")  # settings of the models
 DEMO_TEMPLATE = ""  # the demo's value, chosen on the development openers
 
 
@@ -52,8 +55,8 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """An experimental condition: the large model, the guidance, seeds per prompt, and maximum tokens per answer."""
+class MethodAtLength:
+    """A method and the maximum tokens of its answers: the sentiment experiment has a condition for each."""
 
     name: str
     model: str
@@ -62,11 +65,24 @@ class Condition:
     max_tokens: int
 
     @property
-    def rows(self) -> int:
-        """Sequences that are sampled at once for one answer."""
-        if self.guidance is None:
-            return 1
-        return self.guidance.successors if self.guidance.method == "best_of_n" else self.guidance.rows
+    def label(self) -> str:
+        """The condition's name, which says the length as well."""
+        return f"{self.name}, {self.max_tokens} tokens"
+
+    def condition(self, settings: Settings) -> Condition:
+        """The condition. The weak model's own log-probabilities are not asked for: the large model's are wanted."""
+        sampling = {"max_tokens": self.max_tokens, "temperature": settings.temperature, "top_k": settings.top_k}
+        if self.model == WEAK:
+            sampling["logprobs"] = False
+        guidance = None if self.guidance is None else _changed_options(self.guidance)
+        return Condition(self.label, self.model, guidance, sampling, self.seeds)
+
+
+def _changed_options(guidance: Guidance) -> dict[str, Any]:
+    """The guidance of a request: what differs from the defaults."""
+    default = Guidance()
+    values = {f.name: getattr(guidance, f.name) for f in fields(Guidance)}
+    return {key: value for key, value in values.items() if value != getattr(default, key)}
 
 
 BASE, WEAK_ALONE, BEST_OF, CBS = "Base", "Weak", "best-of-16", "CBS 4/4/5"
@@ -99,20 +115,28 @@ GUIDED: Mapping[str, Guidance] = {
 MAIN = (BASE, WEAK_ALONE, *GUIDED)
 
 
-def conditions(settings: Settings) -> list[Condition]:
+def methods(settings: Settings) -> list[MethodAtLength]:
     """The methods at each length, then the W×K shapes of the ablation, except 4×4, which is CBS itself."""
-    found: list[Condition] = []
+    found: list[MethodAtLength] = []
     for length in settings.max_tokens:
-        found += [Condition(BASE, LARGE, None, settings.seeds, length)]
-        found += [Condition(WEAK_ALONE, WEAK, None, settings.seeds, length)]
-        found += [Condition(name, LARGE, guidance, settings.seeds, length) for name, guidance in GUIDED.items()]
+        found += [MethodAtLength(BASE, LARGE, None, settings.seeds, length)]
+        found += [MethodAtLength(WEAK_ALONE, WEAK, None, settings.seeds, length)]
+        found += [MethodAtLength(name, LARGE, guidance, settings.seeds, length) for name, guidance in GUIDED.items()]
     if settings.ablation_seeds:
         found += [
-            Condition(name, LARGE, _cbs(w, k), settings.ablation_seeds, settings.max_tokens[0])
+            MethodAtLength(name, LARGE, _cbs(w, k), settings.ablation_seeds, settings.max_tokens[0])
             for name, (w, k) in zip(ABLATION, _SHAPES, strict=True)
             if (w, k) != (4, 4)
         ]
     return found
+
+
+def experiment(settings: Settings) -> Experiment:
+    """The openers as prompts, whose ids they are, and every method at every length as a condition."""
+    prompts = [EvalPrompt(opener, (PREFIX + opener,), chat=False, answer_prefix=opener) for opener in settings.openers]
+    every = [method.condition(settings) for method in methods(settings)]
+    setup = {key: value for key, value in asdict(settings).items() if key in _SETUP}
+    return Experiment(prompts, every, every[0].name, setup=setup)
 
 
 def engine_config(settings: Settings) -> EngineConfig:

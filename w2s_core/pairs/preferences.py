@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from w2s_core.pairs.records import DataError, Record, read_records
+from w2s_core.data_sets import DataError, Record, read_records
 from w2s_core.types import ChatPrompt, Prompt, TextPrompt
 
 

@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from w2s_core.build.pair import open_pair
 from w2s_core.config import PairConfig, RemotePairConfig, WorkersConfig
+from w2s_core.data_sets import DataError
 from w2s_core.pairs.check import PairCheck, check, score_answers
 from w2s_core.pairs.preferences import Answer
-from w2s_core.pairs.records import DataError
 
 
 async def check_pair(

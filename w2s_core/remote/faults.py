@@ -119,7 +119,7 @@ class FaultClassifier:
             return UpstreamError(f"{self._provider} rejected our credentials ({status}).")
         if status < 400:
             return UpstreamError(f"{self._provider} answered with status {status}; check base_url.")
-        if _exceeds_context(body, message):
+        if exceeds_context(body, message):
             return UpstreamContextLengthError(_context_message(self._provider, message))
         if status == 404:
             return UpstreamRefusedError(
@@ -129,7 +129,7 @@ class FaultClassifier:
 
     def _message(self, body: Any) -> str:
         """Returns `: ` and the provider's message, made safe; a full stop where there is none."""
-        text = _error_text(body)
+        text = error_text(body)
         if self._api_key:
             text = text.replace(self._api_key, "[key]")
         text = re.sub(r"(?i)bearer\s+\S+", "[key]", text)[:_MAX_QUOTED]
@@ -144,7 +144,7 @@ def _unhealthy(error: W2SError, status: str, retry_after_s: float | None = None)
     return Fault(error, status, transient=True, unhealthy=True, retry_after_s=retry_after_s)
 
 
-def _error_text(body: Any) -> str:
+def error_text(body: Any) -> str:
     """The message of an error in the shape of OpenAI, older vLLM (without `error`) or FastAPI (`detail`)."""
     if not isinstance(body, dict):
         return ""
@@ -154,7 +154,8 @@ def _error_text(body: Any) -> str:
     return error if isinstance(error, str) else ""
 
 
-def _exceeds_context(body: Any, message: str) -> bool:
+def exceeds_context(body: Any, message: str) -> bool:
+    """Whether an error response says that prompt and answer exceed the model's context."""
     error = body.get("error") if isinstance(body, dict) else None
     code = error.get("code") if isinstance(error, dict) else None
     return code == "context_length_exceeded" or _TOO_LONG.search(message) is not None

@@ -7,8 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from w2s_core.data_sets import DataError
 from w2s_core.pairs.preferences import Answer, read_answers, read_preferences
-from w2s_core.pairs.records import DataError
 from w2s_core.training.settings import TrainingSettings
 
 _FEW_PROMPTS = 20  # with fewer different prompts, answers and not prompts are held out

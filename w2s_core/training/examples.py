@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from w2s_core.data_sets import DataError
 from w2s_core.errors import RequestError
 from w2s_core.pairs.preferences import Answer
-from w2s_core.pairs.records import DataError
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text.retokenizer import Retokenizer
 from w2s_core.text.tokenizer import HFTokenizer

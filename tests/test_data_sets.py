@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from w2s_core.data_sets import DataError, read_records
 from w2s_core.pairs.preferences import Answer, read_answers, read_preferences
-from w2s_core.pairs.records import DataError, read_records
 from w2s_core.types import ChatPrompt, TextPrompt
 
 ASK = {"role": "user", "content": "Sky?"}

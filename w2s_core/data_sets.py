@@ -1,4 +1,4 @@
-"""Reads the records of a data set: a JSONL or Parquet file, or a data set of the Hugging Face hub."""
+"""Reads the records of data that people bring: JSON and Parquet files, and data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FILES = (".jsonl", ".json", ".parquet")
 _NEEDS = "needs the extra `train`. Install it with: pip install 'w2s-server[train]'"
 
+Fields = Mapping[str, Any]
+
 
 class DataError(ConfigurationError):
-    """A data set cannot be used. The message names the file, the line and the field."""
+    """Data cannot be used. The message names the file, the line and the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One record: its fields, its number from 1 on, and its place, which messages name."""
 
-    fields: Mapping[str, Any]
+    fields: Fields
     number: int
     place: str
 
@@ -32,37 +34,49 @@ class Record:
 def read_records(source: str | Path, split: str = "train") -> Iterator[Record]:
     """The records of a data set.
 
-    `source` is a `.parquet` file, a file with a JSON object in each line, a folder that `datasets` can load, or the id
-    of a data set on the Hugging Face hub; `split` is for the last two. Raises DataError.
+    `source` is a `.parquet` file, a file with a JSON object in each line or with one JSON list of them, a folder that
+    `datasets` can load, or the id of a data set on the Hugging Face hub; `split` is for the last two. Raises DataError.
     """
     path = Path(source)
     if path.is_dir() or (not path.exists() and _HUB_ID.fullmatch(str(source)) and path.suffix not in _FILES):
-        records, noun = _dataset(str(source), split), "row"
+        records, noun = _data_set(str(source), split), "row"
     elif path.suffix == ".parquet":
         records, noun = _parquet(path), "row"
     else:
-        records, noun = _json_lines(path), "line"
+        text = _read_text(path)
+        listed = text.lstrip().startswith("[")
+        records, noun = (_json_list(path, text), "record") if listed else (_json_lines(path, text), "line")
     for number, fields in records:
-        yield Record(fields, number, f"{source}, {noun} {number}")
+        place = f"{source}, {noun} {number}"
+        if not isinstance(fields, dict):
+            raise DataError(f"{place}: is not a JSON object.")
+        yield Record(fields, number, place)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_text(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not U+2028, which JSON may contain
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    for number, line in enumerate(lines, start=1):
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):  # not at U+2028, which JSON may contain
         if line.strip():
             try:
-                fields = json.loads(line)
+                yield number, json.loads(line)
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: is not JSON: {error}.") from None
-            if not isinstance(fields, dict):
-                raise DataError(f"{path}, line {number}: is not a JSON object.")
-            yield number, fields
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_list(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    try:
+        yield from enumerate(json.loads(text), start=1)
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON: {error}.") from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Fields]]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -75,7 +89,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
-def _dataset(source: str, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _data_set(source: str, split: str) -> Iterator[tuple[int, Fields]]:
     try:
         from datasets import load_dataset
     except ImportError:
@@ -87,6 +101,6 @@ def _dataset(source: str, split: str) -> Iterator[tuple[int, Mapping[str, Any]]]
     yield from enumerate(map(_without_nulls, rows), start=1)
 
 
-def _without_nulls(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_nulls(row: Fields) -> Fields:
     """The row without its empty columns: a table has each column in every row."""
     return {name: value for name, value in row.items() if value is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from w2s_core.errors import W2SError
+from server.commands.errors import reports_errors, run_resumable
 from w2s_core.evaluation.prompts import OPENERS
 from w2s_core.evaluation.settings import Settings
 
@@ -61,19 +60,19 @@ def _positive(name: str, text: str, most: int | None = None) -> Callable[[_F], _
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/sentiment"), show_default=True
 )
+@reports_errors
 def sentiment(out: Path, ablation: bool, **options: Any) -> None:
     """Run the paper's controlled-sentiment experiment in miniature; write tables, JSON and a chart to --out."""
     options["ablation_seeds"] = min(options["ablation_seeds"], options["seeds"]) if ablation else 0
     try:
+        from server.commands.in_process import in_process
         from w2s_core.evaluation.sentiment import run
 
-        results = asyncio.run(run(Settings(**options)))
+        results = run_resumable(run(Settings(**options), out, in_process), out)
     except ImportError as error:
         raise click.ClickException(
             f"{error}. This command needs the extra `eval`. Install it with: pip install 'w2s-server[eval]'"
         ) from None
-    except W2SError as error:
-        raise click.ClickException(str(error)) from None
     publish(results, out)
 
 

@@ -1,0 +1,229 @@
+"""Asks a server for the answers: OpenAI's chat and completion endpoints, with `guidance` where a condition has any."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from w2s_core.errors import ConfigurationError, W2SError
+from w2s_core.evaluation.experiment import Condition, Experiment, Task
+from w2s_core.evaluation.records import AnswerRecord, EvalPrompt, LeftOut
+from w2s_core.remote.faults import error_text, exceeds_context, retry_after_s
+
+CompletionPrompt = Callable[[EvalPrompt], str | Sequence[int]]
+OWN_FIELDS = ("model", "messages", "prompt", "guidance", "seed", "n", "stream")
+"""Fields of a request that are no sampling parameters: the experiment itself sets them."""
+_ATTEMPTS = 10
+_BYTE = re.compile(r"\\x([0-9a-f]{2})")  # of a token that is a part of a character, in the format of completions
+_back_off = wait_random_exponential(multiplier=1, max=60)
+
+
+class _TransientError(W2SError):
+    """An attempt failed, and another may succeed. `retry_after`: the seconds that the server asked for."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class _TooLongError(Exception):
+    """A prompt does not fit the model's context."""
+
+
+class AnswerClient:
+    """Asks for answers through `http`, a client with the server as its base URL.
+
+    `system` is the system message of chats that have none of their own. `completion_prompts` make a condition's prompts
+    of texts to complete, where it does not read them as they are.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        system: str | None = None,
+        completion_prompts: Mapping[str, CompletionPrompt] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._http = http
+        self._system = system
+        self._completion_prompts = completion_prompts or {}
+        self._sleep = sleep
+
+    async def check(self, experiment: Experiment) -> None:
+        """Raises ConfigurationError unless the server answers and serves every condition's model.
+
+        A server that is still loading is waited for; one that lists no models is taken as it is.
+        """
+        response: httpx.Response = await self._retrying()(self._list_models)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return
+        if response.status_code != httpx.codes.OK:
+            raise ConfigurationError(f"the server at {self._http.base_url} refuses: {_refusal(response)}")
+        try:
+            served = [str(model["id"]) for model in response.json()["data"]]
+        except (KeyError, TypeError, ValueError):
+            raise ConfigurationError(f"the server at {self._http.base_url} does not speak OpenAI's API.") from None
+        for condition in experiment.conditions:
+            if condition.model not in served:
+                raise ConfigurationError(
+                    f"conditions.{condition.name}.model: the server has no `{condition.model}` "
+                    f"(it serves: {', '.join(served)})."
+                )
+
+    async def _list_models(self) -> httpx.Response:
+        try:
+            response = await self._http.get("/v1/models")
+        except httpx.RequestError as error:
+            raise ConfigurationError(f"the server at {self._http.base_url} cannot be reached: {_said(error)}") from None
+        _raise_if_transient(response)
+        return response
+
+    async def answer(self, task: Task) -> AnswerRecord | LeftOut:
+        """Asks for all turns, each after the model's own answers to those before.
+
+        Raises ConfigurationError where the server refuses a request, and W2SError where it keeps failing.
+        """
+        answers: list[_Turn] = []
+        try:
+            for turn in range(len(task.prompt.turns)):
+                said = [answer.text for answer in answers]
+                path, body = self._request(task.prompt, task.condition, said, turn)
+                answers.append(await self._post(path, {**body, "seed": task.request_seed}))
+        except _TooLongError as error:
+            return LeftOut(task.prompt.id, task.condition.name, task.seed, str(error))
+        except W2SError as error:
+            where = f"condition `{task.condition.name}`, prompt `{task.prompt.id}`"
+            raise type(error)(f"{where}: {error}") from None
+        return _record(task, answers)
+
+    def _request(
+        self, prompt: EvalPrompt, condition: Condition, said: Sequence[str], turn: int
+    ) -> tuple[str, dict[str, Any]]:
+        """The endpoint and the request, without a seed."""
+        body: dict[str, Any] = {"model": condition.model, **condition.sampling}
+        if condition.guidance is not None:
+            body["guidance"] = condition.guidance
+        logprobs = body.pop("logprobs", True)
+        if not prompt.chat:
+            make_prompt = self._completion_prompts.get(condition.name)
+            body["prompt"] = make_prompt(prompt) if make_prompt else prompt.turns[0]
+            return "/v1/completions", body | ({"logprobs": 0} if logprobs else {})
+        messages = list(prompt.history)
+        if self._system is not None and not any(message["role"] == "system" for message in messages):
+            messages.insert(0, {"role": "system", "content": self._system})
+        for question, answer in zip(prompt.turns, said, strict=False):
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        messages.append({"role": "user", "content": prompt.turns[turn]})
+        return "/v1/chat/completions", body | {"messages": messages} | ({"logprobs": True} if logprobs else {})
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> _Turn:
+        turn: _Turn = await self._retrying()(self._attempt, path, body)
+        return turn
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type(_TransientError),
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=_wait,
+            sleep=self._sleep,
+            reraise=True,
+        )
+
+    async def _attempt(self, path: str, body: Mapping[str, Any]) -> _Turn:
+        start = time.perf_counter()
+        try:
+            response = await self._http.post(path, json=body)
+        except httpx.RequestError as error:
+            raise _TransientError(f"the server cannot be reached: {_said(error)}") from None
+        if response.status_code == httpx.codes.OK:
+            try:
+                return _Turn(response.json(), time.perf_counter() - start)
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise W2SError("the server's response is not one of OpenAI's API.") from None
+        _raise_if_transient(response)
+        content = _json(response)
+        if exceeds_context(content, error_text(content)):
+            raise _TooLongError(error_text(content))
+        raise ConfigurationError(_refusal(response))
+
+
+class _Turn:
+    """What a response tells of the answer to one turn. Raises KeyError and the like for one that is not OpenAI's."""
+
+    def __init__(self, response: Any, seconds: float) -> None:
+        self.seconds = seconds
+        choice, usage = response["choices"][0], response["usage"]
+        self.text: str = choice["text"] if "text" in choice else choice["message"]["content"] or ""
+        self.finish_reason: str = choice["finish_reason"]
+        self.prompt_tokens: int = usage["prompt_tokens"]
+        self.completion_tokens: int = usage["completion_tokens"]
+        search = response.get("guidance") or {}
+        self.sampled_tokens: int = search.get("sampled_tokens", self.completion_tokens)
+        tokens = _tokens(choice.get("logprobs") or {})
+        if self.finish_reason == "stop" and tokens and not _is_text(tokens[-1][0], self.text):
+            del tokens[-1]  # it ended the answer; one that was cut off has none
+        self.logprobs = [nats for _, nats in tokens]
+
+
+def _tokens(logprobs: Mapping[str, Any]) -> list[tuple[bytes, float]]:
+    """The tokens' bytes and log-probabilities, from the format of either endpoint; none if there are none."""
+    if logprobs.get("content") is not None:
+        return [(bytes(token["bytes"] or ()), token["logprob"]) for token in logprobs["content"]]
+    return [
+        (bytes.fromhex("".join(_BYTE.findall(token))) if token.startswith("bytes:") else token.encode(), nats)
+        for token, nats in zip(logprobs.get("tokens", ()), logprobs.get("token_logprobs", ()), strict=True)
+    ]
+
+
+def _is_text(token: bytes, text: str) -> bool:
+    return bool(token) and text.encode().endswith(token)
+
+
+def _record(task: Task, turns: Sequence[_Turn]) -> AnswerRecord:
+    logprobs = [value for turn in turns for value in turn.logprobs]
+    return AnswerRecord(
+        prompt=task.prompt.id,
+        condition=task.condition.name,
+        seed=task.seed,
+        texts=tuple(turn.text for turn in turns),
+        finish_reasons=tuple(turn.finish_reason for turn in turns),
+        prompt_tokens=sum(turn.prompt_tokens for turn in turns),
+        completion_tokens=sum(turn.completion_tokens for turn in turns),
+        sampled_tokens=sum(turn.sampled_tokens for turn in turns),
+        seconds=sum(turn.seconds for turn in turns),
+        logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+    )
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next attempt: the server's Retry-After, or longer."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, _TransientError) else None
+    return max(asked or 0.0, _back_off(state))
+
+
+def _raise_if_transient(response: httpx.Response) -> None:
+    if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
+        raise _TransientError(_refusal(response), retry_after_s(response.headers))
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _refusal(response: httpx.Response) -> str:
+    message = " ".join(error_text(_json(response)).split()) or response.reason_phrase or "no message"
+    return f"{message} ({response.status_code})"
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
