@@ -52,7 +52,7 @@ _RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--batch-size", type=_POSITIVE, help="Answers (dpo: comparisons) a step.  [default: 16]")
 @click.option("--max-length", type=_POSITIVE, help="Tokens of prompt and answer.  [default: the base's context]")
 @click.option("--beta", type=_RATE, help="DPO's beta: higher stays closer to the reference.  [default: 0.1]")
-@click.option("--neftune", type=click.FloatRange(0), help="Noise on embeddings, against overfitting.  [default: 0]")
+@click.option("--embedding-dropout", type=click.FloatRange(0, 0.9), help="Dropout on embeddings.  [default: 0]")
 @click.option("--seed", type=int, help="The same seed gives the same pair on the same machine.  [default: 0]")
 @click.option(
     "--saved-dtype",

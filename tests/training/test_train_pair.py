@@ -99,7 +99,7 @@ class Stopped(Exception):
 def test_a_training_that_was_stopped_goes_on_where_it_was(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, lora: int | None
 ) -> None:
-    options = {"method": method, "lora": lora, "held_out": 0.0, "neftune": 1.0, "adapt_epochs": 1}
+    options = {"method": method, "lora": lora, "held_out": 0.0, "embedding_dropout": 0.1, "adapt_epochs": 1}
     whole, made = settings(out=tmp_path / "whole", **options), settings(**options)
     train_pair(whole)
     monkeypatch.setattr(phases, "CHECKPOINT_SECONDS", 0.0)
@@ -177,3 +177,15 @@ def test_a_conversation_needs_no_template_where_the_base_has_one(settings: Make,
 
 def said(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
+
+
+def test_dropout_acts_on_embeddings_in_training_alone(base: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    phases.add_dropout(model, 0.5)
+    tokens = torch.arange(20)
+    embedding = model.get_input_embeddings()
+    model.train()
+    zeros = (embedding(tokens) == 0).float().mean()
+    model.eval()
+    assert 0.3 < zeros < 0.7
+    assert not (embedding(tokens) == 0).any()

@@ -68,8 +68,8 @@ def train(training: Sequence[Sentence], testing: Sequence[Sentence], out: Path) 
             adapt_learning_rate=2e-3,
             epochs=1,
             learning_rate=1e-3,
-            batch_size=24,
-            neftune=5.0,
+            batch_size=20,
+            embedding_dropout=0.1,
             saved_dtype="float16",
         )
         check = train_pair(settings)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.functional import dropout
 from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
@@ -71,6 +72,7 @@ class PhaseRunner:
         say(f"{phase.name}: {len(phase.examples)} answers, {phase.steps} steps{again}")
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             trainer = self._trainer(phase, start, checkpoints)
+            add_dropout(trainer.model, self._settings.embedding_dropout)
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(_Progress())
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,7 +116,6 @@ class PhaseRunner:
             "warmup_steps": max(1, round(_WARMUP_SHARE * phase.steps)),
             "weight_decay": 0.1,
             "max_grad_norm": 1.0,
-            "neftune_noise_alpha": settings.neftune or None,
             "max_length": None,
             "seed": settings.seed,
             "bf16": cuda and torch.cuda.is_bf16_supported(),
@@ -161,6 +162,14 @@ class _TimedCheckpoints(TrainerCallback):
             self._saved_at = time.monotonic()
             control.should_save = True
         return control
+
+
+def add_dropout(model: Any, share: float) -> None:
+    """Sets this share of the input embeddings' values to zero while the model is in training mode."""
+    if share:
+        model.get_input_embeddings().register_forward_hook(
+            lambda module, _, output: dropout(output, share, training=module.training)
+        )
 
 
 def _sft_rows(examples: Sequence[Example]) -> Dataset:

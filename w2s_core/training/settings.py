@@ -23,8 +23,8 @@ class TrainingSettings:
     `adapt_epochs` > 0 first trains the base on all answers, good and bad, so that subject and style cancel in the pair.
     `lora` is the rank of LoRA adapters (Hu et al. 2021, arXiv:2106.09685), None for full weights. `held_out` is the
     share of the prompts that is kept for the figures, unless `check_data` is given. `prompt_template`: see
-    `PairConfig`. Learning rates are the peaks of a linear decay; `neftune` is the strength of noise on embeddings
-    (Jain et al. 2023, arXiv:2310.05914). `max_length` in tokens, None for the base's context.
+    `PairConfig`. Learning rates are the peaks of a linear decay. `embedding_dropout` is the share of
+    the embeddings' values that are set to zero in training. `max_length` in tokens, None for the base's context.
     """
 
     base: str
@@ -43,7 +43,7 @@ class TrainingSettings:
     batch_size: int = 16
     max_length: int | None = None
     beta: float = 0.1
-    neftune: float = 0.0
+    embedding_dropout: float = 0.0
     seed: int = 0
     saved_dtype: SavedDtype = "float32"
     large: str = "demo:smollm2-135m-instruct"
