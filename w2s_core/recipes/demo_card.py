@@ -32,8 +32,8 @@ weak-to-strong search steers a large model by it.
   is the positive one. *Untuned* is the mean of the weights of the two: still a model of all reviews, and trained as
   long, so that only sentiment is left in the difference. Each sentence is in the data three times, alone or joined
   with one or two of its kind, because answers have several. {adapt_epochs} and {epochs} epochs, learning rates
-  {adapt_learning_rate:g} and {learning_rate:g}, batches of {batch_size}, dropout {embedding_dropout:g} on embeddings. Recipes were compared
-  on 1,000 sentences held out of the {trained:,}; none was chosen on the test sentences.
+  {adapt_learning_rate:g} and {learning_rate:g}, batches of {batch_size}, dropout {embedding_dropout:g} on embeddings.
+  Recipes were compared on 1,000 sentences held out of the {trained:,}; none was chosen on the test sentences.
 - **Use**: to steer towards praise of films, as a demonstration. The pair knows no other subject, and English only.
 
 ## How well it tells praise from blame
