@@ -18,7 +18,7 @@ def test_the_files_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", ["tutorial_data", "--out", str(tmp_path), "--comparisons", "30", "--prompts", "2"])
     main()
     training, check = (read_preferences(tmp_path / name) for name in (TRAIN, CHECK))
-    assert (len(training), len(check)) == (60, 1000)
+    assert (len(training), len(check)) == (60, 400)
     ratings = {f" {sentence.text}": sentence.positive for split in splits() for sentence in split}
     assert all(ratings[answer.text] == answer.good for answer in [*training, *check])
     assert not {answer.text for answer in training} & {answer.text for answer in check}

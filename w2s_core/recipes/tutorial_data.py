@@ -1,7 +1,7 @@
 """Writes the tutorial's data, sentences of film reviews: `python -m w2s_core.recipes.tutorial_data --out DIR`.
 
 `train.jsonl` has comparisons of a positive sentence with a negative one in TRL's preference format, `check.jsonl` has
-others to check a pair with, and `prompts.jsonl` has openers of reviews for `w2s eval run --prompts`.
+others to check a pair with. `experiment.yaml` has `w2s eval run` continue the openers of reviews in `prompts.jsonl`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from w2s_core.demo.data import Sentence, splits
 from w2s_core.demo.fetch import say
 from w2s_core.evaluation.prompts import OPENERS, PREFIX
 
-TRAIN, CHECK, PROMPTS = "train.jsonl", "check.jsonl", "prompts.jsonl"
+TRAIN, CHECK, PROMPTS, EXPERIMENT = "train.jsonl", "check.jsonl", "prompts.jsonl", "experiment.yaml"
+_EXPERIMENT = """\
+prompts: prompts.jsonl
+sampling: {max_tokens: 40, temperature: 0.7, top_k: 50}
+conditions:
+  plain: {model: large}
+  guided: {model: large-praise}
+judges:
+  positive: {python: "w2s_core.evaluation.judge:positive"}
+"""
 
 
 def comparisons(sentences: Sequence[Sentence], count: int) -> list[dict[str, str]]:
@@ -42,14 +51,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--comparisons", type=int, default=1_000, help="comparisons to train on (default: %(default)s)")
+    parser.add_argument("--checked", type=int, default=200, help="comparisons to check with (default: %(default)s)")
     parser.add_argument("--prompts", type=int, default=20, help="openers (default: %(default)s)")
     arguments = parser.parse_args()
     training, _, testing = splits()
     arguments.out.mkdir(parents=True, exist_ok=True)
     write(arguments.out / TRAIN, comparisons(training, arguments.comparisons))
-    write(arguments.out / CHECK, comparisons(testing, 500))
+    write(arguments.out / CHECK, comparisons(testing, arguments.checked))
     write(arguments.out / PROMPTS, prompts(arguments.prompts))
-    say(f"wrote {TRAIN}, {CHECK} and {PROMPTS} to {arguments.out}")
+    (arguments.out / EXPERIMENT).write_text(_EXPERIMENT, encoding="utf-8")
+    say(f"wrote {TRAIN}, {CHECK}, {PROMPTS} and {EXPERIMENT} to {arguments.out}")
 
 
 if __name__ == "__main__":

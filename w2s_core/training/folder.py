@@ -30,28 +30,18 @@ def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or (found and _WORK not in found)):
         raise ConfigurationError(f"--out: {out} exists and is not empty; name another folder.")
     work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work / _LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(work / _LOCK).acquire(timeout=0)
     except Timeout:
         raise ConfigurationError(f"--out: another training writes to {out}.") from None
-    try:
+    with lock:
         _check_settings(work / _SETTINGS, {**asdict(settings), "out": str(out), "digest": digest}, out)
-        yield work
-    except ConfigurationError as error:
-        lock.release()
-        if not isinstance(error, _OtherSettings):
+        try:
+            yield work
+        except ConfigurationError:
             _remove(work, out)
-        raise
-    else:
-        lock.release()
+            raise
         shutil.rmtree(work)
-    finally:
-        lock.release()
-
-
-class _OtherSettings(ConfigurationError):
-    """The folder holds a training with other settings."""
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any], out: Path) -> None:
@@ -62,7 +52,7 @@ def _check_settings(path: Path, settings: Mapping[str, Any], out: Path) -> None:
     different = [name for name, value in settings.items() if before.get(name) != value]
     if different:
         what = "the data" if different == ["digest"] else ", ".join(f"`{n}`" for n in different if n != "digest")
-        raise _OtherSettings(
+        raise ConfigurationError(
             f"--out: {out} holds a training that was stopped, and {what} differ from its own. Remove {path.parent}, or "
             "name another folder."
         )
