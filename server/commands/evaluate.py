@@ -34,7 +34,10 @@ eval_commands.add_command(sentiment)
 
 @eval_commands.command(name="run")
 @click.argument("experiment", type=_FILE, required=False)
-@click.option("--prompts", type=_FILE, help="Prompts: JSONL, AlpacaEval's alpaca_eval.json or MT-Bench's questions.")
+@click.option(
+    "--prompts", help="Prompts: a file of JSONL, AlpacaEval's, MT-Bench's or Parquet; or a data set of the hub."
+)
+@click.option("--split", help="The split of a data set.  [default: train]")
 @click.option("--model", "models", multiple=True, help="A served model, which becomes a condition. Repeatable.")
 @click.option(
     "--guidance",
@@ -57,17 +60,17 @@ eval_commands.add_command(sentiment)
 def run_command(*, out: Path, concurrency: int | None, as_json: bool, **options: Any) -> None:
     """Ask your prompts under several conditions, and compare the answers and what they cost.
 
-    EXPERIMENT is a YAML file with the prompts, conditions and judges; flags override it. The same command goes on
-    where a stopped one left off, and asks nothing twice.
+    EXPERIMENT is a YAML file with the prompts, conditions and judges, or one of the paper's tasks, `summarization` and
+    `instructions`; flags override it. The same command goes on where a stopped one left off, and asks nothing twice.
     """
     from server.commands.experiment_file import guidance_flags, load_file, make_experiment
     from w2s_core.evaluation.run import run
 
     server = _server(options.pop("url"), options.pop("api_key_env"), options.pop("config"))
-    flags = {key: options[key] for key in ("prompts", "seeds", "baseline")}
+    flags = {key: options[key] for key in ("prompts", "split", "limit", "seeds", "baseline")}
     file = load_file(options["experiment"], flags | {"concurrency": concurrency})
     guidance = guidance_flags(options["guidance"])
-    experiment = make_experiment(file, options["models"], guidance, options["max_tokens"], options["limit"])
+    experiment = make_experiment(file, options["models"], guidance, options["max_tokens"])
     judging = _judging(experiment.judges)
     results = run_resumable(run(experiment, out, server, file.concurrency, judging), out)
     click.echo(json.dumps(results.as_json(), ensure_ascii=False, indent=1) if as_json else results.as_text())

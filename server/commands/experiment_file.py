@@ -10,10 +10,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from server.settings.files import describe_validation_error, read_yaml
+from w2s_core import evaluation
 from w2s_core.errors import ConfigurationError
 from w2s_core.evaluation.client import OWN_FIELDS
 from w2s_core.evaluation.experiment import Condition, Experiment, grid, leaves, put
 from w2s_core.evaluation.prompt_files import read_prompts
+
+PRESETS = {path.stem: path for path in (Path(evaluation.__file__).parent / "presets").glob("*.yaml")}
+"""The files of the experiments that come with the package, by name."""
 
 
 class _Section(BaseModel):
@@ -38,9 +42,15 @@ class ConditionSection(_Section):
 
 
 class ExperimentFile(_Section):
-    """The file's keys. `seeds` is the answers per prompt, `sampling` holds for all conditions."""
+    """The file's keys. `seeds` is the answers per prompt, `sampling` holds for all conditions.
 
-    prompts: Path | None = None
+    `prompts`, `split`, `chat`, `limit`: see `read_prompts`.
+    """
+
+    prompts: str | Path | None = None
+    split: str = "train"
+    chat: bool = True
+    limit: Annotated[int, Field(ge=1)] | None = None
     conditions: dict[str, ConditionSection] = Field(default_factory=dict)
     sampling: dict[str, Any] = Field(default_factory=dict)
     seeds: Annotated[int, Field(ge=1)] = 1
@@ -53,13 +63,16 @@ class ExperimentFile(_Section):
 
 
 def load_file(path: Path | None, flags: Mapping[str, Any]) -> ExperimentFile:
-    """The file with `flags` over it, those of them that are not None; `prompts` is relative to the file.
+    """The file, or the preset of that name, with `flags` over it, those of them that are not None.
 
-    Raises ConfigurationError.
+    `prompts` is relative to the file, if it is there, else the id of a data set. Raises ConfigurationError.
     """
+    if path is not None and not path.exists() and str(path) in PRESETS:
+        path = PRESETS[str(path)]
     content = read_yaml(path, example_key="prompts") if path is not None else {}
-    if path is not None and isinstance(content.get("prompts"), str):
-        content["prompts"] = path.parent / content["prompts"]
+    prompts = content.get("prompts")
+    if path is not None and isinstance(prompts, str) and (path.parent / prompts).exists():
+        content["prompts"] = path.parent / prompts
     try:
         return ExperimentFile(**content | {key: value for key, value in flags.items() if value is not None})
     except ValidationError as error:
@@ -83,9 +96,9 @@ def guidance_flags(flags: Sequence[str]) -> dict[str, Any]:
 
 
 def make_experiment(
-    file: ExperimentFile, models: Sequence[str], guidance: Mapping[str, Any], max_tokens: int | None, limit: int | None
+    file: ExperimentFile, models: Sequence[str], guidance: Mapping[str, Any], max_tokens: int | None
 ) -> Experiment:
-    """The experiment of the file and of the flags `--model`, `--guidance`, `--max-tokens` and `--limit`.
+    """The experiment of the file and of the flags `--model`, `--guidance` and `--max-tokens`.
 
     Raises ConfigurationError.
     """
@@ -102,7 +115,8 @@ def make_experiment(
         for name, chosen in _expanded(key, section.guidance)
     ]
     baseline = file.baseline or conditions[0].name
-    return Experiment(read_prompts(file.prompts, limit), conditions, baseline, file.system, file.judges)
+    prompts = read_prompts(file.prompts, file.limit, split=file.split, chat=file.chat)
+    return Experiment(prompts, conditions, baseline, file.system, file.judges)
 
 
 def _expanded(name: str, guidance: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any] | None]]:

@@ -13,6 +13,7 @@ Any record may have an `id`; without one it is the record's number. Other fields
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,17 @@ from w2s_core.data_sets import DataError, read_records
 from w2s_core.evaluation.records import EvalPrompt
 
 
-def read_prompts(source: str | Path, limit: int | None = None) -> list[EvalPrompt]:
-    """The prompts of a file or a data set (see `read_records`), the first `limit` of them. Raises DataError."""
+def read_prompts(
+    source: str | Path, limit: int | None = None, *, split: str = "train", chat: bool = True
+) -> list[EvalPrompt]:
+    """The prompts of a file or a data set (see `read_records`), the first `limit` of them.
+
+    Without `chat`, a text in `prompt` is to be continued, as one in `text`. Raises DataError.
+    """
     prompts: dict[str, EvalPrompt] = {}
-    for count, record in enumerate(read_records(source), start=1):
+    for count, record in enumerate(islice(read_records(source, split), limit), start=1):
         try:
-            prompt = _prompt(record.fields, str(count))
+            prompt = _prompt(record.fields, str(count), chat=chat)
         except DataError as error:
             raise DataError(f"{record.place}: {error}") from None
         if prompt.id in prompts:
@@ -33,10 +39,10 @@ def read_prompts(source: str | Path, limit: int | None = None) -> list[EvalPromp
         prompts[prompt.id] = prompt
     if not prompts:
         raise DataError(f"{source}: there are no prompts in it.")
-    return list(prompts.values())[:limit]
+    return list(prompts.values())
 
 
-def _prompt(record: Mapping[str, Any], number: str) -> EvalPrompt:
+def _prompt(record: Mapping[str, Any], number: str, *, chat: bool) -> EvalPrompt:
     if "turns" in record:
         turns = record["turns"]
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
@@ -53,7 +59,7 @@ def _prompt(record: Mapping[str, Any], number: str) -> EvalPrompt:
     if isinstance(record.get(field), list):
         history, last = _messages(record[field], field)
         return EvalPrompt(name, (last,), group=group, history=history)
-    return EvalPrompt(name, (_text(record, field),), group=group)
+    return EvalPrompt(name, (_text(record, field),), chat=chat or field != "prompt", group=group)
 
 
 def _messages(messages: list[Any], field: str) -> tuple[tuple[dict[str, str], ...], str]:
