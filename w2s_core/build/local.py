@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from w2s_core.build.generation_config import read_generation_config
+from w2s_core.build.model_sources import model_source
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     EngineConfig,
@@ -75,8 +76,7 @@ class LocalModels:
         """`shares_tokens`: as for `scorer`."""
         assert self.pool is not None
         tokenizer = self._tokenizers.of_model(config.model)
-        pool_name = _reward_name(config, self._tokenizers)
-        model = PairModel(name, tokenizer, shares_tokens(tokenizer), pool_name, section="reward_models")
+        model = PairModel(name, tokenizer, shares_tokens(tokenizer), _reward_name(config), section="reward_models")
         return RewardModelScorer(self.pool, model, config.prompt_template)
 
     def proxy_tuner(
@@ -165,17 +165,16 @@ def _model_spec(
     if isinstance(entry, RewardModelConfig):
         if source.adapter is not None:
             raise ConfigurationError(f"{reference} is an adapter. Merge it into its base; reward models take none.")
-        name, reward = _reward_name(entry, tokenizers), RewardHead(key, entry.label)
+        name, reward = _reward_name(entry), RewardHead(key, entry.label)
     adapter = None if source.adapter is None else AdapterSpec(f"{key}.{role}", source.adapter)
     return name, ModelSpec(
         source.model, entry.trust_remote_code, tokenizer.size, tokenizer.eos, reward=reward, adapter=adapter
     )
 
 
-def _reward_name(config: RewardModelConfig, tokenizers: TokenizerCache) -> str:
+def _reward_name(config: RewardModelConfig) -> str:
     """The name of a reward model in the pool, where its folder may also be loaded with logits or for another label."""
-    label = "" if config.label is None else f", {config.label!r}"
-    return f"{tokenizers.source(config.model).pool_name} (reward{label})"
+    return f"{model_source(config.model)} (reward{'' if config.label is None else f', {config.label!r}'})"
 
 
 def _worker_specs(

@@ -106,8 +106,9 @@ def _adapter_folder(reference: str) -> str:
 def _hub_file(source: str, name: str) -> Path | None:
     """A file of a hub repository, None where it cannot be had."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(hf_hub_download(source, name))
-    except (OSError, ValueError, httpx.HTTPError):
+    except (EntryNotFoundError, OSError, ValueError, httpx.HTTPError):
         return None

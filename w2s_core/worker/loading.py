@@ -106,8 +106,8 @@ def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrain
         model = AutoModelForCausalLM.from_pretrained(
             spec.source, dtype=dtype, use_safetensors=True, trust_remote_code=spec.trust_remote_code
         )
-        if getattr(model, "_hf_peft_config_loaded", False):  # transformers does that where PEFT is installed
-            raise ConfigurationError(f"{spec.source}: is or has an adapter. Write {{model: BASE, adapter: FOLDER}}.")
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers does that where PEFT is installed
+        raise ConfigurationError(f"{spec.source}: is or has an adapter. Write {{model: BASE, adapter: FOLDER}}.")
     loaded: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
     layers = loaded if spec.reward is None else loaded.base_model  # not the head, which has a few outputs
     if can_pack(layers):
