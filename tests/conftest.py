@@ -33,7 +33,7 @@ NOT_FAST = (
     *("server/http/test_limits.py", "server/http/test_shutdown.py", "server/logs/test_log_scan.py"),
     *("server/settings/test_reload.py", "server/test_cli.py", "server/test_model_safety.py"),
     *("structured/test_grammar_checker.py", "telemetry/test_tracing.py"),
-    *("worker/test_eft_on_workers.py", "worker/test_eft_over_http.py"),
+    *("worker/test_adapters_on_workers.py", "worker/test_eft_on_workers.py", "worker/test_eft_over_http.py"),
     *("worker/test_engine_on_workers.py", "worker/test_grammar_on_workers.py", "worker/test_grammar_over_http.py"),
     *("worker/test_logprobs_on_workers.py", "worker/test_required_tools.py", "worker/test_sampling_extras.py"),
     *("worker/test_reward_models_on_workers.py", "worker/test_reward_models_over_http.py"),

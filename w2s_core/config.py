@@ -33,18 +33,35 @@ _FORBID: dict[str, str] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, slots=True)
-class LargeModelConfig:
-    """A large model that runs in our own workers.
+class AdapterConfig:
+    """A model with a LoRA adapter, whose weights it shares with every other use of the model.
 
-    `model`: a folder, a Hugging Face hub id, or "demo:NAME". `trust_remote_code` runs Python code from the model's
-    folder. `devices`: those of `workers.devices` that load it, None = all. `tool_format`: how the model writes tool
-    calls, and `reasoning_format`: how it marks its thoughts ("none" = not), by the names of vLLM's parsers; "auto" =
-    detected from its chat template. `generation_config`: "auto" takes sampling defaults from the
-    model's `generation_config.json`, "ignore" (or "vllm", as vLLM calls it) does not.
+    `model`: as `LargeModelConfig.model`. `adapter`: a folder or a hub id with PEFT's `adapter_config.json` and
+    `adapter_model.safetensors`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     model: str
+    adapter: str
+
+
+ModelReference: TypeAlias = str | AdapterConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LargeModelConfig:
+    """A large model that runs in our own workers.
+
+    `model`: a folder, a Hugging Face hub id, or "demo:NAME"; that of an adapter means its base with the adapter.
+    `trust_remote_code` runs Python code from the model's folder. `devices`: those of `workers.devices` that load it,
+    None = all. `tool_format`: how the model writes tool calls, and `reasoning_format`: how it marks its thoughts
+    ("none" = not), by the names of vLLM's parsers; "auto" = detected from its chat template. `generation_config`:
+    "auto" takes sampling defaults from the model's `generation_config.json`, "ignore" (or "vllm", as vLLM calls it)
+    does not.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    model: ModelReference
     backend: Literal["local"] = "local"
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
@@ -63,8 +80,8 @@ class PairConfig:
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
-    tuned: str
-    untuned: str | None
+    tuned: ModelReference
+    untuned: ModelReference | None
     backend: Literal["local"] = "local"
     prompt_template: str | None = None
     trust_remote_code: bool = False

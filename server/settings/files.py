@@ -44,7 +44,9 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 def describe_validation_error(error: ValidationError) -> str:
     """One line that names every key at fault, and never a value, which may be a secret."""
     problems: dict[str, list[str]] = {}
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
+    for item in error.errors(include_url=False, include_context=False):
+        if item["loc"][-1:] == ("str",) and isinstance(item["input"], dict):
+            continue  # a mapping was written for a name or a mapping: what is wrong in it says another item
         key, message = _dotted_key(item["loc"]), item["msg"].removeprefix("Value error, ")
         if item["type"] == "backend":
             key += ".backend"
@@ -56,10 +58,10 @@ def describe_validation_error(error: ValidationError) -> str:
 
 
 def _dotted_key(loc: tuple[int | str, ...]) -> str:
-    """The dotted key of pydantic's `loc`, without its labels for union members (`literal['auto']`, `int`)."""
+    """The dotted key of pydantic's `loc`, without its labels for union members, such as `int` or `literal['auto']`."""
     parts = [str(part) for part in loc]
     if len(parts) > 2 and parts[0] in ("large_models", "pairs", "reward_models"):
         del parts[2]  # the label behind a model's name: its backend
     if len(parts) > 1 and parts[-1] in ("int", "float", "str"):
         parts.pop()
-    return ".".join(parts[:1] + [part for part in parts[1:] if "[" not in part])
+    return ".".join(parts[:1] + [part for part in parts[1:] if "[" not in part and part != "AdapterConfig"])

@@ -10,6 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from server.cli import main
+from tests.adapters import save_adapter, save_merged
 from tests.tiny import save_tiny
 
 
@@ -57,6 +58,24 @@ def test_a_pair_of_the_configuration(folders: dict[str, str], data: str, tmp_pat
     missing = run("--pair", "other", "--config", str(config), "--data", data)
     assert missing.exit_code == 2
     assert missing.stderr == "w2s: --pair: no pair is named `other` (configured: equal).\n"
+
+
+def test_an_adapter_by_its_folder_alone(folders: dict[str, str], data: str, tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "adapter", Path(folders["untuned"]))
+    merged = save_merged(tmp_path / "merged", Path(folders["untuned"]), adapter)
+    found = []
+    for tuned in (adapter, merged):
+        result = run("--tuned", str(tuned), "--untuned", folders["untuned"], "--data", data, "--json")
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout))
+    assert found[0]["margin"] == pytest.approx(found[1]["margin"], abs=1e-4)
+    assert (found[0]["auc"], found[0]["verdict"]) == (found[1]["auc"], found[1]["verdict"])
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
+    missing = run("--tuned", str(adapter), "--untuned", folders["untuned"], "--data", data)
+    assert missing.exit_code == 2
+    assert missing.stderr.startswith(f"w2s: pairs.pair.tuned: the base of the adapter {adapter}: {tmp_path}/gone: ")
+    assert len(missing.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,11 @@ def _shares_tokens(config: EngineConfig, tokenizers: TokenizerCache) -> Callable
     """
     vocabularies: list[Mapping[str, int] | None] = []
     for large in config.large_models.values():
-        reference = large.model if isinstance(large, LargeModelConfig) else large.tokenizer
-        uses_ids = isinstance(large, LargeModelConfig) or large.flavor == "vllm"
-        vocabularies.append(tokenizers.load(reference).vocabulary if uses_ids and reference else None)
+        if isinstance(large, LargeModelConfig):
+            vocabularies.append(tokenizers.of_model(large.model).vocabulary)
+        else:
+            own = large.tokenizer if large.flavor == "vllm" else None  # else it reads text, not token ids
+            vocabularies.append(tokenizers.load(own).vocabulary if own is not None else None)
     return lambda tokenizer: all(vocabulary == tokenizer.vocabulary for vocabulary in vocabularies)
 
 

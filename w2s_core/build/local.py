@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from w2s_core.build.generation_config import read_generation_config
-from w2s_core.build.tokenizers import TokenizerCache, model_source
+from w2s_core.build.model_sources import model_source
+from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
+    ModelReference,
     PairConfig,
     RemotePairConfig,
     RewardModelConfig,
@@ -21,7 +23,7 @@ from w2s_core.config import (
 from w2s_core.errors import ConfigurationError
 from w2s_core.large.local import LocalLargeModel
 from w2s_core.pool.pool import WorkerPool
-from w2s_core.pool.specs import ModelSpec, RewardHead, WorkerSpec
+from w2s_core.pool.specs import AdapterSpec, ModelSpec, RewardHead, WorkerSpec
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.scorers.proxy_tuning import LocalProxyTuner, ProxyPair, proxy_pair
@@ -52,12 +54,14 @@ class LocalModels:
 
     def large_model(self, config: LargeModelConfig) -> LocalLargeModel:
         assert self.pool is not None
-        tokenizer = self._tokenizers.load(config.model)
+        tokenizer = self._tokenizers.of_model(config.model)
         tool_format = resolve_tool_format(config.tool_format, tokenizer.chat_template)
         reasoning_format = resolve_reasoning_format(config.reasoning_format, tokenizer.chat_template)
-        source = model_source(config.model)
-        defaults = read_generation_config(source) if config.generation_config == "auto" else None
-        model = LocalLargeModel(source, tokenizer, self.pool, tool_format, defaults, reasoning_format=reasoning_format)
+        source = self._tokenizers.source(config.model)
+        defaults = read_generation_config(source.model) if config.generation_config == "auto" else None
+        model = LocalLargeModel(
+            source.pool_name, tokenizer, self.pool, tool_format, defaults, reasoning_format=reasoning_format
+        )
         self.checkers.append(model.checker)
         return model
 
@@ -71,7 +75,7 @@ class LocalModels:
     ) -> RewardModelScorer:
         """`shares_tokens`: as for `scorer`."""
         assert self.pool is not None
-        tokenizer = self._tokenizers.load(config.model)
+        tokenizer = self._tokenizers.of_model(config.model)
         model = PairModel(name, tokenizer, shares_tokens(tokenizer), _reward_name(config), section="reward_models")
         return RewardModelScorer(self.pool, model, config.prompt_template)
 
@@ -90,7 +94,8 @@ class LocalModels:
 
     def _proxy_pair(self, name: str, large: LargeModelConfig, pair: PairConfig) -> ProxyPair:
         references = (large.model, pair.tuned, pair.untuned)
-        devices = [self._models[model_source(reference)][1] for reference in references if reference is not None]
+        names = [self._tokenizers.source(reference).pool_name for reference in references if reference is not None]
+        devices = [self._models[model][1] for model in names]
         tuned, untuned = self._pair_models(name, pair, lambda _: True)
         return ProxyPair(tuned, untuned, pair.prompt_template, frozenset(set.intersection(*devices)))
 
@@ -99,9 +104,9 @@ class LocalModels:
     ) -> tuple[PairModel, PairModel | None]:
         """The pair's tuned and untuned model."""
 
-        def model(role: str, reference: str) -> PairModel:
-            tokenizer = self._tokenizers.load(reference)
-            return PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), model_source(reference))
+        def model(role: str, reference: ModelReference) -> PairModel:
+            tokenizer, source = self._tokenizers.of_model(reference), self._tokenizers.source(reference)
+            return PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), source.pool_name)
 
         return model("tuned", config.tuned), model("untuned", config.untuned) if config.untuned is not None else None
 
@@ -124,30 +129,47 @@ def _device_assignment(
 ) -> dict[str, tuple[ModelSpec, set[str]]]:
     """Every model by its name in the pool, once however many entries use it, with the set of devices that load it.
 
-    The name is the model's source, or `_reward_name`.
+    The name is that of the model's source, or `_reward_name`.
     """
     models: dict[str, tuple[ModelSpec, set[str]]] = {}
-    entries: list[tuple[str, LargeModelConfig | PairConfig | RewardModelConfig, list[str]]] = [
-        (f"large_models.{name}", config, [config.model]) for name, config in large.items()
+    entries: list[tuple[str, LargeModelConfig | PairConfig | RewardModelConfig, dict[str, ModelReference]]] = [
+        (f"large_models.{name}", config, {"model": config.model}) for name, config in large.items()
     ]
     for name, pair in pairs.items():
-        entries.append((f"pairs.{name}", pair, [pair.tuned, *([] if pair.untuned is None else [pair.untuned])]))
-    entries += [(f"reward_models.{name}", model, [model.model]) for name, model in reward_models.items()]
+        untuned: dict[str, ModelReference] = {} if pair.untuned is None else {"untuned": pair.untuned}
+        entries.append((f"pairs.{name}", pair, {"tuned": pair.tuned, **untuned}))
+    entries += [(f"reward_models.{name}", model, {"model": model.model}) for name, model in reward_models.items()]
     for key, entry, references in entries:
         chosen = set(devices if entry.devices is None else entry.devices)
         if not chosen or not chosen <= set(devices):
             raise ConfigurationError(f"{key}.devices: must be some of workers.devices ({', '.join(devices)}).")
-        for reference in references:
-            source, reward = model_source(reference), None
-            name = source
-            if isinstance(entry, RewardModelConfig):
-                name, reward = _reward_name(entry), RewardHead(key, entry.label)
-            if name not in models:
-                tokenizer = tokenizers.load(reference)
-                spec = ModelSpec(source, entry.trust_remote_code, tokenizer.size, tokenizer.eos, reward)
-                models[name] = (spec, set())
-            models[name][1].update(chosen)
+        for role, reference in references.items():
+            try:
+                name, spec = _model_spec(key, role, reference, entry, tokenizers)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{key}.{role}: {error}") from None
+            models.setdefault(name, (spec, set()))[1].update(chosen)
     return models
+
+
+def _model_spec(
+    key: str,
+    role: str,
+    reference: ModelReference,
+    entry: LargeModelConfig | PairConfig | RewardModelConfig,
+    tokenizers: TokenizerCache,
+) -> tuple[str, ModelSpec]:
+    """The model that `role` of the entry `key` of the configuration names, behind its name in the pool."""
+    source, tokenizer = tokenizers.source(reference), tokenizers.of_model(reference)
+    name, reward = source.pool_name, None
+    if isinstance(entry, RewardModelConfig):
+        if source.adapter is not None:
+            raise ConfigurationError(f"{reference} is an adapter. Merge it into its base; reward models take none.")
+        name, reward = _reward_name(entry), RewardHead(key, entry.label)
+    adapter = None if source.adapter is None else AdapterSpec(f"{key}.{role}", source.adapter)
+    return name, ModelSpec(
+        source.model, entry.trust_remote_code, tokenizer.size, tokenizer.eos, reward=reward, adapter=adapter
+    )
 
 
 def _reward_name(config: RewardModelConfig) -> str:

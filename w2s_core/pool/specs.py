@@ -18,12 +18,20 @@ class RewardHead:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """A LoRA adapter in PEFT's format, in a folder. `key` is the model's place in the configuration, for messages."""
+
+    key: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A model to load. `source` is what transformers takes: a folder or a hub id.
 
     Its tokenizer may say otherwise than its configuration. `tokens` is the tokenizer's size: the model may have more
     logits, which then are never drawn (None keeps all). `eos` is the tokenizer's EOS token, which ends answers, too.
-    `reward`: None unless it is a reward model.
+    `reward`: None unless it is a reward model. `adapter`: None unless it is an adapted model, whose base is `source`.
     """
 
     source: str
@@ -31,6 +39,7 @@ class ModelSpec:
     tokens: int | None = None
     eos: int | None = None
     reward: RewardHead | None = None
+    adapter: AdapterSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

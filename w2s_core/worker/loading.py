@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import ModelInfo, ModelSpec, RewardHead, WorkerSpec
 from w2s_core.worker.attention import TREE_ATTENTION
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.kv_cache import KVCache
+from w2s_core.worker.lora import read_adapter, with_adapter
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.packing import can_pack, pack_linears
 from w2s_core.worker.reward_model import load_classifier, reward_model
@@ -29,7 +32,16 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else kernels that models bring along run on the first GPU
     dtype = pick_dtype(spec.dtype, device)
-    models = {name: _load(model, dtype, device) for name, model in spec.models.items()}
+    adapters = {name: read_adapter(model.adapter) for name, model in spec.models.items() if model.adapter}
+    loaded: dict[str, PreTrainedModel] = {}  # by folder or hub id: adapters share their base's weights
+    models: dict[str, PreTrainedModel] = {}
+    for name, model in spec.models.items():
+        if model.reward is not None:
+            models[name] = _load(model, dtype, device)
+            continue
+        source = os.path.realpath(model.source) if Path(model.source).is_dir() else model.source
+        base = loaded[source] = loaded[source] if source in loaded else _load(model, dtype, device)
+        models[name] = with_adapter(base, adapters[name], model.source) if name in adapters else base
     cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
     return {
         name: make_runner(model, device, cache_bytes, tokens=own.tokens, eos=own.eos, reward=own.reward)
@@ -94,6 +106,8 @@ def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrain
         model = AutoModelForCausalLM.from_pretrained(
             spec.source, dtype=dtype, use_safetensors=True, trust_remote_code=spec.trust_remote_code
         )
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers does that where PEFT is installed
+        raise ConfigurationError(f"{spec.source}: is or has an adapter. Write {{model: BASE, adapter: FOLDER}}.")
     loaded: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
     layers = loaded if spec.reward is None else loaded.base_model  # not the head, which has a few outputs
     if can_pack(layers):

@@ -16,6 +16,7 @@ from w2s_core.config import EngineConfig
 from w2s_core.errors import ConfigurationError
 
 REMOTE: dict[str, Any] = {"base_url": "http://x/v1", "model": "m"}
+ADAPTED: dict[str, Any] = {"model": "demo:reviews", "adapter": "/adapter"}
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -215,6 +216,10 @@ def test_a_template_of_null_and_an_empty_one_differ(tmp_path: Path) -> None:
             demo_with(pairs__r={"backend": "remote", "tuned": REMOTE, "untuned": {**REMOTE, "context_length": 0}}),
             "pairs.r.untuned.context_length: must be at least 1",
         ),
+        (demo_with(pairs__positive__tuned={"model": "x"}), "w2s.yaml: pairs.positive.tuned.adapter: Field required"),
+        (demo_with(pairs__positive__untuned={**ADAPTED, "x": 1}), "w2s.yaml: pairs.positive.untuned.x: unknown key"),
+        (demo_with(pairs__positive__tuned=1), "pairs.positive.tuned: "),
+        (demo_with(large_models__smollm2__model={"adapter": "x"}), "w2s.yaml: large_models.smollm2.model.model: "),
         ({"large_models": {}, "served_models": {}}, "large_models: "),
         ({"large_models": {"a": {"model": "x"}}}, "served_models: Field required"),
         ({"pairs": None, "large_models": {"a": {"model": "x"}}, "served_models": {"a": {"large": "a"}}}, "pairs: "),

@@ -14,7 +14,14 @@ from pydantic import BaseModel
 
 from server.settings.config import Settings, load_settings
 from tests.server.settings.test_config import write
-from w2s_core.config import RemoteLargeModelConfig, RemotePairConfig
+from w2s_core.config import (
+    AdapterConfig,
+    EngineConfig,
+    LargeModelConfig,
+    PairConfig,
+    RemoteLargeModelConfig,
+    RemotePairConfig,
+)
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "example.yaml"
 
@@ -61,6 +68,16 @@ def test_the_remote_models_of_the_example_load_too(tmp_path: Path) -> None:
     defaults = RemoteLargeModelConfig(base_url="http://x", model="m")
     example = replace(large, base_url="http://x", model="m", flavor="auto", tokenizer=None, api_key_env=None)
     assert example == defaults
+
+
+def test_so_do_its_adapters(tmp_path: Path) -> None:
+    config: EngineConfig = load_settings(write(tmp_path, WHOLE_EXAMPLE)).engine_config()
+    large, pair = config.large_models["polished"], config.pairs["adapted"]
+    assert isinstance(large, LargeModelConfig)
+    assert isinstance(pair, PairConfig)
+    assert large.model == AdapterConfig("demo:smollm2-135m-instruct", "/models/polished")
+    assert pair.tuned == AdapterConfig("demo:reviews", "/models/reviews-adapter")
+    assert isinstance(pair.untuned, AdapterConfig)
 
 
 @pytest.mark.parametrize("path", sorted(set(keys_of(Settings))), ids=".".join)

@@ -1,0 +1,114 @@
+"""Resolution of model references: `demo:NAME`, folders and hub ids, of models and of LoRA adapters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from w2s_core.config import AdapterConfig, ModelReference
+from w2s_core.demo.models import resolve
+from w2s_core.errors import ConfigurationError
+
+_DEMO = "demo:"
+_CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
+_ADAPTER_FILES = ["*.json", "*.jinja", "adapter_model.safetensors"]  # also its tokenizer; never pickled weights
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's weights are: a folder or hub id for transformers, and the folder of a LoRA adapter."""
+
+    model: str
+    adapter: str | None = None
+
+    @property
+    def pool_name(self) -> str:
+        """The model's name in the worker pool."""
+        return self.model if self.adapter is None else f"{self.model} with {self.adapter}"
+
+
+def model_source(reference: str) -> str:
+    """The folder or hub id to load with transformers. A demo model is fetched first if it is not cached."""
+    return str(resolve(reference)) if reference.startswith(_DEMO) else reference
+
+
+def resolve_reference(reference: ModelReference) -> ModelSource:
+    """Where the model of a reference is. One that names an adapter alone means the base that the adapter names.
+
+    Demo models and adapters from a hub are fetched first if they are not cached. Raises ConfigurationError.
+    """
+    if isinstance(reference, AdapterConfig):
+        return ModelSource(_base(reference.model), _adapter_folder(reference.adapter))
+    source = model_source(reference)
+    if not _is_adapter(source):
+        return ModelSource(source)
+    folder = _adapter_folder(source)
+    base = _read_base(folder)
+    if not base:
+        raise ConfigurationError(
+            f"{reference} is an adapter whose {_ADAPTER_CONFIG} names no base (base_model_name_or_path). "
+            f"Write {{model: BASE, adapter: {reference}}}."
+        )
+    return ModelSource(_base(base), folder)
+
+
+def _base(reference: str) -> str:
+    """The source of an adapter's base, which must not be an adapter."""
+    source = model_source(reference)
+    if _is_adapter(source):
+        raise ConfigurationError(f"{reference} is itself an adapter, and cannot be the base of another one.")
+    return source
+
+
+def _is_adapter(source: str) -> bool:
+    """Whether it holds an adapter and no model. Raises ConfigurationError if it holds both."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return _hub_file(source, _CONFIG) is None and _hub_file(source, _ADAPTER_CONFIG) is not None
+    if not (folder / _ADAPTER_CONFIG).is_file():
+        return False
+    if (folder / _CONFIG).is_file():
+        raise ConfigurationError(
+            f"{source} holds a model and an adapter ({_CONFIG} and {_ADAPTER_CONFIG}). Move the adapter into a folder "
+            "of its own, and write {model: BASE, adapter: FOLDER} to use it."
+        )
+    return True
+
+
+def _read_base(folder: str) -> str | None:
+    try:
+        config = json.loads((Path(folder) / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base: str | None = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{folder}: {_ADAPTER_CONFIG} cannot be read: {error}") from None
+    return base
+
+
+def _adapter_folder(reference: str) -> str:
+    """The folder of an adapter, fetched from the hub if it is none."""
+    folder = reference
+    if not Path(reference).is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(reference, allow_patterns=_ADAPTER_FILES)
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(f"the adapter {reference} is no folder, and cannot be fetched: {reason}") from None
+    if not (Path(folder) / _ADAPTER_CONFIG).is_file():
+        raise ConfigurationError(f"{reference} is no adapter in PEFT's format: it has no {_ADAPTER_CONFIG}.")
+    return folder
+
+
+def _hub_file(source: str, name: str) -> Path | None:
+    """A file of a hub repository, None where it cannot be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source, name))
+    except (EntryNotFoundError, OSError, ValueError, httpx.HTTPError):
+        return None

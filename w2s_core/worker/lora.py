@@ -1,0 +1,184 @@
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685): models that share their base's weights, with changes of low rank.
+
+An adapted model is a copy of the base's modules around the same tensors, in which some linear layers add their change.
+The base has nothing to do with it, and runs as if it were alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from w2s_core.errors import ConfigurationError
+from w2s_core.pool.specs import AdapterSpec
+from w2s_core.worker.packing import PackedLinear
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<matrix>[AB])\.weight")
+_USED = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights"}
+# These say where the change comes from or is; the names of the tensors say that, too. `fan_in_fan_out` is about the
+# base's weights, not the adapter's.
+_DESCRIPTIVE = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "task_type"),
+    *("exclude_modules", "fan_in_fan_out", "layers_pattern", "layers_to_transform", "target_modules"),
+    *("corda_config", "eva_config", "loftq_config", "lora_dropout", "lora_ga_config", "runtime_config"),
+    *("megatron_core", "qalora_group_size"),
+}
+_NEUTRAL: tuple[Any, ...] = (None, False, "", "none", "main", [], {})
+_PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # other initializations change the base's weights
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAAdapter:
+    """An adapter's matrices by the name of the layer that they change: A (r, inputs) and B (outputs, r), on the CPU.
+
+    B is multiplied by the adapter's scaling, α/r.
+    """
+
+    spec: AdapterSpec
+    layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+class LoRALinear(torch.nn.Module):
+    """A linear layer plus B·A: `inputs` (…, inputs) become base(inputs) + (inputs Aᵀ) Bᵀ."""
+
+    def __init__(self, base: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("a", a)
+        self.register_buffer("b", b)
+
+    @property
+    def weight(self) -> Any:
+        """The base layer's weight, whose dtype and device some models look at."""
+        return self.base.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.base(inputs)
+        return outputs + linear(linear(inputs, self.a), self.b)  # type: ignore[arg-type]
+
+
+def read_adapter(spec: AdapterSpec) -> LoRAAdapter:
+    """Reads an adapter in PEFT's format. Raises ConfigurationError where it is not plain LoRA of linear layers."""
+    folder = Path(spec.folder)
+    try:
+        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise ConfigurationError(f"{spec.key}: the adapter {folder} cannot be read: {error}") from None
+    _check_config(spec, config)
+    layers = {}
+    for layer, pair in _matrices(spec, tensors).items():
+        rank, scaling = _rank_and_scaling(config, layer)
+        if not pair["A"].shape[0] == pair["B"].shape[1] == rank:
+            raise ConfigurationError(
+                f"{spec.key}: the adapter {folder} has matrices of rank {pair['A'].shape[0]} for `{layer}`, and "
+                f"{CONFIG} says {rank}."
+            )
+        layers[layer] = pair["A"], pair["B"] * scaling
+    return LoRAAdapter(spec, layers)
+
+
+def _matrices(spec: AdapterSpec, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The matrices "A" and "B" of every layer, in float32."""
+    matrices: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if (match := _TENSOR.fullmatch(name)) is None:
+            raise _unsupported(spec, f"the tensor `{name}`")
+        matrices.setdefault(match["layer"], {})[match["matrix"]] = tensor.float()
+    if not matrices or any(len(pair) < 2 for pair in matrices.values()):
+        raise ConfigurationError(f"{spec.key}: {spec.folder}/{WEIGHTS} does not have both matrices of every layer.")
+    return matrices
+
+
+def with_adapter(base: PreTrainedModel, adapter: LoRAAdapter, name: str) -> PreTrainedModel:
+    """The adapted model, which shares every tensor of `base` and leaves it alone. `name` is the base's, for messages.
+
+    Raises ConfigurationError where the adapter's layers are not those of the base.
+    """
+    model = _share_weights(base)
+    for layer, (a, b) in adapter.layers.items():
+        parent, _, last = layer.rpartition(".")
+        try:
+            changed = model.get_submodule(layer)
+        except AttributeError:
+            changed = None
+        if changed is None or (size := _size(changed)) is None:
+            kind = "no such layer" if changed is None else f"a {type(changed).__name__} there, not a linear layer"
+            raise _misfit(adapter, f"changes `{layer}`, and {name} has {kind}")
+        own = len(b), a.shape[1]
+        if own != size:
+            raise _misfit(
+                adapter,
+                f"changes `{layer}` of {own[0]} × {own[1]} weights, and that of {name} has {size[0]} × {size[1]}",
+            )
+        matrices = [matrix.to(base.device, base.dtype) for matrix in (a, b)]
+        setattr(model.get_submodule(parent), last, LoRALinear(changed, *matrices))
+    return model
+
+
+def _share_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model's modules and configuration around the same tensors."""
+    tensors = [*model.parameters(), *model.buffers()]
+    # Packed weights are no parameters: they are plain attributes of their module.
+    tensors += [value for module in model.modules() for value in vars(module).values() if torch.is_tensor(value)]
+    return deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _size(layer: torch.nn.Module) -> tuple[int, int] | None:
+    """Outputs and inputs of a linear layer, None for another one."""
+    if isinstance(layer, torch.nn.Linear | PackedLinear):
+        return layer.out_features, layer.in_features
+    if isinstance(layer, Conv1D):  # GPT-2's linear layers, whose weights are transposed
+        return layer.nf, layer.nx
+    return None
+
+
+def _check_config(spec: AdapterSpec, config: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError for what is not plain LoRA, also for keys of a later PEFT that do something."""
+    if config.get("peft_type") != "LORA":
+        raise _unsupported(spec, f"`peft_type: {config.get('peft_type')}`")
+    if (start := config.get("init_lora_weights")) not in _PLAIN_STARTS:
+        raise _unsupported(spec, f"`init_lora_weights: {start}`")
+    for key, value in config.items():
+        if key not in _USED | _DESCRIPTIVE and value not in _NEUTRAL:
+            raise _unsupported(spec, f"`{key}: {json.dumps(value)}`")
+
+
+def _rank_and_scaling(config: Mapping[str, Any], layer: str) -> tuple[int, float]:
+    """The rank of a layer's change, and the factor of B·A. A pattern matches the end of a layer's name, as in PEFT."""
+
+    def setting(key: str, pattern_key: str, default: int) -> float:
+        patterns: Mapping[str, float] = config.get(pattern_key) or {}
+        fallback = config.get(key, default)
+        return next((value for end, value in patterns.items() if re.match(rf"(.*\.)?({end})$", layer)), fallback)
+
+    rank = int(setting("r", "rank_pattern", 8))
+    alpha = setting("lora_alpha", "alpha_pattern", 8)
+    return rank, alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _unsupported(spec: AdapterSpec, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{spec.key}: the adapter {spec.folder} has {what}, and only LoRA of linear layers is supported. Merge it into "
+        "its base (PEFT's merge_and_unload) and name the folder of the merged model."
+    )
+
+
+def _misfit(adapter: LoRAAdapter, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{adapter.spec.key}: the adapter {adapter.spec.folder} is one of another base. It {what}."
+    )
