@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from server.settings.files import describe_validation_error, read_yaml
 from w2s_core.errors import ConfigurationError
 from w2s_core.evaluation.client import OWN_FIELDS
-from w2s_core.evaluation.experiment import Condition, Experiment, grid, put
+from w2s_core.evaluation.experiment import Condition, Experiment, grid, leaves, put
 from w2s_core.evaluation.prompt_files import read_prompts
 
 
@@ -126,8 +126,15 @@ def _with_guidance(
 ) -> Mapping[str, ConditionSection]:
     """The file's conditions, with the flags over the guidance of those that have any."""
     return {
-        name: section.model_copy(update={"guidance": {**section.guidance, **guidance}})
+        name: section.model_copy(update={"guidance": _over(section.guidance, guidance)})
         if section.guidance is not None
         else section
         for name, section in sections.items()
     }
+
+
+def _over(guidance: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for path, value in (*leaves(guidance), *leaves(flags)):
+        put(merged, path, value)
+    return merged

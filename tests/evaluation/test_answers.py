@@ -211,6 +211,20 @@ async def test_a_model_that_is_not_served_is_found_before_anything_is_asked(tmp_
     assert not server.asked
 
 
+async def test_a_server_that_loads_is_waited_for_and_one_that_lists_nothing_is_taken() -> None:
+    responses = [httpx.Response(503, headers={"retry-after": "5"}, json={}), httpx.Response(404, json={})]
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    transport = httpx.MockTransport(lambda _: responses.pop(0))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+        await AnswerClient(http, sleep=sleep).check(experiment())
+    assert len(waits) == 1
+    assert not responses
+
+
 async def test_more_of_everything_only_adds_answers(tmp_path: Path) -> None:
     server = FakeServer()
     await run(experiment(GUIDED), tmp_path, server.client(), 1)

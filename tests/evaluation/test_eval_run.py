@@ -16,7 +16,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from server.cli import main
-from tests.replica import ROOT
+from server.commands.experiment_file import guidance_flags, load_file, make_experiment
+from server.settings.config import ServerConfig
+from tests.replica import ROOT, SOON
 from tests.server.conftest import Serve, serve
 from tests.server.fake_engine import Block, FakeEngine, Script, hypothesis
 from tests.tiny import save_tiny
@@ -50,12 +52,12 @@ def answering(request: GenerationRequest) -> Script:
     return [ChoiceFinished(0, hypothesis(text), False), RequestFinished(3, 2, None)]
 
 
-async def start(url: str, experiment: Path, out: Path, *flags: str) -> asyncio.subprocess.Process:
+async def start(url: str, experiment: Path, out: Path, *flags: str, **env: str) -> asyncio.subprocess.Process:
     arguments = ["eval", "run", str(experiment), "--url", url, "--out", str(out), "--concurrency", "2", *flags]
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", "from server.cli import main; main()", *arguments),
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -100,7 +102,9 @@ async def test_a_killed_run_goes_on_where_it_stopped(serve: Serve, experiment: P
     engine = FakeEngine(stopping)
     url, out = await serve(engine), tmp_path / "killed"
     process = await start(url, experiment, out)
-    await stopping.both_blocked.wait()  # each of the two has written its last answer before it asked again
+    await asyncio.wait_for(
+        stopping.both_blocked.wait(), SOON
+    )  # each of the two has written its last answer before it asked again
     process.kill()
     await process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -128,7 +132,7 @@ async def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(serve: Serve, experimen
     stopping = Stopping(answers=4)
     engine = FakeEngine(stopping)
     process = await start(await serve(engine), experiment, tmp_path / "out")
-    await stopping.both_blocked.wait()
+    await asyncio.wait_for(stopping.both_blocked.wait(), SOON)
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert process.returncode == 130
@@ -146,6 +150,36 @@ async def test_json_goes_to_stdout_alone(serve: Serve, experiment: Path, tmp_pat
     assert content["experiment"]["baseline"] == "CBS beam_width=1"
     assert [row["answers"] for row in content["summaries"]] == [2, 2, 2]
     assert {request.sampling.max_tokens for request in engine.requests} == {9}
+
+
+async def test_the_key_of_a_server_is_in_the_environment(serve: Serve, experiment: Path, tmp_path: Path) -> None:
+    url = await serve(FakeEngine(answering), ServerConfig(api_keys={"me": {"key": "sk-secret"}}))
+    flags = ["--limit", "1", "--api-key-env", "MY_KEY"]
+    refused = await start(url, experiment, tmp_path / "out", *flags, MY_KEY="sk-other")
+    _, err = await refused.communicate()
+    assert refused.returncode == 2
+    assert "(401)" in err.decode()
+    await finished(await start(url, experiment, tmp_path / "out", *flags, MY_KEY="sk-secret"))
+
+
+def test_flags_go_over_the_guidance_of_the_conditions_that_have_any(experiment: Path) -> None:
+    conditions = {
+        "plain": {"model": "m"},
+        "two": {"model": "m", "guidance": {"pairs": {"a": 1, "b": 1}, "chunk_length": 5}},
+    }
+    content = {"prompts": "prompts.jsonl", "conditions": conditions, "sampling": {"max_tokens": 9, "top_p": 0.5}}
+    experiment.write_text(yaml.safe_dump(content), encoding="utf-8")
+    flags = guidance_flags(["pairs.a=1,2", "beam_width=3"])
+    made = make_experiment(load_file(experiment, {}), [], flags, max_tokens=7, limit=None)
+    rest = {"chunk_length": 5, "beam_width": 3}
+    assert [(c.name, c.guidance) for c in made.conditions] == [
+        ("plain", None),
+        ("two pairs.a=1", {"pairs": {"a": 1, "b": 1}, **rest}),
+        ("two pairs.a=2", {"pairs": {"a": 2, "b": 1}, **rest}),
+    ]
+    assert {tuple(c.sampling.items()) for c in made.conditions} == {(("max_tokens", 7), ("top_p", 0.5))}
+    alone = make_experiment(load_file(experiment, {}), ["m"], flags, max_tokens=None, limit=None)
+    assert [c.name for c in alone.conditions] == ["m pairs.a=1", "m pairs.a=2"], "instead of the file's"
 
 
 def run(*arguments: object) -> Result:

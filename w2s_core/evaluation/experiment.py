@@ -130,16 +130,16 @@ def grid(name: str, guidance: Mapping[str, Any]) -> Iterator[tuple[str, dict[str
 
     Lists may be anywhere in the guidance; a key inside of another is named `pairs.positive`.
     """
-    leaves = list(_leaves(guidance))
-    choices = [value if isinstance(value, list) else [value] for _, value in leaves]
+    found = list(leaves(guidance))
+    choices = [value if isinstance(value, list) else [value] for _, value in found]
     for values in product(*choices):
         chosen = [
             f"{'.'.join(path)}={value}"
-            for (path, options), value in zip(leaves, values, strict=True)
+            for (path, options), value in zip(found, values, strict=True)
             if isinstance(options, list)
         ]
         expanded: dict[str, Any] = {}
-        for (path, _), value in zip(leaves, values, strict=True):
+        for (path, _), value in zip(found, values, strict=True):
             put(expanded, path, value)
         yield " ".join([name, ", ".join(chosen)]).rstrip(), expanded
 
@@ -154,11 +154,11 @@ def put(mapping: dict[str, Any], path: Sequence[str], value: Any) -> None:
     mapping[last] = value
 
 
-def _leaves(mapping: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(mapping: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """The paths and values in nested mappings; an empty mapping is a value."""
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, (*path, str(key)))
+            yield from leaves(value, (*path, str(key)))
         else:
             yield (*path, str(key)), value
 
@@ -185,5 +185,5 @@ def differences(saved: Mapping[str, Any], experiment: Experiment, answered: Cont
 
 
 def _different(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    flat, flat_now = ({".".join(path): value for path, value in _leaves(m) if value != {}} for m in (before, now))
+    flat, flat_now = ({".".join(path): value for path, value in leaves(m) if value != {}} for m in (before, now))
     yield from (prefix + key for key in {**flat, **flat_now} if flat.get(key) != flat_now.get(key))
