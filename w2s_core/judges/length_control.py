@@ -31,7 +31,7 @@ class Comparison:
     extra_length: int
 
 
-def length_controlled_win_rate(groups: Sequence[Sequence[Comparison]]) -> Estimate:
+def length_controlled_win_rate(groups: Sequence[Sequence[Comparison]], *, resamples: int = _RESAMPLES) -> Estimate:
     """σ(θ) with its 95 % interval, by a bootstrap over the groups, each of which has the comparisons of one prompt."""
     every = [comparison for group in groups for comparison in group]
     owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -42,7 +42,7 @@ def length_controlled_win_rate(groups: Sequence[Sequence[Comparison]]) -> Estima
     generator = np.random.default_rng(_SEED)
     resampled = [
         _rate(design, won, np.bincount(generator.integers(len(groups), size=len(groups)), minlength=len(groups))[owner])
-        for _ in range(_RESAMPLES)
+        for _ in range(resamples)
     ]
     low, high = np.quantile(resampled, (0.025, 0.975))
     return Estimate(_rate(design, won, np.ones_like(won)), float(low), float(high))

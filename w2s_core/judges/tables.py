@@ -31,7 +31,10 @@ def as_json(found: Sequence[Findings]) -> dict[str, Any]:
 
 def without_value(findings: Findings) -> list[str]:
     """A sentence for each reason for which judgements have no value."""
-    return [f"{count} judgements have no value: {reason}." for reason, count in findings.without_value.items()]
+    return [
+        f"{count} {'judgement has' if count == 1 else 'judgements have'} no value: {reason}."
+        for reason, count in findings.without_value.items()
+    ]
 
 
 def _figures(standing: Standing) -> dict[str, Any]:
