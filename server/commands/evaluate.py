@@ -71,16 +71,27 @@ def run_command(*, out: Path, concurrency: int | None, as_json: bool, **options:
     file = load_file(options["experiment"], flags | {"concurrency": concurrency})
     guidance = guidance_flags(options["guidance"])
     experiment = make_experiment(file, options["models"], guidance, options["max_tokens"])
-    judging = _judging(experiment.judges)
+    judging = _judging(experiment.judges, file.concurrency)
     results = run_resumable(run(experiment, out, server, file.concurrency, judging), out)
     click.echo(json.dumps(results.as_json(), ensure_ascii=False, indent=1) if as_json else results.as_text())
 
 
-def _judging(judges: Mapping[str, Mapping[str, Any]]) -> Judging | None:
+def _judging(judges: Mapping[str, Mapping[str, Any]], concurrency: int) -> Judging | None:
     """The judges of the experiment. Raises ConfigurationError, before anything is asked."""
-    if judges:
-        raise ConfigurationError("judges: there are none to choose from.")
-    return None
+    if not judges:
+        return None
+    from server.commands.judge_sections import judge_configs
+    from w2s_core.config import WorkersConfig
+
+    configs = judge_configs(judges)
+    try:
+        from w2s_core.judges.open import make_judge
+        from w2s_core.judges.run import judging
+    except ImportError as error:
+        raise click.ClickException(
+            f"{error}. Judges need the extra `eval`. Install it with: pip install 'w2s-server[eval]'"
+        ) from None
+    return judging([make_judge(name, config, WorkersConfig()) for name, config in configs.items()], concurrency)
 
 
 def _server(url: str | None, key_variable: str | None, config: Path | None) -> AbstractAsyncContextManager[Any]:

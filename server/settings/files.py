@@ -62,6 +62,8 @@ def _dotted_key(loc: tuple[int | str, ...]) -> str:
     parts = [str(part) for part in loc]
     if len(parts) > 2 and parts[0] in ("large_models", "pairs", "reward_models"):
         del parts[2]  # the label behind a model's name: its backend
+    if len(parts) > 4 and parts[0] == "judges" and parts[2] in ("pair", "reward_model"):
+        del parts[3]  # the same
     if len(parts) > 1 and parts[-1] in ("int", "float", "str"):
         parts.pop()
     return ".".join(parts[:1] + [part for part in parts[1:] if "[" not in part and part != "AdapterConfig"])

@@ -28,7 +28,7 @@ async def both(program: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
     adapter = save_adapter(folder / "adapter", resolve(UNTUNED), seed=1, rank=8)
     options = ["--enforce-eager", "--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"{NAME}={adapter}"]
     # vLLM 0.32 on CPUs dies of prompt_logprobs where it would adapt the head, too.
-    options += ["--lora-target-modules", *"q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()]
+    options += ["--lora-target-modules", *["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]]
     near = {"tuned": {"model": UNTUNED, "adapter": str(adapter)}, "untuned": UNTUNED, "prompt_template": ""}
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(

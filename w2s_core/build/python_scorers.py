@@ -20,7 +20,7 @@ def load_python_scorer(name: str, config: PythonScorerConfig) -> PythonScorer:
     Its code runs in this process. Raises ConfigurationError.
     """
     key = f"scorers.{name}.python"
-    factory = _factory(key, config.python)
+    factory = import_callable(key, config.python)
     try:
         scorer = factory(**config.options)
     except Exception as error:
@@ -33,10 +33,14 @@ def load_python_scorer(name: str, config: PythonScorerConfig) -> PythonScorer:
     return PythonScorer(name, scorer)
 
 
-def _factory(key: str, reference: str) -> Callable[..., Any]:
+def import_callable(key: str, reference: str, kind: str = "factory") -> Callable[..., Any]:
+    """The function that `package.module:name` names, installed or in the working directory; `kind` is for messages.
+
+    Raises ConfigurationError, which names `key`.
+    """
     module_name, colon, attribute = reference.partition(":")
     if not (module_name and colon and attribute):
-        raise ConfigurationError(f'{key}: must be "package.module:factory", not `{reference}`.')
+        raise ConfigurationError(f'{key}: must be "package.module:{kind}", not `{reference}`.')
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # last, so that it hides nothing that is installed
     try:

@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from w2s_core.errors import ConfigurationError, W2SError
 from w2s_core.evaluation.experiment import Condition, Experiment, Task
 from w2s_core.evaluation.records import AnswerRecord, EvalPrompt, LeftOut
-from w2s_core.remote.faults import error_text, exceeds_context, retry_after_s
+from w2s_core.evaluation.retrying_client import RetryingClient, Sleep, TooLongError, refusal
 
 CompletionPrompt = Callable[[EvalPrompt], str | Sequence[int]]
 OWN_FIELDS = ("model", "messages", "prompt", "guidance", "seed", "n", "stream")
 """Fields of a request that are no sampling parameters: the experiment itself sets them."""
-_ATTEMPTS = 10
 _BYTE = re.compile(r"\\x([0-9a-f]{2})")  # of a token that is a part of a character, in the format of completions
-_back_off = wait_random_exponential(multiplier=1, max=60)
-
-
-class _TransientError(W2SError):
-    """An attempt failed, and another may succeed. `retry_after`: the seconds that the server asked for."""
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class _TooLongError(Exception):
-    """A prompt does not fit the model's context."""
 
 
 class AnswerClient:
@@ -48,41 +32,33 @@ class AnswerClient:
         http: httpx.AsyncClient,
         system: str | None = None,
         completion_prompts: Mapping[str, CompletionPrompt] | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._http = http
+        self._url = http.base_url
+        self._client = RetryingClient(http, sleep)
         self._system = system
         self._completion_prompts = completion_prompts or {}
-        self._sleep = sleep
 
     async def check(self, experiment: Experiment) -> None:
         """Raises ConfigurationError unless the server answers and serves every condition's model.
 
         A server that is still loading is waited for; one that lists no models is taken as it is.
         """
-        response: httpx.Response = await self._retrying()(self._list_models)
+        response = await self._client.get("/v1/models")
         if response.status_code == httpx.codes.NOT_FOUND:
             return
         if response.status_code != httpx.codes.OK:
-            raise ConfigurationError(f"the server at {self._http.base_url} refuses: {_refusal(response)}")
+            raise ConfigurationError(f"the server at {self._url} refuses: {refusal(response)}")
         try:
             served = [str(model["id"]) for model in response.json()["data"]]
         except (KeyError, TypeError, ValueError):
-            raise ConfigurationError(f"the server at {self._http.base_url} does not speak OpenAI's API.") from None
+            raise ConfigurationError(f"the server at {self._url} does not speak OpenAI's API.") from None
         for condition in experiment.conditions:
             if condition.model not in served:
                 raise ConfigurationError(
                     f"conditions.{condition.name}.model: the server has no `{condition.model}` "
                     f"(it serves: {', '.join(served)})."
                 )
-
-    async def _list_models(self) -> httpx.Response:
-        try:
-            response = await self._http.get("/v1/models")
-        except httpx.RequestError as error:
-            raise ConfigurationError(f"the server at {self._http.base_url} cannot be reached: {_said(error)}") from None
-        _raise_if_transient(response)
-        return response
 
     async def answer(self, task: Task) -> AnswerRecord | LeftOut:
         """Asks for all turns, each after the model's own answers to those before.
@@ -91,21 +67,19 @@ class AnswerClient:
         """
         answers: list[_Turn] = []
         try:
-            for turn in range(len(task.prompt.turns)):
+            for _ in task.prompt.turns:
                 said = [answer.text for answer in answers]
-                path, body = self._request(task.prompt, task.condition, said, turn)
+                path, body = self._request(task.prompt, task.condition, said)
                 answers.append(await self._post(path, {**body, "seed": task.request_seed}))
-        except _TooLongError as error:
+        except TooLongError as error:
             return LeftOut(task.prompt.id, task.condition.name, task.seed, str(error))
         except W2SError as error:
             where = f"condition `{task.condition.name}`, prompt `{task.prompt.id}`"
             raise type(error)(f"{where}: {error}") from None
         return _record(task, answers)
 
-    def _request(
-        self, prompt: EvalPrompt, condition: Condition, said: Sequence[str], turn: int
-    ) -> tuple[str, dict[str, Any]]:
-        """The endpoint and the request, without a seed."""
+    def _request(self, prompt: EvalPrompt, condition: Condition, said: Sequence[str]) -> tuple[str, dict[str, Any]]:
+        """The endpoint and the request for the turn after the answers `said`, without a seed."""
         body: dict[str, Any] = {"model": condition.model, **condition.sampling}
         if condition.guidance is not None:
             body["guidance"] = condition.guidance
@@ -114,43 +88,14 @@ class AnswerClient:
             make_prompt = self._completion_prompts.get(condition.name)
             body["prompt"] = make_prompt(prompt) if make_prompt else prompt.turns[0]
             return "/v1/completions", body | ({"logprobs": 0} if logprobs else {})
-        messages = list(prompt.history)
-        if self._system is not None and not any(message["role"] == "system" for message in messages):
-            messages.insert(0, {"role": "system", "content": self._system})
-        for question, answer in zip(prompt.turns, said, strict=False):
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        messages.append({"role": "user", "content": prompt.turns[turn]})
+        messages = prompt.messages(said, self._system)
         return "/v1/chat/completions", body | {"messages": messages} | ({"logprobs": True} if logprobs else {})
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> _Turn:
-        turn: _Turn = await self._retrying()(self._attempt, path, body)
-        return turn
-
-    def _retrying(self) -> AsyncRetrying:
-        return AsyncRetrying(
-            retry=retry_if_exception_type(_TransientError),
-            stop=stop_after_attempt(_ATTEMPTS),
-            wait=_wait,
-            sleep=self._sleep,
-            reraise=True,
-        )
-
-    async def _attempt(self, path: str, body: Mapping[str, Any]) -> _Turn:
-        start = time.perf_counter()
         try:
-            response = await self._http.post(path, json=body)
-        except httpx.RequestError as error:
-            raise _TransientError(f"the server cannot be reached: {_said(error)}") from None
-        if response.status_code == httpx.codes.OK:
-            try:
-                return _Turn(response.json(), time.perf_counter() - start)
-            except (KeyError, IndexError, TypeError, ValueError):
-                raise W2SError("the server's response is not one of OpenAI's API.") from None
-        _raise_if_transient(response)
-        content = _json(response)
-        if exceeds_context(content, error_text(content)):
-            raise _TooLongError(error_text(content))
-        raise ConfigurationError(_refusal(response))
+            return _Turn(*await self._client.post(path, body))
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise W2SError("the server's response is not one of OpenAI's API.") from None
 
 
 class _Turn:
@@ -199,31 +144,3 @@ def _record(task: Task, turns: Sequence[_Turn]) -> AnswerRecord:
         seconds=sum(turn.seconds for turn in turns),
         logprob=sum(logprobs) / len(logprobs) if logprobs else None,
     )
-
-
-def _wait(state: RetryCallState) -> float:
-    """Seconds until the next attempt: the server's Retry-After, or longer."""
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, _TransientError) else None
-    return max(asked or 0.0, _back_off(state))
-
-
-def _raise_if_transient(response: httpx.Response) -> None:
-    if response.status_code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
-        raise _TransientError(_refusal(response), retry_after_s(response.headers))
-
-
-def _json(response: httpx.Response) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
-def _refusal(response: httpx.Response) -> str:
-    message = " ".join(error_text(_json(response)).split()) or response.reason_phrase or "no message"
-    return f"{message} ({response.status_code})"
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__

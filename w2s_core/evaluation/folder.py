@@ -74,7 +74,7 @@ def open_folder(path: Path, experiment: Experiment) -> Iterator[AnswerFolder]:
             stack.callback(_remove_without_answers, path)
             _replace(path / _PROMPTS, "".join(as_lines(experiment.prompts)))
             _replace(path / _EXPERIMENT, json.dumps(experiment.as_json(), ensure_ascii=False, indent=1) + "\n")
-            files = [stack.enter_context(_open_log(path / name)) for name in (_ANSWERS, _LEFT_OUT)]
+            files = [stack.enter_context(open_log(path / name)) for name in (_ANSWERS, _LEFT_OUT)]
         except Timeout:
             raise ConfigurationError(f"{path}: another run is writing into it.") from None
         except OSError as error:
@@ -122,7 +122,7 @@ def _replace(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _open_log(path: Path) -> IO[bytes]:
+def open_log(path: Path) -> IO[bytes]:
     """Opens a log for appending, without the line that a killed run left unfinished."""
     file = path.open("a+b")
     file.seek(0)

@@ -6,6 +6,7 @@ They need scikit-learn and vaderSentiment, which the extra `eval` installs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -13,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from w2s_core.demo.data import Sentence
+from w2s_core.demo.data import Sentence, splits
 
 _INVERSE_PENALTY = 10.0  # lowest log-loss in five-fold cross-validation within the judge's own split
 
@@ -41,6 +42,19 @@ class Vader:
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """One score per text."""
         return [float(self._analyzer.polarity_scores(text)["compound"]) for text in texts]
+
+
+def positive(_prompt: str, answer: str) -> float:
+    """P(positive | answer) by the SentimentJudge, which the first call fits: a judge of film reviews for
+    `judges: {NAME: {python: "w2s_core.evaluation.judge:positive"}}`.
+    """
+    return _sentiment_judge()([answer])[0]
+
+
+@cache
+def _sentiment_judge() -> SentimentJudge:
+    _, judging, _ = splits()
+    return SentimentJudge(judging)
 
 
 def auc(scores: Sequence[float], sentences: Sequence[Sentence]) -> float:

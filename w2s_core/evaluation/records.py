@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,15 @@ class EvalPrompt:
     group: str | None = None
     answer_prefix: str = ""
     history: tuple[Mapping[str, str], ...] = ()
+
+    def messages(self, said: Sequence[str], system: str | None = None) -> list[Mapping[str, str]]:
+        """The chat up to the turn that follows the answers `said`. `system` is for a chat that has no such message."""
+        messages = list(self.history)
+        if system is not None and not any(message["role"] == "system" for message in messages):
+            messages.insert(0, {"role": "system", "content": system})
+        for question, answer in zip(self.turns, said, strict=False):
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return [*messages, {"role": "user", "content": self.turns[len(said)]}]
 
 
 @dataclass(frozen=True, slots=True)

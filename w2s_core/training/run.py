@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from w2s_core.build.tokenizers import model_source
+from w2s_core.build.model_sources import model_source
 from w2s_core.config import WorkersConfig
 from w2s_core.demo.fetch import say
 from w2s_core.errors import ConfigurationError
