@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.training.data import split
-from w2s_core.training.examples import encode_examples, template_for
+from w2s_core.training.examples import Example, encode_examples, template_for
+from w2s_core.training.phases import Phase, _in_order
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt
 
 ASK = ChatPrompt(({"role": "user", "content": "Hi <eos>?"},))
@@ -89,3 +91,25 @@ def test_no_prompt_and_no_comparison_is_on_both_sides(prompts: list[int], share:
         assert not {a.prompt for a in training} & {a.prompt for a in held_out}  # type: ignore[type-var]
         assert len({repr(a.prompt) for a in held_out}) == round(share * len(set(prompts)))
     assert split(answers, share, seed) == (training, held_out)
+
+
+@given(
+    count=st.integers(1, 70), batch=st.integers(1, 9), steps=st.integers(1, 30), method=st.sampled_from(["sft", "dpo"])
+)
+def test_every_step_has_a_full_batch_and_every_example_its_turn(
+    count: int, batch: int, steps: int, method: Any
+) -> None:
+    answer = Answer(TextPrompt(""), "", good=True, partner=None)
+    width = 2 if method == "dpo" else 1
+    examples = [Example(answer, (), (i,) * (1 + i * 7 % 11)) for i in range(count * width)]
+    phase = Phase("tuned", method, examples, steps, 1.0)
+    rows = _in_order(phase, batch, 3)
+    assert len(rows) == steps * batch
+    times = Counter(rows)
+    assert set(times) <= {tuple(examples[i : i + width]) for i in range(0, len(examples), width)}
+    most, least = (
+        max(times.values()),
+        min(times[tuple(examples[i : i + width])] for i in range(0, len(examples), width)),
+    )
+    assert most - least <= 2
+    assert _in_order(phase, batch, 3) == rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import sys
 import time
@@ -35,6 +36,7 @@ from w2s_core.training.settings import Method, TrainingSettings
 
 CHECKPOINT_SECONDS = 60.0
 _WARMUP_SHARE = 0.05
+_BLOCK = 16  # batches that are made of neighbours in length
 _STATE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it is whole
 
 
@@ -93,17 +95,14 @@ class PhaseRunner:
             "callbacks": [_TimedCheckpoints()],
         }
         arguments = self._arguments(phase, checkpoints)
+        rows = _in_order(phase, settings.batch_size, settings.seed)
         if phase.method == "sft":
-            sft = SFTConfig(
-                **arguments,
-                train_sampling_strategy="group_by_length",
-                dataset_kwargs={"skip_prepare_dataset": True},
-            )
-            trainer: Trainer = SFTTrainer(**shared, args=sft, train_dataset=_sft_rows(phase.examples))
+            sft = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+            trainer: Trainer = SFTTrainer(**shared, args=sft, train_dataset=_sft_rows(rows))
             return trainer
         reference = None if settings.lora else self._base.load(start, None)
         dpo = DPOConfig(**arguments, beta=settings.beta, disable_dropout=True)
-        return _TokenDPOTrainer(**shared, ref_model=reference, args=dpo, train_dataset=_dpo_rows(phase.examples))
+        return _TokenDPOTrainer(**shared, ref_model=reference, args=dpo, train_dataset=_dpo_rows(rows))
 
     def _arguments(self, phase: Phase, checkpoints: Path) -> dict[str, Any]:
         settings, cuda = self._settings, self._device.type == "cuda"
@@ -115,6 +114,7 @@ class PhaseRunner:
             "lr_scheduler_type": "linear",
             "warmup_steps": max(1, round(_WARMUP_SHARE * phase.steps)),
             "weight_decay": 0.1,
+            "adam_beta2": 0.98,  # short trainings: the mean of 0.999 would still be young at their end
             "max_grad_norm": 1.0,
             "max_length": None,
             "seed": settings.seed,
@@ -123,6 +123,7 @@ class PhaseRunner:
             "activation_checkpointing": cuda,
             "dataloader_pin_memory": cuda,
             "logging_steps": max(1, phase.steps // 10),
+            "train_sampling_strategy": "sequential",  # `_in_order` has shuffled them
             "save_strategy": "no",  # the callback says when
             "save_total_limit": 2,
             "report_to": "none",
@@ -172,29 +173,52 @@ def add_dropout(model: Any, share: float) -> None:
         )
 
 
-def _sft_rows(examples: Sequence[Example]) -> Dataset:
+def _in_order(phase: Phase, batch_size: int, seed: int) -> list[tuple[Example, ...]]:
+    """The rows of all steps: single examples, or for "dpo" chosen and rejected ones.
+
+    Each epoch has them in new batches of similar length (little padding), which are in random order. What does not fill
+    a batch goes to the next epoch.
+    """
+    rng = random.Random(seed)
+    width = 2 if phase.method == "dpo" else 1
+    rows = [tuple(phase.examples[i : i + width]) for i in range(0, len(phase.examples), width)]
+    ordered: list[tuple[Example, ...]] = []
+    rest: list[tuple[Example, ...]] = []
+    while len(ordered) < phase.steps * batch_size:
+        epoch = rest + rng.sample(rows, len(rows))
+        full = len(epoch) // batch_size * batch_size
+        epoch, rest = epoch[:full], epoch[full:]
+        block = batch_size * _BLOCK
+        blocks = [sorted(epoch[i : i + block], key=_longest) for i in range(0, full, block)]
+        batches = [block[i : i + batch_size] for block in blocks for i in range(0, len(block), batch_size)]
+        rng.shuffle(batches)
+        ordered += [row for batch in batches for row in batch]
+    return ordered[: phase.steps * batch_size]
+
+
+def _longest(row: Sequence[Example]) -> int:
+    return max(example.length for example in row)
+
+
+def _sft_rows(rows: Sequence[Sequence[Example]]) -> Dataset:
     """Token ids and labels, which are −100 in the prompt, without loss."""
-    rows = [
-        {
-            "input_ids": [*e.prompt_ids, *e.answer_ids],
-            "labels": [*[-100] * len(e.prompt_ids), *e.answer_ids],
-        }
-        for e in examples
+    content = [
+        {"input_ids": [*e.prompt_ids, *e.answer_ids], "labels": [*[-100] * len(e.prompt_ids), *e.answer_ids]}
+        for (e,) in rows
     ]
-    return Dataset.from_list(rows)
+    return Dataset.from_list(content)
 
 
-def _dpo_rows(examples: Sequence[Example]) -> Dataset:
-    pairs = zip(examples[::2], examples[1::2], strict=True)
-    rows = [
+def _dpo_rows(rows: Sequence[Sequence[Example]]) -> Dataset:
+    content = [
         {
             "prompt_ids": list(chosen.prompt_ids),
             "chosen_ids": list(chosen.answer_ids),
             "rejected_ids": list(rejected.answer_ids),
         }
-        for chosen, rejected in pairs
+        for chosen, rejected in rows
     ]
-    return Dataset.from_list(rows)
+    return Dataset.from_list(content)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:
