@@ -105,11 +105,8 @@ def test_every_step_has_a_full_batch_and_every_example_its_turn(
     phase = Phase("tuned", method, examples, steps, 1.0)
     rows = _in_order(phase, batch, 3)
     assert len(rows) == steps * batch
+    every = [tuple(examples[i : i + width]) for i in range(0, len(examples), width)]
     times = Counter(rows)
-    assert set(times) <= {tuple(examples[i : i + width]) for i in range(0, len(examples), width)}
-    most, least = (
-        max(times.values()),
-        min(times[tuple(examples[i : i + width])] for i in range(0, len(examples), width)),
-    )
-    assert most - least <= 2
+    assert set(times) <= set(every)
+    assert max(times.values()) - min(times[row] for row in every) <= 2
     assert _in_order(phase, batch, 3) == rows
