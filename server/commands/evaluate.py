@@ -85,7 +85,7 @@ def _judging(judges: Mapping[str, Mapping[str, Any]], concurrency: int) -> Judgi
 
     configs = judge_configs(judges)
     try:
-        from w2s_core.judges.open import make_judge
+        from w2s_core.judges.build import make_judge
         from w2s_core.judges.run import judging
     except ImportError as error:
         raise click.ClickException(

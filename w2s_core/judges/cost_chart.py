@@ -11,7 +11,7 @@ from io import StringIO
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from w2s_core.evaluation.metrics import Estimate
 
@@ -23,7 +23,7 @@ _INK = "#123456"  # replaced below
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A condition: its tokens sampled per answer, its win rate, None for the baseline, and its colour."""
+    """A condition: its tokens sampled per answer, its win rate, and its colour. None for the baseline's win rate."""
 
     sampled: Estimate
     win_rate: Estimate | None
@@ -58,7 +58,8 @@ def cost_chart(points: Sequence[Point]) -> str:
                 elinewidth=1.6,
             )
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens:,.0f}"))
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("tokens sampled per answer")

@@ -2,7 +2,8 @@
 
 AlpacaEval 2's idea (Dubois et al. 2024, arXiv:2404.04475, section 3), fitted on the comparisons of one condition and
 one judge: P(win) = σ(θ + φ · tanh(Δ / s)), where Δ is the answer's length less the baseline's, in characters, and s the
-standard deviation of Δ. The length-controlled win rate is σ(θ). AlpacaEval's third term, the difficulty of each
+standard deviation of Δ. The length-controlled win rate is σ(θ). The fit minimises the summed log-loss in nats plus
+0.05 · (θ² + φ²), which keeps both finite where one side always wins. AlpacaEval's third term, the difficulty of each
 instruction, is left out, because it is fitted on the answers of many models.
 """
 
@@ -19,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from w2s_core.evaluation.metrics import Estimate
 
 Values: TypeAlias = npt.NDArray[Any]
-_PENALTY = 0.01  # of θ² + φ², halved: so weak that it only keeps both finite where one side always wins
+_PENALTY = 0.1
 _RESAMPLES, _SEED = 500, 2404_04475  # each is a fit
 
 

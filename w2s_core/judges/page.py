@@ -86,6 +86,7 @@ def _judge(evaluation: Evaluation, findings: Findings) -> dict[str, Any]:
         Point(cost, standing.win_rate, COLORS[i % len(COLORS)])
         for i, standing in enumerate(findings.standings)
         if (cost := sampled[standing.condition]) is not None
+        and (standing.win_rate is not None or standing.condition == evaluation.experiment.baseline)
     ]
     return {
         "name": findings.judge,

@@ -15,9 +15,9 @@ from tests.tiny import BOS, EOS, save_tiny, save_tiny_classifier
 from w2s_core.config import WorkersConfig
 from w2s_core.errors import ConfigurationError
 from w2s_core.evaluation.records import EvalPrompt
+from w2s_core.judges.build import make_judge
 from w2s_core.judges.config import PythonJudgeConfig
 from w2s_core.judges.judge import Case, Opinion
-from w2s_core.judges.open import make_judge
 from w2s_core.text.tokenizer import HFTokenizer
 
 TEXT = EvalPrompt("t", ("Once upon",), chat=False)
