@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,9 +35,16 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def run_resumable(work: Coroutine[Any, Any, R], out: Path) -> R:
-    """Runs what keeps its progress in `out`. Ctrl-C ends it cleanly, with 130, and with a line on how to go on."""
-    try:
+    """Runs what keeps its progress in `out`, as `resumable`."""
+    with resumable(out):
         return asyncio.run(work)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Ctrl-C ends the work within, whose progress is kept in `out`, with 130 and a line on how to go on."""
+    try:
+        yield
     except KeyboardInterrupt:
         click.echo(f"\nStopped. What is done is in {out}; the same command goes on from there.", err=True)
         raise click.exceptions.Exit(_EXIT_INTERRUPTED) from None

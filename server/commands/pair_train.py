@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from server.commands.errors import reports_errors
+from server.commands.errors import reports_errors, resumable
 from w2s_core.errors import ConfigurationError
 from w2s_core.training.settings import TrainingSettings
 
@@ -75,7 +75,8 @@ def train(**options: Any) -> None:
         ) from None
     from w2s_core.pairs import report
 
-    found = train_pair(settings)
+    with resumable(settings.out):
+        found = train_pair(settings)
     if found is not None:
         click.echo(report.summary(found))
     click.echo(f"wrote {settings.out}; serve it with: w2s serve --config {settings.out}/w2s.yaml", err=True)

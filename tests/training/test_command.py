@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 from click.testing import CliRunner
 
 from server.cli import main
 from tests.training.conftest import comparisons
+from w2s_core.training import run as training_run
 
 
 def test_train_and_check(base: str, tmp_path: Path) -> None:
@@ -29,3 +31,18 @@ def test_train_and_check(base: str, tmp_path: Path) -> None:
     again = runner.invoke(main, ["pair", "train", "--base", base, "--data", str(data), "--out", str(out), *options])
     assert again.exit_code == 2
     assert "exists and is not empty" in again.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "pair"
+    data.write_text("".join(f"{json.dumps(record)}\n" for record in comparisons()), encoding="utf-8")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_run, "_train", stopped)
+    options = ["--base", base, "--data", str(data), "--out", str(out), "--method", "sft"]
+    found = CliRunner().invoke(main, ["pair", "train", *options])
+    assert found.exit_code == 130
+    assert found.stderr.endswith(f"Stopped. What is done is in {out}; the same command goes on from there.\n")
+    assert (out / ".training").exists()
