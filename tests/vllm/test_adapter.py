@@ -27,8 +27,8 @@ async def both(program: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
     folder = tmp_path_factory.mktemp("adapter")
     adapter = save_adapter(folder / "adapter", resolve(UNTUNED), seed=1, rank=8)
     options = ["--enforce-eager", "--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"{NAME}={adapter}"]
-    # vLLM 0.32 on CPUs dies of prompt_logprobs where it would adapt the head, too.
-    options += ["--lora-target-modules", *["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]]
+    # vLLM 0.32 on CPUs applies an adapter to every request that shares a step with one for it.
+    options += ["--max-num-seqs", "1"]
     near = {"tuned": {"model": UNTUNED, "adapter": str(adapter)}, "untuned": UNTUNED, "prompt_template": ""}
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(
@@ -54,5 +54,5 @@ async def test_scores_are_those_of_the_adapter_in_a_worker(both: Front, ended: b
 
 async def test_an_adapters_context_is_its_bases(both: Front) -> None:
     """vLLM lists none for the adapter, only the base as its parent."""
-    with pytest.raises(PairContextLengthError, match=f"far.tuned.* {CONTEXT_LENGTH} tokens"):
+    with pytest.raises(PairContextLengthError, match=f"{CONTEXT_LENGTH} tokens of far.tuned"):
         await scores(both, "far", [Hypothesis(text="word " * 2 * CONTEXT_LENGTH)])

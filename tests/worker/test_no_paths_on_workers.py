@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from server.app import create_app
 from server.engine_host import EngineHost
+from tests.adapters import save_adapter
 from tests.server.conftest import uvicorn_server
 from tests.tiny import save_tiny
 from w2s_core.build.engine import build_engine
@@ -45,11 +46,16 @@ async def client(root: Path) -> AsyncIterator[httpx.AsyncClient]:
     large = save_tiny(root / "large", template=template)
     short = save_tiny(root / "short", pairs=True, context_length=16)
     bare = without_bos(save_tiny(root / "bare", pairs=True))
+    adapter = save_adapter(root / "adapter", short)
     config = EngineConfig(
         {"large": LargeModelConfig(str(large))},
         {"plain": ServedModelConfig("large")}
-        | {name: ServedModelConfig("large", Guidance("cbs", {name: 1.0}, 2, 2, 8)) for name in ("short", "bare")},
-        {name: PairConfig(str(model), str(model)) for name, model in (("short", short), ("bare", bare))},
+        | {
+            name: ServedModelConfig("large", Guidance("cbs", {name: 1.0}, 2, 2, 8))
+            for name in ("short", "bare", "adapted")
+        },
+        {name: PairConfig(str(model), str(model)) for name, model in (("short", short), ("bare", bare))}
+        | {"adapted": PairConfig(str(adapter), str(short))},
         WorkersConfig(devices=("cpu",), threads=1, dtype="float32"),
     )
     host = EngineHost(lambda: build_engine(config))
@@ -65,6 +71,8 @@ ANSWERED: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"model": "short", "messages": USER, "seed": 1}),
     (COMPLETIONS, {"model": "short", "prompt": "x" * 50, "max_tokens": 1}),
     (COMPLETIONS, {"model": "short", "prompt": "x" * 50, "max_tokens": 0, "echo": True}),
+    (COMPLETIONS, {"model": "adapted", "prompt": "x", "max_tokens": 200, "seed": 1}),
+    (COMPLETIONS, {"model": "adapted", "prompt": "x" * 50, "max_tokens": 1}),
     (COMPLETIONS, {"model": "bare", "prompt": "", "max_tokens": 1}),
     (COMPLETIONS, {"model": "plain", "prompt": "x" * 600}),
     (COMPLETIONS, {"model": "plain", "prompt": [10**6]}),
@@ -92,7 +100,9 @@ async def test_a_pair_is_called_by_its_name(client: httpx.AsyncClient) -> None:
     assert "the pair's model bare.tuned" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/models/short", "/version", "/openapi.json", "/docs/assets/x"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/models", "/v1/models/short", "/metrics", "/version", "/openapi.json", "/docs/assets/x"]
+)
 @on_module_loop
 async def test_what_describes_the_server(client: httpx.AsyncClient, root: Path, path: str) -> None:
     assert str(root.parent) not in (await client.get(path)).text
