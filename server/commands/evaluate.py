@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,24 +75,22 @@ def run_command(*, out: Path, concurrency: int | None, as_json: bool, **options:
     judging = _judging(experiment.judges, file.concurrency)
     results = run_resumable(run(experiment, out, server, file.concurrency, judging), out)
     click.echo(json.dumps(results.as_json(), ensure_ascii=False, indent=1) if as_json else results.as_text())
+    click.echo(f"wrote {out}/report.html, results.json and alpaca_eval/", err=True)
 
 
-def _judging(judges: Mapping[str, Mapping[str, Any]], concurrency: int) -> Judging | None:
+def _judging(judges: Mapping[str, Mapping[str, Any]], concurrency: int) -> Judging:
     """The judges of the experiment. Raises ConfigurationError, before anything is asked."""
-    if not judges:
-        return None
     from server.commands.judge_sections import judge_configs
     from w2s_core.config import WorkersConfig
+    from w2s_core.judges.build import make_judge
+    from w2s_core.judges.run import judging
 
-    configs = judge_configs(judges)
-    try:
-        from w2s_core.judges.build import make_judge
-        from w2s_core.judges.run import judging
-    except ImportError as error:
+    made = [make_judge(name, config, WorkersConfig()) for name, config in judge_configs(judges).items()]
+    if made and (missing := [name for name in ("matplotlib", "sklearn") if find_spec(name) is None]):
         raise click.ClickException(
-            f"{error}. Judges need the extra `eval`. Install it with: pip install 'w2s-server[eval]'"
-        ) from None
-    return judging([make_judge(name, config, WorkersConfig()) for name, config in configs.items()], concurrency)
+            f"Judges need {' and '.join(missing)}. Install the extra `eval`: pip install 'w2s-server[eval]'"
+        )
+    return judging(made, concurrency)
 
 
 def _server(url: str | None, key_variable: str | None, config: Path | None) -> AbstractAsyncContextManager[Any]:

@@ -13,21 +13,29 @@ from server.commands.judge_sections import judge_configs
 from tests.judges.answers import case, record
 from tests.tiny import BOS, EOS, save_tiny, save_tiny_classifier
 from w2s_core.config import WorkersConfig
-from w2s_core.errors import ConfigurationError
+from w2s_core.errors import ConfigurationError, RequestError
 from w2s_core.evaluation.records import EvalPrompt
 from w2s_core.judges.build import make_judge
 from w2s_core.judges.config import PythonJudgeConfig
 from w2s_core.judges.judge import Case, Opinion
+from w2s_core.judges.scorer_judge import scorer_judge
+from w2s_core.scorers.answer_scorer import AnswerScorer
 from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import Prompt
 
 TEXT = EvalPrompt("t", ("Once upon",), chat=False)
 WORKERS = WorkersConfig(devices=("cpu",), dtype="float32", threads=1)
 
 
-async def opinion(section: dict[str, Any], which: Case) -> Opinion:
+async def opinions(section: dict[str, Any], *which: Case) -> list[Opinion]:
     (config,) = judge_configs({"j": section}).values()
     async with make_judge("j", config, WORKERS).start as judge:
-        return await judge(which)
+        return [await judge(each) for each in which]
+
+
+async def opinion(section: dict[str, Any], which: Case) -> Opinion:
+    (found,) = await opinions(section, which)
+    return found
 
 
 def log_likelihood(folder: Path, tokens: list[int]) -> float:
@@ -39,27 +47,42 @@ def log_likelihood(folder: Path, tokens: list[int]) -> float:
     return float(sum(logprobs[i, token] for i, token in enumerate(tokens)))
 
 
-@pytest.mark.parametrize(("reason", "end"), [("stop", [EOS]), ("length", [])])
-async def test_a_pair_judges_by_its_log_ratio_of_the_whole_answer(tmp_path: Path, reason: str, end: list[int]) -> None:
+async def test_a_pair_judges_by_its_log_ratio_of_the_whole_answer(tmp_path: Path) -> None:
     tuned, untuned = (save_tiny(tmp_path / name, seed=seed) for seed, name in enumerate(("tuned", "untuned")))
-    which = Case(TEXT, record("t", "ours", " a time", finish_reason=reason))
-    found = await opinion({"pair": {"tuned": str(tuned), "untuned": str(untuned), "prompt_template": ""}}, which)
-    tokens = [*HFTokenizer(str(tuned)).encode(" a time", special_tokens=False), *end]
-    assert found.value == pytest.approx(log_likelihood(tuned, tokens) - log_likelihood(untuned, tokens), abs=1e-3)
+    pair = {"tuned": str(tuned), "untuned": str(untuned), "prompt_template": ""}
+    reasons = {"stop": [EOS], "length": []}
+    found = await opinions(
+        {"pair": pair},
+        *(Case(TEXT, record("t", "ours", " a time", finish_reason=reason)) for reason in reasons),
+        Case(TEXT, record("t", "ours", "long " * 5000)),
+    )
+    tokens = HFTokenizer(str(tuned)).encode(" a time", special_tokens=False)
+    for opinion, end in zip(found, reasons.values(), strict=False):
+        ratio = log_likelihood(tuned, [*tokens, *end]) - log_likelihood(untuned, [*tokens, *end])
+        assert opinion.value == pytest.approx(ratio, abs=1e-3)
+    assert found[-1] == Opinion(None, "it does not fit the judge's context")
 
 
-async def test_two_turns_count_as_their_mean_and_the_second_is_read_behind_the_first(tmp_path: Path) -> None:
-    tuned, untuned = (save_tiny(tmp_path / name, seed=seed) for seed, name in enumerate(("tuned", "untuned")))
-    pair = {"pair": {"tuned": str(tuned), "untuned": str(untuned), "prompt_template": "{prompt}"}}
-    prompt = EvalPrompt("mt", ("First?", "Second?"))
-    both = await opinion(pair, Case(prompt, record("mt", "ours", " one", " two")))
-    turns = [
-        await opinion(pair, case(text, "", EvalPrompt("x", (q,))))
-        for q, text in (("First?", " one"), ("Second?", " two"))
-    ]
-    assert turns[0].value is not None
-    assert turns[1].value is not None
-    assert both.value == pytest.approx((turns[0].value + turns[1].value) / 2, abs=1e-3)
+async def test_two_turns_count_as_their_mean_and_the_second_is_read_behind_the_first() -> None:
+    read: list[list[str]] = []
+
+    def lengths(prompt: Any, answers: list[str]) -> list[int]:
+        read.append([message["content"] for message in prompt.messages])
+        return [len(answer) for answer in answers]
+
+    judge = scorer_judge("judges.j", AnswerScorer(lengths, whole_prompt=True))
+    two = Case(EvalPrompt("mt", ("First?", "Second?")), record("mt", "ours", "12345", "123"), "Be brief.")
+    assert await judge(two) == Opinion(4.0)
+    assert read == [["Be brief.", "First?"], ["Be brief.", "First?", "12345", "Second?"]]
+
+
+async def test_a_scorer_that_cannot_read_the_prompt_ends_the_run_with_the_judges_name() -> None:
+    class Picky(AnswerScorer):
+        def check(self, prompt: Prompt, max_tokens: int) -> int:
+            raise RequestError("It has no chat template.")
+
+    with pytest.raises(ConfigurationError, match=r"^judges.j.pair: It has no chat template"):
+        await scorer_judge("judges.j.pair", Picky(lambda _, answers: [0.0 for _ in answers]))(case("a", "b"))
 
 
 async def test_a_reward_model_judges_by_its_reward(tmp_path: Path) -> None:
@@ -73,13 +96,6 @@ async def test_a_reward_model_judges_by_its_reward(tmp_path: Path) -> None:
     with torch.inference_mode():
         reward = float(model(torch.tensor([[BOS, *tokens]])).logits[0, 0])
     assert found.value == pytest.approx(reward, abs=1e-3)
-
-
-async def test_what_exceeds_the_context_has_no_value(tmp_path: Path) -> None:
-    tuned = str(save_tiny(tmp_path / "tuned"))
-    pair = {"pair": {"tuned": tuned, "untuned": None, "prompt_template": ""}}
-    found = await opinion(pair, Case(TEXT, record("t", "ours", "long " * 5000)))
-    assert found == Opinion(None, "it does not fit the judge's context")
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def experiment(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Pat
         },
     }
     path = tmp_path / "experiment.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setenv("JUDGE_KEY", KEY)
     return path
 
@@ -153,7 +153,7 @@ def test_a_mistake_is_found_before_anything_is_asked(experiment: Path, url: str,
         ({"reward": {}}, "w2s: judges.words.reward: unknown key"),
     ):
         content["judges"]["words"] = judge
-        experiment.write_text(yaml.safe_dump(content))
+        experiment.write_text(yaml.safe_dump(content, sort_keys=False))
         found = run(experiment, url)
         assert found.exit_code == 2
         assert found.stderr.startswith(message)

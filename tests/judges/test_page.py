@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -37,9 +36,10 @@ class Elements(HTMLParser):
         self.text += data
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A page in which everything that comes from outside attacks it."""
+    tmp_path = tmp_path_factory.mktemp("page")
     name, judge = f"ours {ATTACK}", f"judge {ATTACK}"
     answers = {"base": {("p", 0): ATTACK, ("q", 0): "b"}, name: {("p", 0): f"{ATTACK} longer"}}
     prompts = [EvalPrompt("p", (ATTACK,), group=ATTACK), EvalPrompt("q", ("Q?",))]

@@ -91,6 +91,13 @@ def test_a_condition_that_is_only_longer_goes_to_one_half(seed: int) -> None:
     assert controlled.low < 0.5 < controlled.high
 
 
+def test_a_judge_that_always_takes_the_longer_answer_is_corrected_in_part() -> None:
+    rng = np.random.default_rng(0)
+    raw, controlled = compared(rng.normal(250, 300, 200), lambda d: float(d > 0), rng)
+    assert raw.mean > 0.75
+    assert controlled.mean < raw.mean - 0.1
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_without_an_effect_of_length_both_agree(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -80,7 +80,7 @@ class RunResults:
             parts.append(
                 f"{len(self.left_out)} answers to {prompts} prompts are left out: they do not fit the context."
             )
-        return "\n\n".join([*parts, *([self.judgements.text] if self.judgements else [])])
+        return "\n\n".join([*parts, *([self.judgements.text] if self.judgements and self.judgements.text else [])])
 
 
 async def run(

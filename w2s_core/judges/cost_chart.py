@@ -9,14 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
 from w2s_core.evaluation.metrics import Estimate
 
-COLORS = ("#8a94a0", "#d1495b", "#e9a23b", "#3f83c9", "#2a9d8f", "#9b6fc4", "#7aa05a", "#c96f9b", "#5fb3c9", "#b58a5a")
-"""Of the conditions, in their order; they stand out on white and on black."""
 _INCHES = (5.2, 3.1)
 _INK = "#123456"  # replaced below
 
@@ -31,7 +25,11 @@ class Point:
 
 
 def cost_chart(points: Sequence[Point]) -> str:
-    """The chart as an `<svg>` element, without a fixed size."""
+    """The chart as an `<svg>` element. Needs matplotlib."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     with mpl.rc_context(
         {
             "svg.hashsalt": "w2s",  # ids that are the same in every run

@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
 
 from w2s_core.evaluation.metrics import Estimate
 
@@ -38,7 +37,7 @@ def length_controlled_win_rate(groups: Sequence[Sequence[Comparison]], *, resamp
     owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     won = np.array([comparison.won for comparison in every])
     extra = np.array([float(comparison.extra_length) for comparison in every])
-    spread = extra.std() or 1.0  # all differ by the same: the term is a constant, and θ and φ share what it explains
+    spread = extra.std() or np.inf  # all differ by the same, which tells nothing of an effect of length
     design = np.stack([np.ones_like(extra), np.tanh(extra / spread)], axis=1)
     generator = np.random.default_rng(_SEED)
     resampled = [
@@ -50,7 +49,9 @@ def length_controlled_win_rate(groups: Sequence[Sequence[Comparison]], *, resamp
 
 
 def _rate(design: Values, won: Values, weights: Values) -> float:
-    """σ(θ) of the weighted fit. A tie counts as half a win and half a loss."""
+    """σ(θ) of the weighted fit. A tie counts as half a win and half a loss. Needs scikit-learn."""
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=1 / _PENALTY, fit_intercept=False)
     outcomes = np.repeat([1, 0], len(won))
     model.fit(np.concatenate([design, design]), outcomes, np.concatenate([weights * won, weights * (1 - won)]))

@@ -18,12 +18,14 @@ from w2s_core.evaluation.metrics import RUN_METRICS
 from w2s_core.evaluation.records import AnswerRecord, EvalPrompt
 from w2s_core.evaluation.report import interval
 from w2s_core.evaluation.run import Evaluation
-from w2s_core.judges.cost_chart import COLORS, Point, cost_chart
+from w2s_core.judges.cost_chart import Point, cost_chart
 from w2s_core.judges.judging import Judgement
 from w2s_core.judges.tables import DIGITS, without_value
 from w2s_core.judges.win_rates import Findings, Standing
 
 FILE = "report.html"
+COLORS = ("#8a94a0", "#d1495b", "#e9a23b", "#3f83c9", "#2a9d8f", "#9b6fc4", "#7aa05a", "#c96f9b", "#5fb3c9", "#b58a5a")
+"""Of the conditions, in their order; they stand out on white and on black."""
 _COSTS = [metric for metric in RUN_METRICS if metric.key in ("tokens", "sampled", "seconds", "ended")]
 _VERDICTS = {1.0: "won", 0.5: "tie", 0.0: "lost"}
 

@@ -16,7 +16,7 @@ from w2s_core.judges.win_rates import Findings, findings
 def judging(judges: Sequence[Judge], concurrency: int) -> Judging:
     """Judges all answers, `concurrency` at a time, and writes AlpacaEval's files and the page.
 
-    Judges start one by one, so that only one's models are loaded.
+    Judges start one by one, so that only one's models are loaded. Without judges the page has the answers and costs.
     """
 
     async def judge_evaluation(evaluation: Evaluation) -> Judgements:
