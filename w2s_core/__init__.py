@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from w2s_core.build.engine import build_engine
     from w2s_core.config import (
+        AdapterConfig,
         EngineConfig,
         LargeModelConfig,
         Limits,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt
 
 __all__ = [
+    "AdapterConfig",
     "AnswerScorer",
     "ChatPrompt",
     "ChoiceFinished",
