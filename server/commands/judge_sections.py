@@ -28,8 +28,6 @@ class JudgeSection(BaseModel):
     def _check(self) -> Self:
         if len(self.model_fields_set) != 1 or self.config is None:
             raise ValueError("must have one of the keys pair, reward_model, llm and python")
-        if problems := list(self._problems()):
-            raise ValueError("; ".join(problems))
         return self
 
     @property
@@ -39,8 +37,8 @@ class JudgeSection(BaseModel):
             return PythonJudgeConfig(self.python)
         return self.pair or self.reward_model or self.llm
 
-    def _problems(self) -> Iterator[str]:
-        """Of remote models: "key: reason", as a server's configuration has them."""
+    def problems(self) -> Iterator[str]:
+        """Yields "key: reason" for every invalid key of a remote model."""
         remote: dict[str, Any] = {"llm": self.llm}
         if isinstance(self.reward_model, RemoteRewardModelConfig):
             remote["reward_model"] = self.reward_model
@@ -61,4 +59,7 @@ def judge_configs(judges: Mapping[str, Mapping[str, Any]]) -> dict[str, JudgeCon
         sections = _Judges(judges=judges).judges  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigurationError(describe_validation_error(error)) from None
+    problems = [f"judges.{name}.{problem}" for name, section in sections.items() for problem in section.problems()]
+    if problems:
+        raise ConfigurationError("; ".join(problems))
     return {name: section.config for name, section in sections.items() if section.config is not None}

@@ -138,11 +138,11 @@ async def test_a_function_that_fails_ends_the_run_with_its_name() -> None:
         ({"pair": {"backend": "far"}}, "judges.j.pair.backend: must be `local` or `remote`"),
         ({"reward_model": {"model": "x", "labell": "y"}}, "judges.j.reward_model.labell: unknown key"),
         ({"llm": {"model": "m"}}, "judges.j.llm.base_url: Field required"),
-        ({"llm": {"base_url": "x", "model": "m"}}, "judges.j: llm.base_url: must begin with http://"),
-        ({"llm": {"base_url": "http://x", "model": "m", "prompt": "{answer_a}"}}, "judges.j: llm.prompt: must have"),
+        ({"llm": {"base_url": "x", "model": "m"}}, "judges.j.llm.base_url: must begin with http://"),
+        ({"llm": {"base_url": "http://x", "model": "m", "prompt": "{answer_a}"}}, "judges.j.llm.prompt: must have"),
         (
             {"pair": {"backend": "remote", "tuned": {"base_url": "x", "model": "m"}, "untuned": None}},
-            "judges.j: pair.tuned.base_url: must begin with",
+            "judges.j.pair.tuned.base_url: must begin with",
         ),
     ],
 )

@@ -42,6 +42,7 @@ class FakeOpenAI:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                assert self.path == "/v1/models"
                 self.answer(200, {"data": [{"id": "m"}]})
 
             def do_POST(self) -> None:
@@ -159,3 +160,27 @@ def test_a_mistake_is_found_before_anything_is_asked(experiment: Path, url: str,
         assert found.stderr.startswith(message)
         assert found.stderr.count("\n") == 1
     assert not api.asked
+
+
+def test_a_judge_that_cannot_be_reached_is_told_at_once(experiment: Path, url: str) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    content["judges"] = {"llm": {"llm": {"base_url": "http://127.0.0.1:9/v1", "model": "judge"}}}
+    experiment.write_text(yaml.safe_dump(content, sort_keys=False))
+    found = run(experiment, url)
+    assert found.exit_code == 2
+    message = found.stderr.splitlines()[-1]
+    assert message.startswith("w2s: judges.llm.llm: the server at http://127.0.0.1:9/v1/ cannot be reached: ")
+    assert "0 of 6 judgements" in message
+
+
+def test_without_judges_there_are_a_page_and_files_as_well(experiment: Path, url: str) -> None:
+    content = yaml.safe_load(experiment.read_text())
+    del content["judges"]
+    experiment.write_text(yaml.safe_dump(content, sort_keys=False))
+    found = run(experiment, url)
+    assert found.exit_code == 0, found.output
+    out = experiment.with_name("out")
+    assert "word word word" in (out / "report.html").read_text()
+    assert len(list(out.glob("alpaca_eval/*/model_outputs.json"))) == 2
+    assert f"wrote {out}/report.html, results.json and alpaca_eval/" in found.stderr
+    assert found.stdout.count("\n\n") == 1, "the table alone"

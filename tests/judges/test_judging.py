@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.judges.answers import evaluation
-from w2s_core.errors import W2SError
+from w2s_core.errors import UnavailableError, W2SError
 from w2s_core.evaluation.records import read_records
 from w2s_core.judges.judge import Case, Judge, JudgeFunction, Opinion
 from w2s_core.judges.judging import FILE, Judgement, cases, judge_all, open_judgements
@@ -32,7 +32,7 @@ class Counting:
 
     async def _judge(self, case: Case) -> Opinion:
         if len(self.asked) == self._failing_after:
-            raise W2SError("The judge is tired.")
+            raise UnavailableError("The judge is tired.", retry_after_s=5)
         self.asked.append(case)
         return Opinion(float(len(case.answer.texts[0])), said=("é\n",))
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import TYPE_CHECKING
 
 from w2s_core.evaluation.metrics import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _INCHES = (5.2, 3.1)
 _INK = "#123456"  # replaced below
@@ -44,17 +48,7 @@ def cost_chart(points: Sequence[Point]) -> str:
         axes = figure.subplots()
         axes.axhline(0.5, color=_INK, linewidth=0.8, linestyle=(0, (4, 4)), alpha=0.6)
         for point in points:
-            rate = point.win_rate or Estimate(0.5, 0.5, 0.5)
-            axes.errorbar(
-                point.sampled.mean,
-                rate.mean,
-                xerr=[[point.sampled.mean - point.sampled.low], [point.sampled.high - point.sampled.mean]],
-                yerr=[[rate.mean - rate.low], [rate.high - rate.mean]],
-                fmt="o" if point.win_rate else "D",
-                color=point.color,
-                markersize=8,
-                elinewidth=1.6,
-            )
+            _draw(axes, point)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -67,3 +61,17 @@ def cost_chart(points: Sequence[Point]) -> str:
         figure.savefig(image, format="svg", transparent=True, metadata={"Date": None})
     svg = image.getvalue()
     return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _draw(axes: Axes, point: Point) -> None:
+    cost, rate = point.sampled, point.win_rate or Estimate(0.5, 0.5, 0.5)
+    axes.errorbar(
+        cost.mean,
+        rate.mean,
+        xerr=[[cost.mean - cost.low], [cost.high - cost.mean]],
+        yerr=[[rate.mean - rate.low], [rate.high - rate.mean]],
+        fmt="o" if point.win_rate else "D",
+        color=point.color,
+        markersize=8,
+        elinewidth=1.6,
+    )

@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
+
 from w2s_core.aio import gather_all
 from w2s_core.errors import ConfigurationError, W2SError
 from w2s_core.evaluation.records import AnswerRecord, EvalPrompt
-from w2s_core.evaluation.retrying_client import RetryingClient, TooLongError
+from w2s_core.evaluation.retrying_client import RetryingClient, TooLongError, refusal
 from w2s_core.judges.config import PLACEHOLDERS, LLMJudgeConfig
 from w2s_core.judges.judge import DOES_NOT_FIT, Case, JudgeFunction, Opinion
 from w2s_core.remote.http_client import make_http_client
@@ -95,18 +97,33 @@ class LLMJudge:
 
 @asynccontextmanager
 async def open_llm_judge(key: str, config: LLMJudgeConfig, api_key: str | None) -> AsyncIterator[JudgeFunction]:
-    """An LLM judge with a client of its API. Its errors name `key` and never show the API key."""
+    """An LLM judge with a client of its API, which is waited for while it loads. Errors name `key`, not the API key.
+
+    Raises ConfigurationError where the API cannot be reached or refuses the key.
+    """
+
+    def named(error: W2SError) -> W2SError:
+        message = str(error).replace(api_key, "[key]") if api_key else str(error)
+        kind = ConfigurationError if isinstance(error, ConfigurationError) else W2SError
+        return kind(f"{key}: {message}")
+
     async with make_http_client(config.provider, api_key) as http:
         http.base_url = config.provider.base_urls[0]
-        judge = LLMJudge(config, RetryingClient(http))
+        client = RetryingClient(http)
+        judge = LLMJudge(config, client)
 
         async def asked(case: Case) -> Opinion:
             try:
                 return await judge(case)
             except W2SError as error:
-                message = str(error).replace(api_key, "[key]") if api_key else str(error)
-                raise type(error)(f"{key}: {message}") from None
+                raise named(error) from None
 
+        try:
+            response = await client.get("/models")
+            if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+                raise ConfigurationError(refusal(response))
+        except W2SError as error:
+            raise named(error) from None
         yield asked
 
 

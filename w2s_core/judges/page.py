@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from w2s_core.evaluation.metrics import RUN_METRICS
 from w2s_core.evaluation.records import AnswerRecord, EvalPrompt
@@ -94,7 +93,7 @@ def _judge(evaluation: Evaluation, findings: Findings) -> dict[str, Any]:
         "name": findings.judge,
         "pairwise": findings.pairwise,
         "rows": {standing.condition: _cells(standing, findings.pairwise) for standing in findings.standings},
-        "chart": Markup(cost_chart(points)),  # which has no text of anybody
+        "chart": cost_chart(points),
         "without_value": without_value(findings),
     }
 
