@@ -184,3 +184,13 @@ def test_without_judges_there_are_a_page_and_files_as_well(experiment: Path, url
     assert len(list(out.glob("alpaca_eval/*/model_outputs.json"))) == 2
     assert f"wrote {out}/report.html, results.json and alpaca_eval/" in found.stderr
     assert found.stdout.count("\n\n") == 1, "the table alone"
+
+
+def test_a_missing_extra_is_told_before_anything_is_asked(
+    experiment: Path, url: str, api: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.commands.evaluate.find_spec", lambda name: None if name == "sklearn" else name)
+    found = run(experiment, url)
+    assert found.exit_code == 1
+    assert "Judges need sklearn. Install the extra `eval`" in found.stderr
+    assert not api.asked
