@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -70,6 +71,35 @@ def test_the_mean_of_two_models(base: str, tmp_path: Path) -> None:
     found = weights(tmp_path / "mean")
     assert torch.equal(found.pop("model.norm.weight"), torch.full((32,), 2.0))
     assert all(torch.equal(weight, weights(base)[name]) for name, weight in found.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")  # by PEFT
+def test_the_mean_of_two_adapters_is_the_mean_of_what_they_change(base: str, tmp_path: Path) -> None:
+    for seed, name in enumerate(("one", "other")):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(tmp_path / name))
+    save_average(BaseModel(base), [tmp_path / "one", tmp_path / "other"], tmp_path / "mean", 3)
+
+    def merged(name: str) -> dict[str, Tensor]:
+        model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / name))
+        return dict(model.merge_and_unload().state_dict())
+
+    one, other, mean = merged("one"), merged("other"), merged("mean")
+    for name, weight in mean.items():
+        assert torch.allclose(weight, (one[name] + other[name]) / 2, atol=1e-6), name
+    assert not equal(mean, one)
+
+
+def test_adapters_of_a_pair_are_served_and_checked(settings: Make, base: str) -> None:
+    made = settings(lora=2, epochs=4, learning_rate=3e-2)
+    check = train_pair(made)
+    assert check is not None
+    assert check.verdict == "steers"
+    assert {path.name for path in (made.out / "untuned").iterdir()} >= {"adapter_config.json", "tokenizer.json"}
+    dpo = settings(lora=2, method="dpo", out=made.out.with_name("dpo"), held_out=0.0, epochs=1)
+    train_pair(dpo)
+    assert load_settings(dpo.out / "w2s.yaml").pairs["dpo"].untuned == base, "DPO's reference is the base itself"
 
 
 def test_adaptation_reads_all_answers_and_moves_the_untuned_model(settings: Make, base: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import psutil
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from w2s_core.errors import ConfigurationError
@@ -16,6 +18,7 @@ from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.training.settings import TrainingSettings
 
 _FULL_BYTES, _FROZEN_BYTES = 16, 4  # per parameter: weight, gradient and two moments of AdamW; a weight alone
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LOGIT_COPIES = 3  # of rows × tokens × vocabulary float32 values: logits, their softmax, their gradient
 
 
@@ -89,17 +92,23 @@ def save_average(base: BaseModel, members: list[Path], folder: Path, lora: int |
         models: list[Any] = [base.load(member, None) for member in members]
         _set_to_mean(models)
         models[0].save_pretrained(folder)
-        return
-    model = PeftModel.from_pretrained(base.load(None, None), str(members[0]), adapter_name="0")
-    names = [str(i) for i in range(len(members))]
-    for name, member in zip(names[1:], members[1:], strict=True):
-        model.load_adapter(str(member), adapter_name=name)
-    weights = [1 / len(names)] * len(names)
-    model.add_weighted_adapter(names, weights, "mean", combination_type="cat")
-    model.save_pretrained(str(folder), selected_adapters=["mean"])
-    for path in (folder / "mean").iterdir():
-        path.rename(folder / path.name)
-    (folder / "mean").rmdir()
+    else:
+        _save_mean_adapter(members, folder)
+
+
+def _save_mean_adapter(members: list[Path], folder: Path) -> None:
+    """Saves the adapter of rank Σ r whose change is the mean of the members': its A has theirs below each other, and
+    its B theirs beside each other. The members have one rank and one scaling, which the mean keeps."""
+    adapters = [load_file(member / _ADAPTER_WEIGHTS) for member in members]
+    mean = {}
+    for name in adapters[0]:
+        parts = [adapter[name] for adapter in adapters]
+        mean[name] = torch.cat(parts, 0) if ".lora_A." in name else torch.cat(parts, 1) / len(parts)
+    config = json.loads((members[0] / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config |= {key: len(members) * config[key] for key in ("r", "lora_alpha")}
+    folder.mkdir()
+    save_file(mean, folder / _ADAPTER_WEIGHTS)
+    (folder / _ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
