@@ -170,7 +170,7 @@ def test_flags_go_over_the_guidance_of_the_conditions_that_have_any(experiment: 
     content = {"prompts": "prompts.jsonl", "conditions": conditions, "sampling": {"max_tokens": 9, "top_p": 0.5}}
     experiment.write_text(yaml.safe_dump(content), encoding="utf-8")
     flags = guidance_flags(["pairs.a=1,2", "beam_width=3"])
-    made = make_experiment(load_file(experiment, {}), [], flags, max_tokens=7, limit=None)
+    made = make_experiment(load_file(experiment, {}), [], flags, max_tokens=7)
     rest = {"chunk_length": 5, "beam_width": 3}
     assert [(c.name, c.guidance) for c in made.conditions] == [
         ("plain", None),
@@ -178,7 +178,7 @@ def test_flags_go_over_the_guidance_of_the_conditions_that_have_any(experiment: 
         ("two pairs.a=2", {"pairs": {"a": 2, "b": 1}, **rest}),
     ]
     assert {tuple(c.sampling.items()) for c in made.conditions} == {(("max_tokens", 7), ("top_p", 0.5))}
-    alone = make_experiment(load_file(experiment, {}), ["m"], flags, max_tokens=None, limit=None)
+    alone = make_experiment(load_file(experiment, {}), ["m"], flags, max_tokens=None)
     assert [c.name for c in alone.conditions] == ["m pairs.a=1", "m pairs.a=2"], "instead of the file's"
 
 
