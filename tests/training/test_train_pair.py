@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from server.settings.config import load_settings
-from tests.training.conftest import Write
+from tests.training.conftest import Write, comparisons
 from w2s_core.config import PairConfig
 from w2s_core.errors import ConfigurationError
 from w2s_core.training import phases
-from w2s_core.training.models import BaseModel, save_average
 from w2s_core.training.run import train_pair
 from w2s_core.training.settings import TrainingSettings
 
@@ -61,34 +59,14 @@ def test_sft_without_bad_answers_takes_the_base_as_untuned(settings: Make, base:
     assert "This was not measured" in (made.out / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_mean_of_two_models(base: str, tmp_path: Path) -> None:
-    one = AutoModelForCausalLM.from_pretrained(base)
-    for value, name in ((1.0, "one"), (3.0, "other")):
-        with torch.no_grad():
-            one.model.norm.weight.fill_(value)
-        one.save_pretrained(tmp_path / name)
-    save_average(BaseModel(base), [tmp_path / "one", tmp_path / "other"], tmp_path / "mean", None)
-    found = weights(tmp_path / "mean")
-    assert torch.equal(found.pop("model.norm.weight"), torch.full((32,), 2.0))
-    assert all(torch.equal(weight, weights(base)[name]) for name, weight in found.items())
-
-
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")  # by PEFT
-def test_the_mean_of_two_adapters_is_the_mean_of_what_they_change(base: str, tmp_path: Path) -> None:
-    for seed, name in enumerate(("one", "other")):
-        torch.manual_seed(seed)
-        config = LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
-        get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(tmp_path / name))
-    save_average(BaseModel(base), [tmp_path / "one", tmp_path / "other"], tmp_path / "mean", 3)
-
-    def merged(name: str) -> dict[str, Tensor]:
-        model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / name))
-        return dict(model.merge_and_unload().state_dict())
-
-    one, other, mean = merged("one"), merged("other"), merged("mean")
-    for name, weight in mean.items():
-        assert torch.allclose(weight, (one[name] + other[name]) / 2, atol=1e-6), name
-    assert not equal(mean, one)
+def test_sft_trains_untuned_as_long_on_the_bad_answers(settings: Make, write: Write) -> None:
+    made = settings(epochs=1, held_out=0.0)
+    exchanged = [{**record, "chosen": record["rejected"], "rejected": record["chosen"]} for record in comparisons()]
+    train_pair(made)
+    other = settings(epochs=1, held_out=0.0, data=write(*exchanged), out=made.out.with_name("exchanged"))
+    train_pair(other)
+    assert equal(weights(made.out / "tuned"), weights(other.out / "untuned"))
+    assert equal(weights(made.out / "untuned"), weights(other.out / "tuned"))
 
 
 def test_adapters_of_a_pair_are_served_and_checked(settings: Make, base: str) -> None:

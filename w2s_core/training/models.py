@@ -1,16 +1,13 @@
-"""The models of a training: loading the base, LoRA adapters, the mean of two models, and saving."""
+"""The base model of a training: its tokenizer, its size, and loading it, with LoRA adapters where they are trained."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from w2s_core.errors import ConfigurationError
@@ -18,7 +15,6 @@ from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.training.settings import TrainingSettings
 
 _FULL_BYTES, _FROZEN_BYTES = 16, 4  # per parameter: weight, gradient and two moments of AdamW; a weight alone
-_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LOGIT_COPIES = 3  # of rows × tokens × vocabulary float32 values: logits, their softmax, their gradient
 
 
@@ -84,38 +80,6 @@ class BaseModel:
 def pick_device() -> torch.device:
     """The first GPU, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def save_average(base: BaseModel, members: list[Path], folder: Path, lora: int | None) -> None:
-    """Saves the model with the mean of the members' weights; of adapters, one whose change is the mean of theirs."""
-    if lora is None:
-        models: list[Any] = [base.load(member, None) for member in members]
-        _set_to_mean(models)
-        models[0].save_pretrained(folder)
-    else:
-        _save_mean_adapter(members, folder)
-
-
-def _save_mean_adapter(members: list[Path], folder: Path) -> None:
-    """Saves the adapter of rank Σ r whose change is the mean of the members': its A has theirs below each other, and
-    its B theirs beside each other. The members have one rank and one scaling, which the mean keeps."""
-    adapters = [load_file(member / _ADAPTER_WEIGHTS) for member in members]
-    mean = {}
-    for name in adapters[0]:
-        parts = [adapter[name] for adapter in adapters]
-        mean[name] = torch.cat(parts, 0) if ".lora_A." in name else torch.cat(parts, 1) / len(parts)
-    config = json.loads((members[0] / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    config |= {key: len(members) * config[key] for key in ("r", "lora_alpha")}
-    folder.mkdir()
-    save_file(mean, folder / _ADAPTER_WEIGHTS)
-    (folder / _ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-@torch.no_grad()
-def _set_to_mean(models: list[Any]) -> None:
-    first, *others = models
-    for target, *rest in zip(first.parameters(), *(other.parameters() for other in others), strict=True):
-        target.copy_(torch.stack([target, *rest]).mean(0))
 
 
 def _one_line(error: Exception) -> str:

@@ -144,8 +144,8 @@ def _roles(settings: TrainingSettings, data: TrainingData) -> tuple[str, str]:
     if all(answer.good for answer in data.training):
         return tuned, f"is {start}"
     return tuned, (
-        "is the mean of the weights of *tuned* and of a model trained as long on the bad answers, so that only what "
-        "sets good answers apart is left in the difference"
+        f"is {start}, trained as long on the bad answers, so that only what sets good answers apart is left in the "
+        "difference"
     )
 
 

@@ -22,10 +22,10 @@ from w2s_core.pairs.run import check_pair
 from w2s_core.training.data import TrainingData, read_data
 from w2s_core.training.examples import Example, encode_examples, template_for
 from w2s_core.training.folder import open_work_folder
-from w2s_core.training.models import BaseModel, pick_device, save_average
+from w2s_core.training.models import BaseModel, pick_device
 from w2s_core.training.output import PairOutput
 from w2s_core.training.phases import Phase, PhaseRunner
-from w2s_core.training.settings import ADAPT, CONTRAST, TUNED, Method, TrainingSettings
+from w2s_core.training.settings import ADAPT, TUNED, UNTUNED, Method, TrainingSettings
 
 
 def train_pair(settings: TrainingSettings) -> PairCheck | None:
@@ -47,7 +47,7 @@ def train_pair(settings: TrainingSettings) -> PairCheck | None:
     with open_work_folder(settings, data.digest) as work:
         with _memory_errors(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # TRL and PEFT: the old name
-            models = _train(PhaseRunner(base, settings, device, work), base, settings, examples, work)
+            models = _train(PhaseRunner(base, settings, device, work), settings, examples)
         return _finish(PairOutput(settings, base, template), models, data, work)
 
 
@@ -64,9 +64,7 @@ def _memory_errors() -> Iterator[None]:
         raise
 
 
-def _train(
-    runner: PhaseRunner, base: BaseModel, settings: TrainingSettings, examples: Sequence[Example], work: Path
-) -> tuple[Path, Path | None]:
+def _train(runner: PhaseRunner, settings: TrainingSettings, examples: Sequence[Example]) -> tuple[Path, Path | None]:
     """Runs the phases. Returns the folders of the tuned and the untuned model, None where that is the base."""
     start = None
     if settings.adapt_epochs:
@@ -78,11 +76,7 @@ def _train(
     tuned = runner.run(phase, start)
     if not bad:
         return tuned, start
-    contrast = runner.run(Phase(CONTRAST, "sft", bad, phase.steps, phase.learning_rate), start)
-    mean = work / "mean"
-    if not mean.exists():
-        save_average(base, [tuned, contrast], mean, settings.lora)
-    return tuned, mean
+    return tuned, runner.run(Phase(UNTUNED, "sft", bad, phase.steps, phase.learning_rate), start)
 
 
 def _phase(name: str, method: Method, examples: Sequence[Example], settings: TrainingSettings) -> Phase:

@@ -8,23 +8,23 @@ from typing import Literal, TypeAlias
 
 Method: TypeAlias = Literal["sft", "dpo"]
 SavedDtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
-ADAPT, TUNED, CONTRAST = "adapt", "tuned", "contrast"
+ADAPT, TUNED, UNTUNED = "adapt", "tuned", "untuned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
     """What is trained, on what, and how.
 
-    `method` "sft" (supervised fine-tuning): tuned is trained on the good answers. Where the data has bad ones, a third
-    model is trained on those just as long, and untuned has the mean of both models' weights; else untuned is
-    the model that tuned started from. "dpo" (direct preference optimization, Rafailov et al. 2023, arXiv:2305.18290,
-    with its `beta`): untuned is the reference model, which tuned started from.
+    `method` "sft" (supervised fine-tuning): tuned is trained on the good answers, and untuned just as long on the bad
+    ones where the data has any; else untuned is the model that tuned started from. "dpo" (direct preference
+    optimization, Rafailov et al. 2023, arXiv:2305.18290, with its `beta`): untuned is the reference model, which tuned
+    started from.
 
     `adapt_epochs` > 0 first trains the base on all answers, good and bad, so that subject and style cancel in the pair.
     `lora` is the rank of LoRA adapters (Hu et al. 2021, arXiv:2106.09685), None for full weights. `held_out` is the
     share of the prompts that is kept for the figures, unless `check_data` is given. `prompt_template`: see
-    `PairConfig`. Learning rates are the peaks of a linear decay. `embedding_dropout` is the share of
-    the embeddings' values that are set to zero in training. `max_length` in tokens, None for the base's context.
+    `PairConfig`. Learning rates are the peaks of a linear decay. `embedding_dropout` is the share of the embeddings'
+    values that are set to zero in training. `max_length` in tokens, None for the base's context.
     """
 
     base: str
@@ -53,7 +53,7 @@ class TrainingSettings:
         """Epochs and peak learning rate of each phase that may run, by its name."""
         rate = self.learning_rate or _DEFAULT_RATES[self.method] * (10 if self.lora else 1)
         adapt = self.adapt_learning_rate or _DEFAULT_RATES["sft"] * (10 if self.lora else 1)
-        return {ADAPT: (self.adapt_epochs, adapt), TUNED: (self.epochs, rate), CONTRAST: (self.epochs, rate)}
+        return {ADAPT: (self.adapt_epochs, adapt), TUNED: (self.epochs, rate), UNTUNED: (self.epochs, rate)}
 
 
 _DEFAULT_RATES = {"sft": 1e-4, "dpo": 5e-6}
