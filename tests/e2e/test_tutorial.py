@@ -54,6 +54,7 @@ def test_the_tutorial_as_it_is_written(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RUN, str(tmp_path), *shlex.split(serve)[1:], "--port", "0"]
     with served(command, {"PYTHONPATH": str(ROOT)}, within=300) as server:
         parts = shlex.split(curl)
-        answer = httpx.post(f"{server.url}/v1/completions", content=parts[parts.index("-d") + 1], timeout=300).json()
+        body = json.loads(parts[parts.index("-d") + 1])
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=300).json()
     assert answer["model"] == "large-praise"
     assert answer["choices"][0]["text"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class RemotePairModel:
         return TokenLogprobs(self, self.encoder, self.encoder.prompt(prompt, template))
 
 
-class _Logprobs(ProviderCalls[A, float]):
+class _Logprobs(ProviderCalls[A, float], ABC):
     """One prompt's session with one model of a pair: one call per distinct answer, all at the same time.
 
     A call is kept as long as each `start` names its answer, and is cancelled by one that does not, or by `cancel`.
@@ -102,8 +103,9 @@ class _Logprobs(ProviderCalls[A, float]):
         self.provider_usage = ProviderUsage()
         self._model = model
 
+    @abstractmethod
     async def _logprob(self, answer: A) -> float:
-        raise NotImplementedError
+        """The answer's log-probability in nats, by a call to the provider."""
 
     def _start(self, answers: Sequence[A]) -> LogprobTasks:
         """Returns the answers' tasks, in order. Starts those that are new, and those that have failed before."""
