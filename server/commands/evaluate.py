@@ -109,14 +109,21 @@ def _server(url: str | None, key_variable: str | None, config: Path | None) -> A
 def _client(url: str, key_variable: str | None) -> httpx.AsyncClient:
     import httpx
 
+    from w2s_core.remote.http_client import is_api_key
+
     headers = {}
     if key_variable is not None:
         if key_variable not in os.environ:
             raise ConfigurationError(f"--api-key-env: the environment has no variable {key_variable}.")
-        headers["authorization"] = f"Bearer {os.environ[key_variable]}"
+        api_key = os.environ[key_variable].strip()
+        if not is_api_key(api_key):
+            raise ConfigurationError(f"--api-key-env: the value of {key_variable} cannot be an API key.")
+        headers["authorization"] = f"Bearer {api_key}"
     timeout, limits = httpx.Timeout(None, connect=10), httpx.Limits(max_connections=None)
     try:
         base = httpx.URL(url.rstrip("/").removesuffix("/v1"))
+        if base.userinfo:
+            raise ConfigurationError("--url: must not contain a user name or password; use --api-key-env.")
         return httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits)
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"--url: {error}") from None

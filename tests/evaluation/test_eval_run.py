@@ -258,3 +258,29 @@ def test_a_mistake_is_one_line(
     assert message in found.stderr
     assert found.stderr.startswith("w2s: ")
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "answers.jsonl", "experiment.json"])
+def test_a_folder_with_somebody_elses_file_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / name
+    mine.write_text('{"prompt": "Frage", "own": 1}\n', encoding="utf-8")
+    prompts = tmp_path / "mine.jsonl"
+    prompts.write_text('{"prompt": "Frage"}\n', encoding="utf-8")
+    found = run("--prompts", prompts, "--model", "m", "--url", "http://127.0.0.1:9", "--out", tmp_path)
+    assert found.exit_code == 2
+    assert f"has a {name} that is not of an evaluation. Choose another --out." in found.stderr
+    assert mine.read_text(encoding="utf-8") == '{"prompt": "Frage", "own": 1}\n'
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nx", "sk-secret\u20ac", " "])
+def test_a_key_that_no_header_can_carry_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    prompts = tmp_path / "mine.jsonl"
+    prompts.write_text('{"prompt": "Frage"}\n', encoding="utf-8")
+    asked = ("--prompts", prompts, "--model", "m", "--out", tmp_path / "out")
+    found = run(*asked, "--url", "http://127.0.0.1:9", "--api-key-env", "MY_KEY")
+    assert (found.exit_code, found.stderr) == (2, "w2s: --api-key-env: the value of MY_KEY cannot be an API key.\n")
+    found = run(*asked, "--url", "http://user:sk-secret@127.0.0.1:9")
+    assert found.exit_code == 2
+    assert "must not contain a user name or password" in found.stderr
+    assert "sk-secret" not in found.output

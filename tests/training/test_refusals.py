@@ -104,3 +104,29 @@ def test_a_folder_that_is_taken(base: str, write: Write, tmp_path: Path) -> None
         found = train(base, data, tmp_path / "out")
     assert found.exit_code == 2
     assert f"--out: another training writes to {tmp_path / 'out'}." in found.stderr
+
+
+def test_check_data_that_is_too_long_is_told_before_the_training(base: str, write: Write, tmp_path: Path) -> None:
+    data, check = write(*comparisons()), tmp_path / "check.jsonl"
+    check.write_text('{"prompt": "x", "chosen": "' + "a" * 600 + '", "rejected": "b"}\n', encoding="utf-8")
+    found = train(base, data, tmp_path / "out", "--check-data", str(check))
+    assert_refused(found, "check.jsonl, line 1: prompt and answer have 602 tokens", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "message", ["not enough memory: you tried to allocate", "DefaultCPUAllocator: can't allocate memory"]
+)
+def test_no_memory_in_a_later_phase_loses_nothing(
+    base: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    data, out = write(*comparisons()), tmp_path / "out"
+
+    def adapts_alone(runner: Any, *_: Any) -> None:
+        (runner._work / "adapt").mkdir()
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(training_run, "_train", adapts_alone)
+    found = train(base, data, out)
+    assert found.exit_code == 2
+    assert "not enough memory for this training." in found.stderr
+    assert (out / ".training/adapt").is_dir()

@@ -62,18 +62,21 @@ class AnswerFolder:
 def open_folder(path: Path, experiment: Experiment) -> Iterator[AnswerFolder]:
     """Opens the folder for one process alone and writes the experiment into it; without any answer nothing stays.
 
-    Raises ConfigurationError where another run writes into it or its answers belong to another experiment.
+    Raises ConfigurationError where another run writes into it, its answers belong to another experiment, or files of
+    our names in it are somebody else's.
     """
     with ExitStack() as stack:
         try:
             if not path.exists():
                 path.mkdir(parents=True)
                 stack.callback(_remove_if_empty, path)
+            _check_ours(path)
             stack.enter_context(FileLock(path / _LOCK, timeout=0))
             _check_same(path, experiment)
             stack.callback(_remove_without_answers, path)
-            _replace(path / _PROMPTS, "".join(as_lines(experiment.prompts)))
+            # First what `_check_ours` knows the folder by: a run may be killed between the two.
             _replace(path / _EXPERIMENT, json.dumps(experiment.as_json(), ensure_ascii=False, indent=1) + "\n")
+            _replace(path / _PROMPTS, "".join(as_lines(experiment.prompts)))
             files = [stack.enter_context(open_log(path / name)) for name in (_ANSWERS, _LEFT_OUT)]
         except Timeout:
             raise ConfigurationError(f"{path}: another run is writing into it.") from None
@@ -91,6 +94,21 @@ def _remove_without_answers(path: Path) -> None:
 def _remove_if_empty(path: Path) -> None:
     with suppress(OSError):  # it has something in it
         path.rmdir()
+
+
+def _check_ours(path: Path) -> None:
+    """Raises ConfigurationError where the folder has a file that a run would overwrite and that is not a run's own."""
+    names = [name for name in (_EXPERIMENT, _PROMPTS, _ANSWERS, _LEFT_OUT) if (path / name).exists()]
+    if names and not _is_experiment(path / _EXPERIMENT):
+        raise ConfigurationError(f"{path}: has a {names[0]} that is not of an evaluation. Choose another --out.")
+
+
+def _is_experiment(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"baseline", "conditions", "judges"}
 
 
 def _check_same(path: Path, experiment: Experiment) -> None:

@@ -25,9 +25,14 @@ def read_api_key(config: ProviderConfig, key: str) -> str | None:
     if config.api_key_env is None:
         return None
     api_key = os.environ.get(config.api_key_env, "").strip()
-    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+    if not is_api_key(api_key):
         raise ConfigurationError(f"{key}.api_key_env: set the environment variable {config.api_key_env} to an API key.")
     return api_key
+
+
+def is_api_key(text: str) -> bool:
+    """Whether a header can carry the text as an API key. An error about one that it cannot would show it."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def make_http_client(config: ProviderConfig, api_key: str | None) -> httpx.AsyncClient:

@@ -22,7 +22,7 @@ _WORK, _SETTINGS, _LOCK = ".training", "settings.json", "lock"
 def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
     """Yields the work folder, new or of a training with these settings and data that was stopped.
 
-    It is removed in the end and after a ConfigurationError, and stays after any other exception. Raises
+    It is removed in the end, and after a ConfigurationError if nothing is trained yet; else it stays. Raises
     ConfigurationError where the output folder has other contents, or is in use.
     """
     out, work = settings.out, settings.out / _WORK
@@ -39,14 +39,17 @@ def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
         try:
             yield work
         except ConfigurationError:
-            _remove(work, out)
+            if not any(path.is_dir() for path in work.iterdir()):  # of phases and their checkpoints
+                _remove(work, out)
             raise
         shutil.rmtree(work)
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any], out: Path) -> None:
     if not path.exists():
-        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        whole = path.with_suffix(".new")  # so that a killed process leaves no half of it
+        whole.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        whole.replace(path)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     different = [name for name, value in settings.items() if before.get(name) != value]

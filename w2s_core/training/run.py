@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from w2s_core.training.output import PairOutput
 from w2s_core.training.phases import Phase, PhaseRunner
 from w2s_core.training.settings import ADAPT, TUNED, UNTUNED, Method, TrainingSettings
 
+_NO_MEMORY = re.compile("not enough memory|can't allocate memory")  # of torch's CPU allocator, by its platform
+
 
 def train_pair(settings: TrainingSettings) -> PairCheck | None:
     """Trains a pair and writes `settings.out`: its models, a model card and the configuration that serves it.
@@ -42,6 +45,7 @@ def train_pair(settings: TrainingSettings) -> PairCheck | None:
         template = template_for(data.training, base.tokenizer)
     max_length = min(settings.max_length or base.context_length, base.context_length)
     examples = encode_examples(data.training, base.tokenizer, template, max_length)
+    encode_examples(data.held_out, base.tokenizer, template, max_length)  # what is too long is told before the training
     device = pick_device()
     base.check_memory(settings, max(example.length for example in examples), device)
     with open_work_folder(settings, data.digest) as work:
@@ -57,7 +61,7 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error):
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
             raise ConfigurationError(
                 "not enough memory for this training. Use --lora, a smaller --batch-size or shorter answers."
             ) from None
