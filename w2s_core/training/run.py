@@ -35,7 +35,7 @@ def train_pair(settings: TrainingSettings) -> PairCheck | None:
     """Trains a pair and writes `settings.out`: its models, a model card and the configuration that serves it.
 
     Progress goes to stderr. A training that was stopped goes on where it was. Returns the pair's check on held-out
-    answers, None where there are none. Raises ConfigurationError, and then leaves no file.
+    answers, None where there are none. Raises ConfigurationError, and then leaves nothing but phases that have ended.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own, of reading and writing files
     base = BaseModel(model_source(settings.base))
