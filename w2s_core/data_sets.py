@@ -38,7 +38,7 @@ def read_records(source: str | Path, split: str = "train") -> Iterator[Record]:
     `datasets` can load, or the id of a data set on the Hugging Face hub; `split` is for the last two. Raises DataError.
     """
     path = Path(source)
-    if path.is_dir() or (not path.exists() and _HUB_ID.fullmatch(str(source)) and path.suffix not in _FILES):
+    if has_splits(source):
         records, noun = _data_set(str(source), split), "row"
     elif path.suffix == ".parquet":
         records, noun = _parquet(path), "row"
@@ -50,7 +50,26 @@ def read_records(source: str | Path, split: str = "train") -> Iterator[Record]:
         place = f"{source}, {noun} {number}"
         if not isinstance(fields, dict):
             raise DataError(f"{place}: is not a JSON object.")
+        if not _is_unicode(fields):
+            raise DataError(f"{place}: has half of a surrogate pair (\\ud800 to \\udfff), which is no character.")
         yield Record(fields, number, place)
+
+
+def has_splits(source: str | Path) -> bool:
+    """Whether it is a data set in a folder or on the hub, which has splits, and not a file."""
+    path = Path(source)
+    return path.is_dir() or (
+        not path.exists() and _HUB_ID.fullmatch(str(source)) is not None and path.suffix not in _FILES
+    )
+
+
+def _is_unicode(fields: Fields) -> bool:
+    """Whether all texts can be written as UTF-8."""
+    try:
+        json.dumps(fields, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_text(path: Path) -> str:
@@ -65,14 +84,14 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: is not JSON: {error}.") from None
 
 
 def _json_list(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     try:
         yield from enumerate(json.loads(text), start=1)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}.") from None
 
 
@@ -92,12 +111,14 @@ def _parquet(path: Path) -> Iterator[tuple[int, Fields]]:
 def _data_set(source: str, split: str) -> Iterator[tuple[int, Fields]]:
     try:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError:
         raise DataError(f"{source}: a data set of the hub {_NEEDS}") from None
     try:
         rows = load_dataset(source, split=split)
-    except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a split that is not there a ValueError
-        raise DataError(f"{source}: cannot be loaded as a data set: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, DatasetsError) as error:  # the hub's are OSErrors, a missing split's a ValueError
+        reason = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise DataError(f"{source}: cannot be loaded as a data set: {' '.join(str(reason).split())}") from None
     yield from enumerate(map(_without_nulls, rows), start=1)
 
 

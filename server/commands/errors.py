@@ -34,6 +34,17 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """An ImportError within becomes the ConfigurationError that says which extra of the package to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{error}. This needs the extra `{extra}`. Install it with: pip install 'w2s-server[{extra}]'"
+        ) from None
+
+
 def run_resumable(work: Coroutine[Any, Any, R], out: Path) -> R:
     """Runs what keeps its progress in `out`, as `resumable`."""
     with resumable(out):

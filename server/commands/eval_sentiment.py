@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from server.commands.errors import reports_errors, run_resumable
+from server.commands.errors import needs_extra, reports_errors, run_resumable
 from w2s_core.evaluation.prompts import OPENERS
 from w2s_core.evaluation.settings import Settings
 
@@ -64,15 +64,11 @@ def _positive(name: str, text: str, most: int | None = None) -> Callable[[_F], _
 def sentiment(out: Path, ablation: bool, **options: Any) -> None:
     """Run the paper's controlled-sentiment experiment in miniature; write tables, JSON and a chart to --out."""
     options["ablation_seeds"] = min(options["ablation_seeds"], options["seeds"]) if ablation else 0
-    try:
+    with needs_extra("eval"):
         from server.commands.in_process import in_process
         from w2s_core.evaluation.sentiment import run
 
         results = run_resumable(run(Settings(**options), out, in_process), out)
-    except ImportError as error:
-        raise click.ClickException(
-            f"{error}. This command needs the extra `eval`. Install it with: pip install 'w2s-server[eval]'"
-        ) from None
     publish(results, out)
 
 

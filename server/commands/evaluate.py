@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib.util import find_spec
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from server.commands.errors import reports_errors, run_resumable
+from server.commands.errors import needs_extra, reports_errors, run_resumable
 from server.commands.eval_sentiment import sentiment
 from server.settings.config import load_settings
+from w2s_core.config import WorkersConfig
 from w2s_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -67,58 +67,56 @@ def run_command(*, out: Path, concurrency: int | None, as_json: bool, **options:
     from server.commands.experiment_file import guidance_flags, load_file, make_experiment
     from w2s_core.evaluation.run import run
 
-    server = _server(options.pop("url"), options.pop("api_key_env"), options.pop("config"))
+    server, setup, workers = _server(options["url"], options["api_key_env"], options["config"])
     flags = {key: options[key] for key in ("prompts", "split", "limit", "seeds", "baseline")}
     file = load_file(options["experiment"], flags | {"concurrency": concurrency})
     guidance = guidance_flags(options["guidance"])
-    experiment = make_experiment(file, options["models"], guidance, options["max_tokens"])
-    judging = _judging(experiment.judges, file.concurrency)
+    experiment = make_experiment(file, options["models"], guidance, options["max_tokens"], setup)
+    judging = _judging(experiment.judges, file.concurrency, workers)
     results = run_resumable(run(experiment, out, server, file.concurrency, judging), out)
     click.echo(json.dumps(results.as_json(), ensure_ascii=False, indent=1) if as_json else results.as_text())
     click.echo(f"wrote {out}/report.html, results.json and alpaca_eval/", err=True)
 
 
-def _judging(judges: Mapping[str, Mapping[str, Any]], concurrency: int) -> Judging:
-    """The judges of the experiment. Raises ConfigurationError, before anything is asked."""
+def _judging(judges: Mapping[str, Mapping[str, Any]], concurrency: int, workers: WorkersConfig) -> Judging:
+    """The judges of the experiment; `workers` run local ones. Raises ConfigurationError, before anything is asked."""
     from server.commands.judge_sections import judge_configs
-    from w2s_core.config import WorkersConfig
     from w2s_core.judges.build import make_judge
     from w2s_core.judges.run import judging
 
-    made = [make_judge(name, config, WorkersConfig()) for name, config in judge_configs(judges).items()]
-    if made and (missing := [name for name in ("matplotlib", "sklearn") if find_spec(name) is None]):
-        raise click.ClickException(
-            f"Judges need {' and '.join(missing)}. Install the extra `eval`: pip install 'w2s-server[eval]'"
-        )
+    made = [make_judge(name, config, workers) for name, config in judge_configs(judges).items()]
+    with needs_extra("eval"):
+        if made and (missing := [name for name in ("matplotlib", "sklearn") if find_spec(name) is None]):
+            raise ImportError(f"Judges need {' and '.join(missing)}")
     return judging(made, concurrency)
 
 
-def _server(url: str | None, key_variable: str | None, config: Path | None) -> AbstractAsyncContextManager[Any]:
-    """The running server at `url`, or one in this process that serves the configuration."""
+def _server(
+    url: str | None, key_variable: str | None, config: Path | None
+) -> tuple[AbstractAsyncContextManager[Any], Mapping[str, str], WorkersConfig]:
+    """The running server at `url`, or one in this process that serves the configuration.
+
+    With it, what is known of the models that it serves (for `Experiment.setup`), and the workers of local judges.
+    """
     if url is None:
         if key_variable is not None:
             raise ConfigurationError("--api-key-env: is for a running server, which --url names.")
         from server.commands.in_process import in_process
 
-        return in_process(load_settings(config).engine_config())
+        settings = load_settings(config)
+        return in_process(settings.engine_config()), {"config": settings.fingerprint}, settings.workers
     if config is not None:
         raise ConfigurationError("--config: is for a server in this process; --url names a running one.")
-    return _client(url, key_variable)
+    return _client(url, key_variable), {}, WorkersConfig()
 
 
 def _client(url: str, key_variable: str | None) -> httpx.AsyncClient:
     import httpx
 
-    from w2s_core.remote.http_client import is_api_key
+    from w2s_core.remote.http_client import read_api_key
 
-    headers = {}
-    if key_variable is not None:
-        if key_variable not in os.environ:
-            raise ConfigurationError(f"--api-key-env: the environment has no variable {key_variable}.")
-        api_key = os.environ[key_variable].strip()
-        if not is_api_key(api_key):
-            raise ConfigurationError(f"--api-key-env: the value of {key_variable} cannot be an API key.")
-        headers["authorization"] = f"Bearer {api_key}"
+    api_key = read_api_key(key_variable, "--api-key-env")
+    headers = {"authorization": f"Bearer {api_key}"} if api_key is not None else {}
     timeout, limits = httpx.Timeout(None, connect=10), httpx.Limits(max_connections=None)
     try:
         base = httpx.URL(url.rstrip("/").removesuffix("/v1"))

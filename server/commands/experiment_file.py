@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from server.settings.files import describe_validation_error, read_yaml
 from w2s_core import evaluation
+from w2s_core.data_sets import has_splits
 from w2s_core.errors import ConfigurationError
 from w2s_core.evaluation.client import OWN_FIELDS
 from w2s_core.evaluation.experiment import Condition, Experiment, grid, leaves, put
@@ -70,14 +72,28 @@ def load_file(path: Path | None, flags: Mapping[str, Any]) -> ExperimentFile:
     if path is not None and not path.exists() and str(path) in PRESETS:
         path = PRESETS[str(path)]
     content = read_yaml(path, example_key="prompts") if path is not None else {}
+    _check_plain(content, path)
     prompts = content.get("prompts")
     if path is not None and isinstance(prompts, str) and (path.parent / prompts).exists():
         content["prompts"] = path.parent / prompts
     try:
-        return ExperimentFile(**content | {key: value for key, value in flags.items() if value is not None})
+        file = ExperimentFile(**content | {key: value for key, value in flags.items() if value is not None})
     except ValidationError as error:
         where = f"{path}: " if path is not None else ""
         raise ConfigurationError(where + describe_validation_error(error)) from None
+    own = "split" in content and flags.get("prompts") is None  # a preset's split is for its data set
+    if (own or flags.get("split") is not None) and file.prompts is not None and not has_splits(file.prompts):
+        raise ConfigurationError("split: only a data set has splits, not a file of prompts.")
+    return file
+
+
+def _check_plain(content: Mapping[str, Any], path: Path | None) -> None:
+    """Raises ConfigurationError for YAML's values that JSON does not have, such as dates and infinite numbers."""
+    for keys, value in leaves(content):
+        for item in value if isinstance(value, list) else [value]:
+            finite = not isinstance(item, float) or math.isfinite(item)
+            if not (finite and isinstance(item, str | int | float | dict | list | None)):
+                raise ConfigurationError(f"{path}: {'.'.join(keys)}: `{item}` is not a value of JSON; quote a text.")
 
 
 def guidance_flags(flags: Sequence[str]) -> dict[str, Any]:
@@ -96,15 +112,21 @@ def guidance_flags(flags: Sequence[str]) -> dict[str, Any]:
 
 
 def make_experiment(
-    file: ExperimentFile, models: Sequence[str], guidance: Mapping[str, Any], max_tokens: int | None
+    file: ExperimentFile,
+    models: Sequence[str],
+    guidance: Mapping[str, Any],
+    max_tokens: int | None,
+    setup: Mapping[str, Any],
 ) -> Experiment:
     """The experiment of the file and of the flags `--model`, `--guidance` and `--max-tokens`.
 
-    Raises ConfigurationError.
+    `setup`: see `Experiment`. Raises ConfigurationError.
     """
     if file.prompts is None:
         raise ConfigurationError("prompts: name a file, by --prompts or in the experiment's file.")
     sections = _of_models(models, guidance) if models else _with_guidance(file.conditions, guidance)
+    if guidance and not any(section.guidance is not None for section in sections.values()):
+        raise ConfigurationError("--guidance: no condition of the file has guidance that it could change.")
     if not sections:
         raise ConfigurationError("conditions: name a served model by --model, or conditions in the experiment's file.")
     sampling = file.sampling
@@ -116,7 +138,7 @@ def make_experiment(
     ]
     baseline = file.baseline or conditions[0].name
     prompts = read_prompts(file.prompts, file.limit, split=file.split, chat=file.chat)
-    return Experiment(prompts, conditions, baseline, file.system, file.judges)
+    return Experiment(prompts, conditions, baseline, file.system, file.judges, setup)
 
 
 def _expanded(name: str, guidance: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
@@ -128,6 +150,10 @@ def _expanded(name: str, guidance: Mapping[str, Any] | None) -> Iterator[tuple[s
 
 def _of_models(models: Sequence[str], guidance: Mapping[str, Any]) -> dict[str, ConditionSection]:
     """A condition for each model. The first of several is the baseline, and stays as it is served."""
+    if twice := {name for name in models if models.count(name) > 1}:
+        raise ConfigurationError(
+            f"--model: `{min(twice)}` is there twice; several guidances of one model are conditions of a file."
+        )
     guided = models[1:] or models
     return {
         name: ConditionSection(model=name, guidance=dict(guidance) if guidance and name in guided else None)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from server.commands.errors import reports_errors
+from server.commands.errors import needs_extra, reports_errors
 from server.settings.config import load_settings
 from w2s_core.config import PairConfig, RemotePairConfig, WorkersConfig
+from w2s_core.data_sets import has_splits
 from w2s_core.errors import ConfigurationError
 
 _MODEL = "A folder, a hub id, or demo:NAME."
@@ -27,7 +28,7 @@ _MODEL = "A folder, a hub id, or demo:NAME."
     help="Preference data in TRL's formats: a JSONL or Parquet file, or a data set of the hub. Records have prompt, "
     "chosen, rejected; or prompt, completion, label; or text, label.",
 )
-@click.option("--split", default="train", show_default=True, help="The split of a data set.")
+@click.option("--split", help="The split of a data set.  [default: train]")
 @click.option(
     "--prompt-template",
     help="What the pair reads before the answer, with {prompt} replaced; empty for nothing.  [default: its chat "
@@ -39,7 +40,7 @@ _MODEL = "A folder, a hub id, or demo:NAME."
 def check(
     *,
     data: str,
-    split: str,
+    split: str | None,
     as_json: bool,
     plot: Path | None,
     tuned: str | None,
@@ -53,6 +54,8 @@ def check(
     It counts how often the answer that people chose scores higher, how early in the answer the pair knows, and whether
     it likes more than length.
     """
+    if split is not None and not has_splits(data):
+        raise ConfigurationError("--split: only a data set has splits, not a file.")
     if name is not None:
         if (tuned, untuned, prompt_template) != (None, None, None):
             raise ConfigurationError("--pair: is configured; leave out --tuned, --untuned and --prompt-template.")
@@ -67,13 +70,11 @@ def check(
     from w2s_core.pairs.preferences import read_preferences
     from w2s_core.pairs.run import check_pair
 
-    found = asyncio.run(check_pair(name or "pair", pair, read_preferences(data, split), workers))
+    found = asyncio.run(check_pair(name or "pair", pair, read_preferences(data, split or "train"), workers))
     click.echo(json.dumps(report.as_json(found), indent=1) if as_json else report.summary(found))
     if plot is not None:
-        try:
+        with needs_extra("eval"):
             report.draw(found, plot)
-        except ImportError as error:
-            raise click.ClickException(f"{error}. Install it with: pip install 'w2s-server[eval]'") from None
 
 
 def _configured_pair(name: str, config: Path | None) -> tuple[PairConfig | RemotePairConfig, WorkersConfig]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from server.commands.errors import reports_errors, resumable
+from server.commands.errors import needs_extra, reports_errors, resumable
+from w2s_core.data_sets import has_splits
 from w2s_core.errors import ConfigurationError
 from w2s_core.training.settings import TrainingSettings
 
@@ -53,7 +55,11 @@ _RATE = click.FloatRange(min=0, min_open=True)
 @click.option("--max-length", type=_POSITIVE, help="Tokens of prompt and answer.  [default: the base's context]")
 @click.option("--beta", type=_RATE, help="DPO's beta: higher stays closer to the reference.  [default: 0.1]")
 @click.option("--embedding-dropout", type=click.FloatRange(0, 0.9), help="Dropout on embeddings.  [default: 0]")
-@click.option("--seed", type=int, help="The same seed gives the same pair on the same machine.  [default: 0]")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="The same seed gives the same pair on the same machine.  [default: 0]",
+)
 @click.option(
     "--saved-dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -66,13 +72,11 @@ def train(**options: Any) -> None:
 
     Run it again after a stop, and it goes on where it was.
     """
-    settings = TrainingSettings(**{name: value for name, value in options.items() if value is not None})
-    try:
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_options(given)
+    settings = TrainingSettings(**given)
+    with needs_extra("train"):
         from w2s_core.training.run import train_pair
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{error}. This command needs the extra `train`. Install it with: pip install 'w2s-server[train]'"
-        ) from None
     from w2s_core.pairs import report
 
     with resumable(settings.out):
@@ -80,3 +84,18 @@ def train(**options: Any) -> None:
     if found is not None:
         click.echo(report.summary(found))
     click.echo(f"wrote {settings.out}; serve it with: w2s serve --config {settings.out}/w2s.yaml", err=True)
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Raises ConfigurationError for an option that the others leave without any effect."""
+    data = [given["data"], *([given["check_data"]] if "check_data" in given else [])]
+    useless = {
+        "saved_dtype": ("lora" in given, "--lora writes adapters, which stay in float32"),
+        "beta": (given["method"] != "dpo", "is for --method dpo"),
+        "adapt_learning_rate": (not given.get("adapt_epochs"), "is for --adapt-epochs"),
+        "held_out": ("check_data" in given, "--check-data is there for the figures"),
+        "split": (not any(map(has_splits, data)), "only a data set has splits, not a file"),
+    }
+    for option, (has_no_effect, reason) in useless.items():
+        if option in given and has_no_effect:
+            raise ConfigurationError(f"--{option.replace('_', '-')}: has no effect here: {reason}.")

@@ -27,6 +27,10 @@ def read_yaml(path: Path, example_key: str) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: cannot be read: not UTF-8 at byte {error.start}") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path}: is not YAML: {_yaml_problem(error)}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: cannot be read: it is nested too deeply") from None
+    except ValueError as error:  # a date that does not exist
+        raise ConfigurationError(f"{path}: is not YAML: {error}") from None
     if content is None:  # an empty file, or only comments
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -1,69 +1,31 @@
-"""Asking a server for answers: what is sent, what is read, what is tried again, and what the folder keeps."""
+"""Asking a server for answers: what is sent, what is read, and what is tried again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.evaluation.fake_server import (
+    CHAT,
+    COMPLETION,
+    GUIDED,
+    PLAIN,
+    FakeServer,
+    answer,
+    chat_answer,
+    completion_answer,
+    experiment,
+)
 from w2s_core.errors import ConfigurationError, W2SError
 from w2s_core.evaluation.client import AnswerClient
-from w2s_core.evaluation.experiment import Condition, Experiment, grid
-from w2s_core.evaluation.folder import open_folder
+from w2s_core.evaluation.experiment import Condition, grid
 from w2s_core.evaluation.records import AnswerRecord, EvalPrompt, LeftOut
 from w2s_core.evaluation.run import Evaluation, Judgements, run
-
-CHAT, COMPLETION = EvalPrompt("c", ("Hello",)), EvalPrompt("t", ("Once",), chat=False)
-PLAIN = Condition("plain", "m")
-GUIDED = Condition("guided", "m", {"beam_width": 2}, {"max_tokens": 5}, seeds=2)
-
-
-def chat_answer(text: str, **more: Any) -> dict[str, Any]:
-    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"} | more.pop("choice", {})
-    return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}, **more}
-
-
-def completion_answer(text: str, tokens: list[str], nats: list[float]) -> dict[str, Any]:
-    choice = {"text": text, "finish_reason": "stop", "logprobs": {"tokens": tokens, "token_logprobs": nats}}
-    return {"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": len(tokens)}}
-
-
-Respond = Callable[[str, Mapping[str, Any]], httpx.Response]
-
-
-class FakeServer:
-    """Answers by `respond` what is posted, and keeps it. It serves `m`."""
-
-    def __init__(self, respond: Respond = lambda _path, body: httpx.Response(200, json=chat_answer("Hi"))) -> None:
-        self.respond = respond
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-
-    def _handle(self, request: httpx.Request) -> httpx.Response:
-        if request.method == "GET":
-            return httpx.Response(200, json={"data": [{"id": "m"}]})
-        body = json.loads(request.content)
-        self.asked.append((request.url.path, body))
-        return self.respond(request.url.path, body)
-
-    def client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(transport=httpx.MockTransport(self._handle), base_url="http://server")
-
-    @property
-    def seeds(self) -> list[int]:
-        return [body["seed"] for _, body in self.asked]
-
-
-def experiment(*conditions: Condition, prompts: tuple[EvalPrompt, ...] = (CHAT,), **more: Any) -> Experiment:
-    return Experiment(prompts, conditions or (PLAIN,), (conditions or (PLAIN,))[0].name, **more)
-
-
-async def answer(server: FakeServer, tasks: Experiment, **options: Any) -> AnswerRecord | LeftOut:
-    async with server.client() as http:
-        return await AnswerClient(http, **options).answer(tasks.tasks[0])
 
 
 async def test_a_chat_is_asked_as_openai_wants_it() -> None:
@@ -223,65 +185,6 @@ async def test_a_server_that_loads_is_waited_for_and_one_that_lists_nothing_is_t
         await AnswerClient(http, sleep=sleep).check(experiment())
     assert len(waits) == 1
     assert not responses
-
-
-async def test_more_of_everything_only_adds_answers(tmp_path: Path) -> None:
-    server = FakeServer()
-    await run(experiment(GUIDED), tmp_path, server.client(), 1)
-    before = (tmp_path / "answers.jsonl").read_text()
-    more = Condition("guided", "m", {"beam_width": 2}, {"max_tokens": 5}, seeds=3)
-    prompts = (CHAT, EvalPrompt("d", ("Bye",)))
-    await run(experiment(PLAIN, more, prompts=prompts, judges={"j": {}}), tmp_path, server.client(), 1)
-    assert len(server.asked) == 2 + 6
-    assert (tmp_path / "answers.jsonl").read_text().startswith(before)
-
-
-@pytest.mark.parametrize(
-    ("other", "keys"),
-    [
-        (
-            experiment(Condition("guided", "m", {"beam_width": 3}, {"max_tokens": 5}, 2)),
-            "conditions.guided.guidance.beam_width",
-        ),
-        (
-            experiment(Condition("guided", "n", {"beam_width": 2}, {}, 2)),
-            "conditions.guided.model, conditions.guided.sampling.max_tokens",
-        ),
-        (experiment(Condition("guided", "m", {"beam_width": 2}, {"max_tokens": 5})), "conditions.guided.seeds"),
-        (experiment(PLAIN), "conditions.guided"),
-        (experiment(GUIDED, prompts=(EvalPrompt("c", ("Bye",)),)), "prompts (number 1 is another)"),
-        (experiment(GUIDED, system="Rhyme."), "system"),
-        (experiment(GUIDED, setup={"large": "x"}), "large"),
-    ],
-)
-async def test_another_experiments_folder_is_refused(other: Experiment, keys: str, tmp_path: Path) -> None:
-    await run(experiment(GUIDED), tmp_path, FakeServer().client(), 1)
-    with pytest.raises(ConfigurationError) as caught:
-        await run(other, tmp_path, FakeServer().client(), 1)
-    assert str(caught.value) == (
-        f"{tmp_path}: has the answers of another experiment, which differs in {keys}. Choose another --out."
-    )
-
-
-async def test_without_an_answer_nothing_stays(tmp_path: Path) -> None:
-    server = FakeServer(lambda *_: httpx.Response(400, json={"error": {"message": "no"}}))
-    (tmp_path / "mine").mkdir()
-    for folder in ("new", "mine"):
-        with pytest.raises(ConfigurationError, match="no"):
-            await run(experiment(GUIDED), tmp_path / folder, server.client(), 1)
-    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]  # noqa: ASYNC240
-
-
-async def test_a_folder_whose_answers_were_deleted_belongs_to_nobody(tmp_path: Path) -> None:
-    await run(experiment(GUIDED), tmp_path, FakeServer().client(), 1)
-    (tmp_path / "answers.jsonl").unlink()
-    other = experiment(PLAIN, prompts=(CHAT, EvalPrompt("d", ("Bye",))), system="Rhyme.", setup={"large": "x"})
-    await run(other, tmp_path, FakeServer().client(), 1)
-
-
-async def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
-    with open_folder(tmp_path, experiment()), pytest.raises(ConfigurationError, match="another run is writing into it"):
-        await run(experiment(), tmp_path, FakeServer().client(), 1)
 
 
 async def test_judges_get_the_answers_and_their_findings_are_published(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`w2s eval run`: against a server of fakes, killed half way; in-process on tiny models; errors with exit code 2."""
+"""`w2s eval run`: against a server of fakes, killed half way; in-process on tiny models."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
-from click.testing import CliRunner, Result
 
-from server.cli import main
 from server.commands.experiment_file import guidance_flags, load_file, make_experiment
 from server.settings.config import ServerConfig
+from tests.evaluation.conftest import PROMPTS, SEEDS
+from tests.evaluation.eval_command import run
 from tests.replica import ROOT, SOON
 from tests.server.conftest import Serve, serve
 from tests.server.fake_engine import Block, FakeEngine, Script, hypothesis
@@ -27,20 +26,7 @@ from w2s_core.evaluation.records import AnswerRecord, read_records
 from w2s_core.types import ChatPrompt, GenerationRequest
 
 __all__ = ["serve"]  # the fixture
-PROMPTS, SEEDS = 6, 2
-CONDITIONS = {"plain": {"model": "plain"}, "CBS": {"model": "steered", "guidance": {"beam_width": [1, 2]}}}
 ANSWERS = PROMPTS * SEEDS * 3
-
-
-@pytest.fixture
-def experiment(tmp_path: Path) -> Path:
-    """A file with six prompts × three conditions × two seeds."""
-    lines = [json.dumps({"id": f"p{i}", "prompt": f"Frage {i} – é"}, ensure_ascii=False) for i in range(PROMPTS)]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    path = tmp_path / "experiment.yaml"
-    content = {"prompts": "prompts.jsonl", "conditions": CONDITIONS, "seeds": SEEDS, "sampling": {"max_tokens": 9}}
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return path
 
 
 def answering(request: GenerationRequest) -> Script:
@@ -170,7 +156,7 @@ def test_flags_go_over_the_guidance_of_the_conditions_that_have_any(experiment: 
     content = {"prompts": "prompts.jsonl", "conditions": conditions, "sampling": {"max_tokens": 9, "top_p": 0.5}}
     experiment.write_text(yaml.safe_dump(content), encoding="utf-8")
     flags = guidance_flags(["pairs.a=1,2", "beam_width=3"])
-    made = make_experiment(load_file(experiment, {}), [], flags, max_tokens=7)
+    made = make_experiment(load_file(experiment, {}), [], flags, max_tokens=7, setup={})
     rest = {"chunk_length": 5, "beam_width": 3}
     assert [(c.name, c.guidance) for c in made.conditions] == [
         ("plain", None),
@@ -178,12 +164,8 @@ def test_flags_go_over_the_guidance_of_the_conditions_that_have_any(experiment: 
         ("two pairs.a=2", {"pairs": {"a": 2, "b": 1}, **rest}),
     ]
     assert {tuple(c.sampling.items()) for c in made.conditions} == {(("max_tokens", 7), ("top_p", 0.5))}
-    alone = make_experiment(load_file(experiment, {}), ["m"], flags, max_tokens=None)
+    alone = make_experiment(load_file(experiment, {}), ["m"], flags, max_tokens=None, setup={})
     assert [c.name for c in alone.conditions] == ["m pairs.a=1", "m pairs.a=2"], "instead of the file's"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["eval", "run", *map(str, arguments)])
 
 
 def test_in_this_process_with_models_by_flags(experiment: Path, tmp_path: Path) -> None:
@@ -215,72 +197,3 @@ def test_in_this_process_with_models_by_flags(experiment: Path, tmp_path: Path) 
     assert "left" in found.stderr, "a progress bar"
     again = run(*flags, *grid)
     assert again.stdout == found.stdout, "also the seconds"
-
-
-@pytest.mark.parametrize(
-    ("content", "flags", "message"),
-    [
-        ({}, [], "prompts: name a file, by --prompts or in the experiment's file."),
-        ({"prompts": "prompts.jsonl"}, [], "conditions: name a served model by --model, or conditions in the"),
-        ({"promts": "prompts.jsonl"}, [], "experiment.yaml: promts: unknown key"),
-        (
-            {"conditions": {"x": {"modell": "m"}}},
-            [],
-            "conditions.x.model: Field required; conditions.x.modell: unknown",
-        ),
-        ({"sampling": {"seed": 3}}, [], "sampling: `seed` is no sampling parameter"),
-        ({"seeds": 0}, [], "seeds: Input should be greater than or equal to 1"),
-        (
-            {"prompts": "nowhere.jsonl", "conditions": {"x": {"model": "m"}}},
-            [],
-            "nowhere.jsonl: cannot be read: No such",
-        ),
-        (
-            {"prompts": "prompts.jsonl", "conditions": {"x": {"model": "m"}}, "baseline": "y"},
-            [],
-            "baseline: no condition is named `y` (there are: x).",
-        ),
-        ({}, ["--guidance", "beam_width"], "--guidance: `beam_width` is not KEY=VALUE or KEY=VALUE,VALUE."),
-        ({}, ["--guidance", "pairs=1", "--guidance", "pairs.a=1"], "guidance.pairs.a: `pairs` has a value already"),
-        ({}, ["--url", "http://127.0.0.1:9", "--config", "x.yaml"], "--config: is for a server in this process"),
-        ({}, ["--api-key-env", "KEY"], "--api-key-env: is for a running server, which --url names."),
-        ({}, ["--url", "http://127.0.0.1:9", "--api-key-env", "NO_KEY"], "the environment has no variable NO_KEY"),
-        ({"prompts": "prompts.jsonl"}, ["--model", "m", "--url", "http://127.0.0.1:9"], "cannot be reached"),
-        ({"prompts": "prompts.jsonl"}, ["--model", "m", "--url", "127.0.0.1:9"], "cannot be reached"),
-    ],
-)
-def test_a_mistake_is_one_line(
-    content: dict[str, Any], flags: list[str], message: str, experiment: Path, tmp_path: Path
-) -> None:
-    experiment.write_text(yaml.safe_dump(content), encoding="utf-8")
-    found = run(experiment, *flags, "--out", tmp_path / "out")
-    assert found.exit_code == 2
-    assert message in found.stderr
-    assert found.stderr.startswith("w2s: ")
-    assert found.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["prompts.jsonl", "answers.jsonl", "experiment.json"])
-def test_a_folder_with_somebody_elses_file_is_left_as_it_is(tmp_path: Path, name: str) -> None:
-    mine = tmp_path / name
-    mine.write_text('{"prompt": "Frage", "own": 1}\n', encoding="utf-8")
-    prompts = tmp_path / "mine.jsonl"
-    prompts.write_text('{"prompt": "Frage"}\n', encoding="utf-8")
-    found = run("--prompts", prompts, "--model", "m", "--url", "http://127.0.0.1:9", "--out", tmp_path)
-    assert found.exit_code == 2
-    assert f"has a {name} that is not of an evaluation. Choose another --out." in found.stderr
-    assert mine.read_text(encoding="utf-8") == '{"prompt": "Frage", "own": 1}\n'
-
-
-@pytest.mark.parametrize("key", ["sk-secret\nx", "sk-secret\u20ac", " "])
-def test_a_key_that_no_header_can_carry_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("MY_KEY", key)
-    prompts = tmp_path / "mine.jsonl"
-    prompts.write_text('{"prompt": "Frage"}\n', encoding="utf-8")
-    asked = ("--prompts", prompts, "--model", "m", "--out", tmp_path / "out")
-    found = run(*asked, "--url", "http://127.0.0.1:9", "--api-key-env", "MY_KEY")
-    assert (found.exit_code, found.stderr) == (2, "w2s: --api-key-env: the value of MY_KEY cannot be an API key.\n")
-    found = run(*asked, "--url", "http://user:sk-secret@127.0.0.1:9")
-    assert found.exit_code == 2
-    assert "must not contain a user name or password" in found.stderr
-    assert "sk-secret" not in found.output

@@ -90,7 +90,7 @@ async def test_the_instrument_reads_what_transformers_reads(tiny: dict[str, Any]
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "w2s_core.evaluation.sentiment", None)
     result = CliRunner().invoke(main, ["eval", "sentiment"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "w2s-server[eval]" in result.stderr
 
 

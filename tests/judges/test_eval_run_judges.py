@@ -16,6 +16,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from server.cli import main
+from w2s_core.config import WorkersConfig
+from w2s_core.errors import ConfigurationError
 
 KEY = "sk-secret"
 
@@ -116,11 +118,11 @@ def test_win_rates_are_printed_and_written(experiment: Path, url: str, api: Fake
     assert found.exit_code == 0, found.output
     tables = found.stdout[found.stdout.index("Judge words") :].splitlines()
     words, llm = [line.split() for line in tables if line.startswith("long")]
-    assert (words[:3], words[-2:]) == (["long", "6", "1.00"], ["5.00", "+3.00"])
-    assert llm == ["long", "6", "0.50", "0.50"]
+    assert words == ["long", "6", "1.00", "[0.44,", "1.00]", "–", "5.00", "+3.00"], "all are longer"
+    assert llm == ["long", "6", "0.50", "[0.13,", "0.87]", "–"]
     out = experiment.with_name("out")
     figures = json.loads((out / "results.json").read_text())["judgements"]
-    assert figures["words"]["conditions"]["long"]["win_rate"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert figures["words"]["conditions"]["long"]["win_rate"]["mean"] == 1.0
     assert figures["llm"]["conditions"]["long"]["win_rate"]["mean"] == 0.5, "the first place is worth nothing"
     assert "Judge words" in (out / "report.html").read_text()
     assert len(json.loads((out / "alpaca_eval/long/model_outputs.json").read_text())) == 3
@@ -191,6 +193,24 @@ def test_a_missing_extra_is_told_before_anything_is_asked(
 ) -> None:
     monkeypatch.setattr("server.commands.evaluate.find_spec", lambda name: None if name == "sklearn" else name)
     found = run(experiment, url)
-    assert found.exit_code == 1
-    assert "Judges need sklearn. Install the extra `eval`" in found.stderr
+    assert found.exit_code == 2
+    assert "Judges need sklearn. This needs the extra `eval`" in found.stderr
     assert not api.asked
+
+
+def test_judges_run_on_the_workers_of_the_configuration(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def make_judge(_name: str, _config: object, workers: WorkersConfig) -> None:
+        seen.append(workers)
+        raise ConfigurationError("enough")
+
+    monkeypatch.setattr("w2s_core.judges.build.make_judge", make_judge)
+    served = tmp_path / "w2s.yaml"
+    served.write_text("workers: {dtype: float32, threads: 1}")
+    arguments = ["eval", "run", str(experiment), "--config", str(served), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(main, arguments)
+    assert found.stderr == "w2s: enough\n"
+    assert seen == [WorkersConfig(dtype="float32", threads=1)]

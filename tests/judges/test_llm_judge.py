@@ -45,7 +45,11 @@ class FakeAPI:
         said = self.judge(self.asked[-1])
         if isinstance(said, httpx.Response):
             return said
-        return httpx.Response(200, json={"choices": [{"message": {"content": said}}]})
+        return chat(said)
+
+
+def chat(content: object) -> httpx.Response:
+    return httpx.Response(200, json={"choices": [{"message": {"content": content}}]})
 
 
 async def judged(api: FakeAPI, which: Case, config: LLMJudgeConfig = CONFIG) -> Opinion:
@@ -73,6 +77,16 @@ async def test_a_judge_that_prefers_a_position_makes_a_tie(position: str) -> Non
 async def test_a_win_in_one_order_alone_is_a_tie() -> None:
     api = FakeAPI(prefers(lambda a, _: "A" if a == "good" else "C"))
     assert (await judged(api, case("good", "bad"))).value == 0.5
+
+
+async def test_content_in_parts_is_read_as_one_text() -> None:
+    parts = [{"type": "text", "text": "Both are"}, {"type": "text", "text": " good. [[C]]"}]
+    opinion = await judged(FakeAPI(lambda _: chat(parts)), case("one", "other"))
+    assert opinion == Opinion(0.5, said=("Both are good. [[C]]",) * 2)
+    with pytest.raises(ConfigurationError, match="not one of OpenAI's API"):
+        await judged(
+            FakeAPI(lambda _: httpx.Response(200, json={"choices": [{"message": {"content": [7]}}]})), case("a", "b")
+        )
 
 
 async def test_the_last_verdict_counts() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.judges.answers import evaluation
-from w2s_core.evaluation.metrics import Estimate, bootstrap
+from w2s_core.evaluation.metrics import Estimate, bootstrap, proportion
 from w2s_core.judges import tables
 from w2s_core.judges.judging import Judgement
 from w2s_core.judges.length_control import Comparison, length_controlled_win_rate
@@ -47,7 +47,23 @@ def test_the_higher_score_wins_and_equal_scores_tie(tmp_path: Path) -> None:
 
 def test_the_interval_is_over_prompts(tmp_path: Path) -> None:
     _, ours = findings(evaluation(tmp_path, ANSWERS), "j", False, judgements(dict(SCORES))).standings
-    assert ours.win_rate == bootstrap([[1.0, 0.5], [0.0]])
+    assert ours.win_rate == proportion([[1.0, 0.5], [0.0]])
+
+
+def test_a_win_rate_has_wilsons_interval_with_one_trial_a_prompt() -> None:
+    # Newcombe (1998), Statistics in Medicine 17:857, table I: 81 of 263 and 15 of 148 by the score method
+    for wins, trials, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        found = proportion([[1.0]] * wins + [[0.0]] * (trials - wins))
+        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert proportion([[1.0]] * 10).low == pytest.approx(0.7225, abs=5e-5)
+    assert proportion([[1.0] * 50, [0.0] * 50]) == proportion([[1.0], [0.0]]), "the answers to a prompt are one trial"
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.8, 0.9, 0.97])
+def test_wilsons_interval_covers_the_rate_of_few_prompts(rate: float) -> None:
+    wins = np.random.default_rng(0).binomial(20, rate, 2_000)
+    found = [proportion([[1.0]] * int(w) + [[0.0]] * int(20 - w)) for w in wins]
+    assert np.mean([e.low <= rate <= e.high for e in found]) > 0.9
 
 
 def test_verdicts_are_the_win_rate_and_missing_ones_are_told(tmp_path: Path) -> None:
@@ -78,7 +94,9 @@ def test_a_judge_without_any_value_is_no_failure(tmp_path: Path) -> None:
 def compared(extra: np.ndarray, wins: Callable[[float], float], rng: np.random.Generator) -> tuple[Estimate, Estimate]:
     """The raw and the length-controlled win rate, where `wins` is P(win) by the extra length."""
     groups = [[Comparison(float(rng.random() < wins(d)), int(d))] for d in extra]
-    return bootstrap([[c.won for c in group] for group in groups]), length_controlled_win_rate(groups, resamples=100)
+    controlled = length_controlled_win_rate(groups, resamples=100)
+    assert controlled is not None
+    return bootstrap([[c.won for c in group] for group in groups]), controlled
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -115,6 +133,13 @@ def test_a_better_condition_that_is_shorter_gains_by_the_control() -> None:
 
 @pytest.mark.parametrize(("won", "least", "most"), [(1.0, 0.9, 1.0), (0.0, 0.0, 0.1), (0.5, 0.5, 0.5)])
 def test_one_sided_or_equal_lengths_are_no_failure(won: float, least: float, most: float) -> None:
-    for lengths in ([0] * 8, [7] * 8, [1, -3, 5, -9, 2, 4, -4, 8]):
+    for lengths in ([0] * 8, [1, -3, 5, -9, 2, 4, -4, 8]):
         estimate = length_controlled_win_rate([[Comparison(won, length)] for length in lengths], resamples=50)
+        assert estimate is not None
         assert least <= estimate.low <= estimate.mean <= estimate.high <= most
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_there_is_no_control_where_all_answers_are_longer_or_all_are_shorter(sign: int) -> None:
+    groups = [[Comparison(1.0, sign * length)] for length in range(1, 30)]
+    assert length_controlled_win_rate(groups) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from filelock import FileLock
+from safetensors.torch import load_file
 
 from server.cli import main
 from tests.tiny import save_tiny
@@ -43,6 +45,7 @@ ANSWER = [{"role": "assistant", "content": "a"}]
         ([{"completion": "a", "label": True}], "sft", "line 1: prompt: is missing; there is `completion`, `label`."),
         ([{"prompt": "a"}], "sft", "line 1: completion: is missing; there is `prompt`."),
         ([{"text": "a"}], "dpo", "--method dpo needs comparisons: records with `chosen` and `rejected`."),
+        ([{"text": "\ud800", "label": True}], "sft", "line 1: has half of a surrogate pair"),
         (
             [{"prompt": "x", "chosen": "a" * 600, "rejected": "b"}],
             "dpo",
@@ -76,6 +79,50 @@ def test_a_base_that_cannot_be_used(write: Write, tmp_path: Path) -> None:
     silent = str(save_tiny(tmp_path / "silent", template=None))
     chats = write({"prompt": CHAT, "chosen": ANSWER, "rejected": ANSWER})
     assert_refused(train(silent, chats, out), "the base model has no chat template; set --prompt-template.", out)
+
+
+def test_a_base_with_pickled_weights_alone(base: str, write: Write, tmp_path: Path) -> None:
+    pickled = tmp_path / "pickled"
+    shutil.copytree(base, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    found = train(str(pickled), write(*comparisons()), tmp_path / "out")
+    assert_refused(found, "--base: " + str(pickled) + " cannot be loaded: ", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            "--lora --saved-dtype float16",
+            "--saved-dtype: has no effect here: --lora writes adapters, which stay in float32",
+        ),
+        ("--beta 0.2", "--beta: has no effect here: is for --method dpo."),
+        ("--adapt-learning-rate 1", "--adapt-learning-rate: has no effect here: is for --adapt-epochs."),
+        ("--held-out 0.2 --check-data DATA", "--held-out: has no effect here: --check-data is there for the figures."),
+        ("--split test", "--split: has no effect here: only a data set has splits, not a file."),
+    ],
+)
+def test_options_without_effect(base: str, write: Write, tmp_path: Path, flags: str, message: str) -> None:
+    data, out = write(*comparisons()), tmp_path / "out"
+    assert_refused(train(base, data, out, *flags.replace("DATA", data).split()), message, out)
+
+
+@pytest.mark.parametrize("adapt", [0, 1])
+def test_a_training_that_diverges(base: str, write: Write, tmp_path: Path, adapt: int) -> None:
+    out = tmp_path / "out"
+    rates = ["--adapt-epochs", "1", "--adapt-learning-rate", "1e-3"] if adapt else []
+    found = train(base, write(*comparisons()), out, *rates, "--learning-rate", "1e30", "--epochs", "3")
+    assert found.exit_code == 2, found.output
+    assert found.stderr.endswith("w2s: the training diverged: its loss is no longer a number. Lower --learning-rate.\n")
+    kept = {path.name for path in (out / ".training").iterdir() if path.is_dir()} if out.exists() else set()
+    assert kept == ({"adapt"} if adapt else set()), "phases that have ended stay, and no others"
+
+
+def test_an_output_folder_that_cannot_be(base: str, write: Write, tmp_path: Path) -> None:
+    data = write(*comparisons())
+    found = train(base, data, Path(data) / "out")
+    assert_refused(found, f"--out: {data}/out cannot be written: Not a directory", Path(data) / "out")
 
 
 def test_not_enough_memory(base: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

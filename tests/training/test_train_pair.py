@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +122,8 @@ def test_a_training_that_was_stopped_goes_on_where_it_was(
     assert [path.name for path in made.out.iterdir()] == [".training"]
     with pytest.raises(ConfigurationError, match=r"was stopped, and `epochs`, `seed` differ from its own"):
         train_pair(settings(**options, seed=9, epochs=9))
+    moved = made.out.rename(tmp_path / "moved")
+    made = replace(made, out=moved, large="some/model")  # neither decides what is trained
     train_pair(made)
     name = "adapter_model.safetensors" if lora else "model.safetensors"
     for role in ("tuned", "untuned"):
@@ -137,7 +142,7 @@ def count_steps(monkeypatch: pytest.MonkeyPatch, stops: Any) -> list[tuple[str, 
         if len(taken) == limit["steps"]:
             limit["steps"] = next(stops)
             raise Stopped
-        taken.append((args.output_dir, state.global_step))
+        taken.append((Path(args.output_dir).name, state.global_step))
         return real(self, args, state, control, **more)
 
     monkeypatch.setattr(phases._TimedCheckpoints, "on_step_begin", on_step_begin)
@@ -194,6 +199,35 @@ def test_dropout_acts_on_embeddings_in_training_alone(base: str) -> None:
     embedding = model.get_input_embeddings()
     model.train()
     zeros = (embedding(tokens) == 0).float().mean()
+    with torch.no_grad():
+        reference = embedding(tokens)  # of DPO with adapters: the same model without them
     model.eval()
     assert 0.3 < zeros < 0.7
+    assert not (reference == 0).any()
     assert not (embedding(tokens) == 0).any()
+
+
+def test_epochs_are_of_answers_and_not_of_batches(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = count_steps(monkeypatch, iter([10**9]))
+    train_pair(settings(epochs=3, batch_size=16, held_out=0.0))  # 24 good answers: 72 of them in batches of 16
+    assert len(steps) == 2 * 5
+
+
+def test_unbalanced_data_is_told(settings: Make, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(*({"text": "aab" if i else "ddc", "label": i > 0} for i in range(9)))
+    train_pair(settings(data=data, epochs=1, held_out=0.0))
+    assert (
+        "warning: 8 good and 1 bad answers: both models get 2 steps, so that untuned sees each bad answer 8.0 times"
+        in (capsys.readouterr().err)
+    )
+
+
+def test_the_configuration_serves_from_any_working_directory(
+    settings: Make, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(method="dpo", lora=2, epochs=1, held_out=0.0)
+    monkeypatch.chdir(made.out.parent)
+    train_pair(replace(made, out=Path("pair"), base=os.path.relpath(base)))
+    found = load_settings(made.out / "w2s.yaml").pairs["pair"]
+    assert (found.tuned, found.untuned) == (str(made.out / "tuned"), base)
+    assert json.loads((made.out / "tuned/adapter_config.json").read_text())["base_model_name_or_path"] == base

@@ -172,6 +172,13 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (edit_tensors(lambda found: found.update({"base_model.model.lm_head.weight": torch.ones(1)})), "the tensor `base_"),
     (edit_tensors(lambda found: found.pop(FIRST)), "does not have both matrices of every layer"),
     (edit_tensors(lambda found: found.clear()), "does not have both matrices of every layer"),
+    (edit(r=0), "adapter_config.json: r: Input should be greater than 0."),
+    (edit(r=None), "adapter_config.json: r: Input should be a valid integer."),
+    (edit(lora_alpha="much"), "adapter_config.json: lora_alpha: Input should be a valid number"),
+    (edit(rank_pattern={"q_proj": 0}), "adapter_config.json: rank_pattern.q_proj: Input should be greater than 0."),
+    (edit(rank_pattern=[3]), "adapter_config.json: rank_pattern: Input should be a valid dictionary."),
+    (edit(alpha_pattern={"(": 2}), "a pattern of layers is no regular expression: "),
+    (edit_tensors(lambda found: found.update({FIRST: torch.ones(4)})), f"the tensor `{FIRST}` of 1 dimensions"),
     (pickle, "cannot be read: No such file"),
     (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read: Expecting"),  # type: ignore[arg-type,return-value]
     (lambda folder: (folder / "adapter_config.json").write_text("[]"), "`peft_type: None`"),  # type: ignore[arg-type,return-value]
@@ -198,6 +205,7 @@ def test_what_is_not_plain_lora_is_refused_by_its_name(
     told = str(refused.value)
     assert told.startswith(f"{KEY}: ")
     assert message in told
+    assert "\n" not in told
     assert "\n" not in told
 
 

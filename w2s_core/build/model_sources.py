@@ -81,7 +81,9 @@ def _is_adapter(source: str) -> bool:
 def _read_base(folder: str) -> str | None:
     try:
         config = json.loads((Path(folder) / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base: str | None = config.get("base_model_name_or_path")
+        base = config.get("base_model_name_or_path")
+        if base is not None and not isinstance(base, str):
+            raise ValueError("base_model_name_or_path is no text")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigurationError(f"{folder}: {_ADAPTER_CONFIG} cannot be read: {error}") from None
     return base

@@ -89,7 +89,9 @@ class RemoteModels:
             raise ConfigurationError(
                 f"{key}: metrics would count its calls with those of {other}, as `{name}`; rename one of them."
             )
-        return Provider(name, config, api_key=read_api_key(config, key), on_attempt=self._on_attempt)
+        return Provider(
+            name, config, api_key=read_api_key(config.api_key_env, f"{key}.api_key_env"), on_attempt=self._on_attempt
+        )
 
     def _pair_model(
         self, name: str, key: str, config: RemoteModelConfig, shares_tokens: Callable[[HFTokenizer], bool]

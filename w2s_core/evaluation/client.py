@@ -104,7 +104,8 @@ class _Turn:
     def __init__(self, response: Any, seconds: float) -> None:
         self.seconds = seconds
         choice, usage = response["choices"][0], response["usage"]
-        self.text: str = choice["text"] if "text" in choice else choice["message"]["content"] or ""
+        text: str = choice["text"] if "text" in choice else choice["message"]["content"] or ""
+        self.text = text.encode(errors="replace").decode()  # half a surrogate pair cannot be written to a file
         self.finish_reason: str = choice["finish_reason"]
         self.prompt_tokens: int = usage["prompt_tokens"]
         self.completion_tokens: int = usage["completion_tokens"]

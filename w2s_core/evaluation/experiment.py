@@ -128,9 +128,12 @@ class Task:
 def grid(name: str, guidance: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Expands values that are lists: yields a name and guidance for each combination, as `NAME beam_width=2`.
 
-    Lists may be anywhere in the guidance; a key inside of another is named `pairs.positive`.
+    Lists may be anywhere in the guidance; a key inside of another is named `pairs.positive`. Raises ConfigurationError
+    for an empty list.
     """
     found = list(leaves(guidance))
+    if empty := [path for path, value in found if value == []]:
+        raise ConfigurationError(f"guidance.{'.'.join(empty[0])}: an empty list is no value, and makes no grid.")
     choices = [value if isinstance(value, list) else [value] for _, value in found]
     for values in product(*choices):
         chosen = [

@@ -87,7 +87,8 @@ def open_folder(path: Path, experiment: Experiment) -> Iterator[AnswerFolder]:
 
 def _remove_without_answers(path: Path) -> None:
     if not _records(path):
-        for name in (_EXPERIMENT, _PROMPTS, _ANSWERS, _LEFT_OUT, _LOCK):
+        # Last what `_check_ours` knows the folder by.
+        for name in (_PROMPTS, _ANSWERS, _LEFT_OUT, _LOCK, _EXPERIMENT):
             (path / name).unlink(missing_ok=True)
 
 

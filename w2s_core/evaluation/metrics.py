@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 _RESAMPLES = 10_000
+_Z = 1.959964  # of 95 %, two-sided
 _SEED = 2405_19262
 _WORD = re.compile(r"\w+(?:'\w+)*")
 
@@ -68,6 +70,19 @@ def bootstrap(groups: Groups, *, resamples: int = _RESAMPLES) -> Estimate:
     means = sums[resampled].sum(1) / sizes[resampled].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Estimate(float(sums.sum() / sizes.sum()), float(low), float(high))
+
+
+def proportion(groups: Groups) -> Estimate:
+    """The mean of values in [0, 1], with its Wilson score interval (Wilson 1927) of as many trials as there are groups.
+
+    A group holds the values of one prompt, whose answers are correlated: they count as one trial. Unlike the bootstrap,
+    the interval has a width where all values are 0 or all are 1, and its coverage holds for few prompts.
+    """
+    values = np.concatenate([np.asarray(group, dtype=float) for group in groups])
+    mean, n = float(values.mean()), len(groups)
+    centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
+    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def difference(ours: Groups, theirs: Groups) -> Estimate:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from w2s_core.errors import ConfigurationError
+
 T = TypeVar("T")
 
 
@@ -63,13 +65,21 @@ class AnswerRecord:
 
 
 def read_records(path: Path, kind: type[T]) -> list[T]:
-    """The records of a file, none if there is no file. A last line that a killed run left unfinished is left out."""
+    """The records of a file, none if there is no file. A last line that a killed run left unfinished is left out.
+
+    Raises ConfigurationError for a file that was written by something else.
+    """
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")  # a character may be unfinished as well
-    return [
-        kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(line).items()}) for line in lines
-    ]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            fields = json.loads(line)
+            records.append(kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}))
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigurationError(f"{path}, line {number}: is not a record of an evaluation.") from None
+    return records
 
 
 def as_lines(records: Iterable[Any]) -> Iterator[str]:

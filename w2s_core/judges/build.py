@@ -36,7 +36,7 @@ def _context(name: str, config: JudgeConfig, workers: WorkersConfig) -> Abstract
         return nullcontext(python_judge(key, import_callable(key, config.python, "function")))
     if isinstance(config, LLMJudgeConfig):
         key = f"{key}.llm"
-        return open_llm_judge(key, config, read_api_key(config.provider, key))
+        return open_llm_judge(key, config, read_api_key(config.provider.api_key_env, f"{key}.api_key_env"))
     if isinstance(config, PairConfig | RemotePairConfig):
         return _scoring(f"{key}.pair", f"pairs.{name}", lambda: open_pair(name, config, workers))
     return _scoring(f"{key}.reward_model", f"reward_models.{name}", lambda: open_reward_model(name, config, workers))

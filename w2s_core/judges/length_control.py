@@ -5,6 +5,9 @@ one judge: P(win) = σ(θ + φ · tanh(Δ / s)), where Δ is the answer's length
 standard deviation of Δ. The length-controlled win rate is σ(θ). The fit minimises the summed log-loss in nats plus
 0.05 · (θ² + φ²), which keeps both finite where one side always wins. AlpacaEval's third term, the difficulty of each
 instruction, is left out, because it is fitted on the answers of many models.
+
+Where all answers are longer than the baseline's, or all are shorter, none shows how equal lengths would be judged: the
+fit would only extrapolate, and there is no length-controlled win rate.
 """
 
 from __future__ import annotations
@@ -31,13 +34,20 @@ class Comparison:
     extra_length: int
 
 
-def length_controlled_win_rate(groups: Sequence[Sequence[Comparison]], *, resamples: int = _RESAMPLES) -> Estimate:
-    """σ(θ) with its 95 % interval, by a bootstrap over the groups, each of which has the comparisons of one prompt."""
+def length_controlled_win_rate(
+    groups: Sequence[Sequence[Comparison]], *, resamples: int = _RESAMPLES
+) -> Estimate | None:
+    """σ(θ) with its 95 % interval, by a bootstrap over the groups, each of which has the comparisons of one prompt.
+
+    None where all length differences have one sign.
+    """
     every = [comparison for group in groups for comparison in group]
     owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     won = np.array([comparison.won for comparison in every])
     extra = np.array([float(comparison.extra_length) for comparison in every])
-    spread = extra.std() or np.inf  # all differ by the same, which tells nothing of an effect of length
+    if extra.min() > 0 or extra.max() < 0:
+        return None
+    spread = extra.std() or np.inf  # all have the same length, which tells nothing of its effect
     design = np.stack([np.ones_like(extra), np.tanh(extra / spread)], axis=1)
     generator = np.random.default_rng(_SEED)
     resampled = [

@@ -149,7 +149,10 @@ def _titled(message: Mapping[str, str]) -> str:
 
 
 def _content(response: Any) -> str:
+    """The text of a response, which some APIs split into parts."""
     try:
-        return response["choices"][0]["message"]["content"] or ""
-    except (KeyError, IndexError, TypeError):
+        content: str | list[Mapping[str, Any]] = response["choices"][0]["message"]["content"] or ""
+        parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+        return "".join(parts).encode(errors="replace").decode()  # half a surrogate pair cannot be written to a file
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise ConfigurationError("the response is not one of OpenAI's API.") from None

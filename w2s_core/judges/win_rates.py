@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from w2s_core.evaluation.metrics import Estimate, bootstrap, difference
+from w2s_core.evaluation.metrics import Estimate, bootstrap, difference, proportion
 from w2s_core.evaluation.run import Evaluation
 from w2s_core.judges.judging import Judgement
 from w2s_core.judges.length_control import Comparison, length_controlled_win_rate
@@ -83,7 +83,7 @@ def _standing(
     return Standing(
         condition=condition,
         compared=len(comparisons),
-        win_rate=bootstrap([[c.won for c in group] for group in groups]) if groups else None,
+        win_rate=proportion([[c.won for c in group] for group in groups]) if groups else None,
         length_controlled=length_controlled_win_rate(groups) if groups else None,
         score=bootstrap(_by_prompt(scores)) if scores else None,
         difference=difference(_by_prompt({k: scores[k] for k in paired}), _by_prompt({k: baseline[k] for k in paired}))

@@ -16,23 +16,18 @@ from w2s_core.errors import ConfigurationError
 _KEEPALIVE_S = 4.0  # uvicorn, which vLLM uses, closes idle connections after 5 s: we must close them first
 
 
-def read_api_key(config: ProviderConfig, key: str) -> str | None:
-    """Reads the API key from the environment variable `config.api_key_env`; None where none is configured.
+def read_api_key(variable: str | None, key: str) -> str | None:
+    """Reads an API key from an environment variable; None where none is configured.
 
-    Raises ConfigurationError, which names `key` (the model's place in the configuration), when the variable is missing
-    or cannot be an API key. Only the composition root calls this.
+    Raises ConfigurationError, which names `key` (where the variable is configured), when the variable is missing or
+    cannot be an API key: an error about one that no header can carry would show it. Only composition roots call this.
     """
-    if config.api_key_env is None:
+    if variable is None:
         return None
-    api_key = os.environ.get(config.api_key_env, "").strip()
-    if not is_api_key(api_key):
-        raise ConfigurationError(f"{key}.api_key_env: set the environment variable {config.api_key_env} to an API key.")
+    api_key = os.environ.get(variable, "").strip()
+    if not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise ConfigurationError(f"{key}: set the environment variable {variable} to an API key.")
     return api_key
-
-
-def is_api_key(text: str) -> bool:
-    """Whether a header can carry the text as an API key. An error about one that it cannot would show it."""
-    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def make_http_client(config: ProviderConfig, api_key: str | None) -> httpx.AsyncClient:

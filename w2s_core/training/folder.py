@@ -16,6 +16,7 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.training.settings import TrainingSettings
 
 _WORK, _SETTINGS, _LOCK = ".training", "settings.json", "lock"
+_FREE = ("out", "large")  # settings that may change in between: the trained models do not depend on them
 
 
 @contextlib.contextmanager
@@ -29,13 +30,16 @@ def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if out.exists() and (not out.is_dir() or (found and _WORK not in found)):
         raise ConfigurationError(f"--out: {out} exists and is not empty; name another folder.")
-    work.mkdir(parents=True, exist_ok=True)
     try:
+        work.mkdir(parents=True, exist_ok=True)
         lock = FileLock(work / _LOCK).acquire(timeout=0)
     except Timeout:
         raise ConfigurationError(f"--out: another training writes to {out}.") from None
+    except OSError as error:
+        raise ConfigurationError(f"--out: {out} cannot be written: {error.strerror or error}.") from None
     with lock:
-        _check_settings(work / _SETTINGS, {**asdict(settings), "out": str(out), "digest": digest}, out)
+        deciding = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+        _check_settings(work / _SETTINGS, {**deciding, "digest": digest}, out)
         try:
             yield work
         except ConfigurationError:

@@ -8,18 +8,23 @@ import psutil
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from w2s_core.errors import ConfigurationError
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.training.settings import TrainingSettings
+from w2s_core.worker.loading import context_length
 
 _FULL_BYTES, _FROZEN_BYTES = 16, 4  # per parameter: weight, gradient and two moments of AdamW; a weight alone
 _LOGIT_COPIES = 3  # of rows × tokens × vocabulary float32 values: logits, their softmax, their gradient
 
 
 class BaseModel:
-    """The base model on disk. Raises ConfigurationError if it cannot be loaded, or its tokenizer is not its own."""
+    """The base model on disk; its `context_length` and `vocabulary` are in tokens.
+
+    Raises ConfigurationError if it cannot be loaded, or its tokenizer is not its own.
+    """
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -27,9 +32,10 @@ class BaseModel:
         if self.tokenizer.eos is None:
             raise ConfigurationError(f"--base: the tokenizer of {source} has no EOS, which ends an answer.")
         try:
-            self._config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source)
             with init_empty_weights():
-                empty = AutoModelForCausalLM.from_config(self._config)  # type: ignore[no-untyped-call]
+                empty = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            self.context_length = context_length(config)
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"--base: {source} cannot be loaded: {_one_line(error)}") from None
         self.parameters: int = empty.num_parameters()
@@ -39,12 +45,6 @@ class BaseModel:
                 f"--base: the tokenizer of {source} has {self.tokenizer.size} tokens, and the model knows only "
                 f"{self.vocabulary}; it must be the model's own."
             )
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and answer that the model can read."""
-        names = ("max_position_embeddings", "n_positions")
-        return next((int(getattr(self._config, n)) for n in names if getattr(self._config, n, None)), 2**20)
 
     def check_memory(self, settings: TrainingSettings, longest: int, device: torch.device) -> None:
         """Raises ConfigurationError if the training, with rows of at most `longest` tokens, will not fit the memory."""
@@ -63,7 +63,12 @@ class BaseModel:
     def load(self, start: Path | None, lora: int | None) -> PreTrainedModel | PeftModel:
         """The model in float32 for training, from what a phase saved at `start`, or the base. With LoRA, adapters."""
         source = self.source if start is None or lora else str(start)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ConfigurationError(f"--base: {source} cannot be loaded: {_one_line(error)}") from None
         if lora is None:
             return model
         if start is not None:

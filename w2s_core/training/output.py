@@ -18,9 +18,9 @@ from w2s_core.pairs.check import PairCheck
 from w2s_core.pairs.report import summary
 from w2s_core.training.data import TrainingData
 from w2s_core.training.models import BaseModel
-from w2s_core.training.settings import TrainingSettings
+from w2s_core.training.settings import TUNED, UNTUNED, TrainingSettings
 
-TUNED, UNTUNED, CARD, CONFIG = "tuned", "untuned", "README.md", "w2s.yaml"
+CARD, CONFIG = "README.md", "w2s.yaml"
 _METHODS = {
     "sft": "supervised fine-tuning (SFT)",
     "dpo": "direct preference optimization (DPO, Rafailov et al. 2023, arXiv:2305.18290)",
@@ -62,6 +62,12 @@ class PairOutput:
         """The pair's name in the configuration: that of its folder."""
         return re.sub(r"[^A-Za-z0-9_-]+", "-", self.settings.out.resolve().name).strip("-") or "pair"
 
+    @property
+    def _base(self) -> str:
+        """The base as another folder's files name it: a local one by its whole path."""
+        path = Path(self.settings.base)
+        return str(path.resolve()) if path.is_dir() else self.settings.base
+
     def write_models(self, folder: Path, tuned: Path, untuned: Path | None) -> None:
         """Writes `folder`/tuned and, unless it is the base of an adapter, `folder`/untuned (None: the base)."""
         self._write_model(tuned, folder / TUNED)
@@ -72,16 +78,13 @@ class PairOutput:
         """The configuration of the pair that lies in `folder`."""
         untuned = folder / UNTUNED
         written = untuned.exists() or self.settings.lora is None
-        return PairConfig(
-            str(folder / TUNED), str(untuned) if written else self.settings.base, prompt_template=self.template
-        )
+        return PairConfig(str(folder / TUNED), str(untuned) if written else self._base, prompt_template=self.template)
 
     def write_texts(self, folder: Path, data: TrainingData, check: PairCheck | None) -> None:
         """Writes the model card and the configuration beside the models in `folder`."""
         (folder / CARD).write_text(self._card(data, check), encoding="utf-8")
-        found = self.pair(folder)
-        out = self.settings.out
-        untuned = str(out / UNTUNED) if found.untuned == str(folder / UNTUNED) else found.untuned
+        out = self.settings.out.resolve()
+        untuned = str(out / UNTUNED) if (folder / UNTUNED).exists() else self._base
         content = {
             "large_models": {"large": {"model": self.settings.large}},
             "pairs": {self.name: {"tuned": str(out / TUNED), "untuned": untuned, "prompt_template": self.template}},
@@ -93,7 +96,9 @@ class PairOutput:
                 },
             },
         }
-        text = f"# w2s serve --config {out / CONFIG}\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        text = f"# w2s serve --config {self.settings.out / CONFIG}\n" + yaml.safe_dump(
+            content, sort_keys=False, allow_unicode=True
+        )
         (folder / CONFIG).write_text(text, encoding="utf-8")
 
     def _write_model(self, source: Path | None, folder: Path) -> None:
@@ -106,7 +111,7 @@ class PairOutput:
             (folder / CARD).unlink(missing_ok=True)  # PEFT's empty one
             path = folder / "adapter_config.json"
             content = json.loads(path.read_text(encoding="utf-8"))
-            content["base_model_name_or_path"] = self.settings.base
+            content["base_model_name_or_path"] = self._base
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         self.base.new_tokenizer().save_pretrained(folder)
         for path in folder.iterdir():
@@ -144,8 +149,8 @@ def _roles(settings: TrainingSettings, data: TrainingData) -> tuple[str, str]:
     if all(answer.good for answer in data.training):
         return tuned, f"is {start}"
     return tuned, (
-        f"is {start}, trained as long on the bad answers, so that only what sets good answers apart is left in the "
-        "difference"
+        f"is {start}, trained for as many steps on the bad answers, so that only what sets good answers apart is left "
+        "in the difference"
     )
 
 

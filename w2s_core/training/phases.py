@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 import shutil
 import sys
@@ -30,6 +31,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from w2s_core.demo.fetch import say
+from w2s_core.errors import ConfigurationError
 from w2s_core.training.examples import Example
 from w2s_core.training.models import BaseModel
 from w2s_core.training.settings import Method, TrainingSettings
@@ -71,13 +73,17 @@ class PhaseRunner:
         checkpoints = self._work / f"{phase.name}.checkpoints"
         checkpoint = _last_checkpoint(checkpoints)
         again = f", going on from step {_step(checkpoint)}" if checkpoint else ""
-        say(f"{phase.name}: {len(phase.examples)} answers, {phase.steps} steps{again}")
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             trainer = self._trainer(phase, start, checkpoints)
+            say(f"{phase.name}: {len(phase.examples)} answers, {phase.steps} steps{again}")
             add_dropout(trainer.model, self._settings.embedding_dropout)
             trainer.remove_callback(ProgressCallback)
             trainer.add_callback(_Progress())
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except ConfigurationError:  # it diverged, and would again
+                shutil.rmtree(checkpoints, ignore_errors=True)
+                raise
         unfinished = self._work / f"{phase.name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         model: Any = trainer.model
@@ -123,6 +129,7 @@ class PhaseRunner:
             "activation_checkpointing": cuda,
             "dataloader_pin_memory": cuda,
             "logging_steps": max(1, phase.steps // 10),
+            "logging_nan_inf_filter": False,  # `_Progress` is to see them
             "train_sampling_strategy": "sequential",  # `_in_order` has shuffled them
             "save_strategy": "no",  # the callback says when
             "save_total_limit": 2,
@@ -138,10 +145,15 @@ class _TokenDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
 
 class _Progress(ProgressCallback):
-    """The trainer's progress bar, with the loss in it and not between its lines."""
+    """The trainer's progress bar, with the loss in it and not between its lines. Ends a training that diverges."""
 
     def on_log(self, *_: Any, logs: Mapping[str, Any] | None = None, **__: Any) -> None:
         bar: tqdm[Any] | None = self.training_bar
+        losses = [float(value) for name, value in (logs or {}).items() if name in ("loss", "train_loss")]
+        if not all(map(math.isfinite, losses)):
+            if bar is not None:
+                bar.close()
+            raise ConfigurationError("the training diverged: its loss is no longer a number. Lower --learning-rate.")
         if bar is not None and logs and "loss" in logs:
             bar.set_postfix(loss=logs["loss"], refresh=False)
 
@@ -166,10 +178,13 @@ class _TimedCheckpoints(TrainerCallback):
 
 
 def add_dropout(model: Any, share: float) -> None:
-    """Sets this share of the input embeddings' values to zero while the model is in training mode."""
+    """Sets this share of the input embeddings' values to zero while the model is in training mode.
+
+    Not without gradients: DPO's reference is the same model without its adapter.
+    """
     if share:
         model.get_input_embeddings().register_forward_hook(
-            lambda module, _, output: dropout(output, share, training=module.training)
+            lambda module, _, output: dropout(output, share, training=module.training and torch.is_grad_enabled())
         )
 
 

@@ -28,6 +28,7 @@ from w2s_core.training.output import PairOutput
 from w2s_core.training.phases import Phase, PhaseRunner
 from w2s_core.training.settings import ADAPT, TUNED, UNTUNED, Method, TrainingSettings
 
+_UNBALANCED = 2  # times as many good answers as bad ones, or the reverse
 _NO_MEMORY = re.compile("not enough memory|can't allocate memory")  # of torch's CPU allocator, by its platform
 
 
@@ -80,13 +81,19 @@ def _train(runner: PhaseRunner, settings: TrainingSettings, examples: Sequence[E
     tuned = runner.run(phase, start)
     if not bad:
         return tuned, start
+    if max(len(good), len(bad)) > _UNBALANCED * min(len(good), len(bad)):
+        say(
+            f"warning: {len(good)} good and {len(bad)} bad answers: both models get {phase.steps} steps, so that "
+            f"untuned sees each bad answer {phase.steps * settings.batch_size / len(bad):.1f} times. Data with "
+            "about as many of each makes better pairs."
+        )
     return tuned, runner.run(Phase(UNTUNED, "sft", bad, phase.steps, phase.learning_rate), start)
 
 
 def _phase(name: str, method: Method, examples: Sequence[Example], settings: TrainingSettings) -> Phase:
     epochs, learning_rate = settings.phases[name]
     rows = len(examples) // 2 if method == "dpo" else len(examples)
-    return Phase(name, method, examples, epochs * math.ceil(rows / settings.batch_size), learning_rate)
+    return Phase(name, method, examples, math.ceil(epochs * rows / settings.batch_size), learning_rate)
 
 
 def _finish(output: PairOutput, models: tuple[Path, Path | None], data: TrainingData, work: Path) -> PairCheck | None:

@@ -87,7 +87,7 @@ def make_runner(
     per_token, logits = _run_one_token(module, KVCache(128), device)
     vocabulary = _vocabulary(model, logits if reward is None else None, tokens)
     info = ModelInfo(
-        context_length=_context_length(model.config),
+        context_length=context_length(model.config),
         vocabulary=vocabulary,
         eos=frozenset(token for token in _eos(model, eos) if token < vocabulary),
         kv_slots=max(1, cache_bytes // per_token),
@@ -135,8 +135,11 @@ def _run_one_token(model: torch.nn.Module, cache: KVCache, device: torch.device)
     return cache.bytes_per_token(), logits.shape[1]
 
 
-def _context_length(config: PretrainedConfig) -> int:
-    """The model's context length: `max_position_embeddings`, in GPT-2's configuration `n_positions`."""
+def context_length(config: PretrainedConfig) -> int:
+    """The model's context length in tokens: `max_position_embeddings`, in GPT-2's configuration `n_positions`.
+
+    Raises ValueError where the configuration does not state it.
+    """
     for name in ("max_position_embeddings", "n_positions", "n_ctx"):
         length = getattr(config, name, None)
         if isinstance(length, int):

@@ -13,9 +13,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import linear
@@ -26,6 +27,7 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import AdapterSpec
 from w2s_core.worker.packing import PackedLinear
 
+N = TypeVar("N", int, float)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<matrix>[AB])\.weight")
 _USED = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights"}
@@ -37,6 +39,7 @@ _DESCRIPTIVE = {
     *("corda_config", "eva_config", "loftq_config", "lora_dropout", "lora_ga_config", "runtime_config"),
     *("megatron_core", "qalora_group_size"),
 }
+_MATRIX = 2  # dimensions
 _NEUTRAL: tuple[Any, ...] = (None, False, "", "none", "main", [], {})
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")  # other initializations change the base's weights
 
@@ -80,9 +83,21 @@ def read_adapter(spec: AdapterSpec) -> LoRAAdapter:
     except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise ConfigurationError(f"{spec.key}: the adapter {folder} cannot be read: {error}") from None
     _check_config(spec, config)
+    matrices = _matrices(spec, tensors)
+    try:
+        scaling_of = _Scaling(**config).rank_and_scaling
+        scalings = {layer: scaling_of(layer) for layer in matrices}
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise ConfigurationError(f"{spec.key}: the adapter {folder}: {CONFIG}: {key}: {problem['msg']}.") from None
+    except re.error as error:
+        raise ConfigurationError(
+            f"{spec.key}: the adapter {folder}: {CONFIG}: a pattern of layers is no regular expression: {error}."
+        ) from None
     layers = {}
-    for layer, pair in _matrices(spec, tensors).items():
-        rank, scaling = _rank_and_scaling(config, layer)
+    for layer, pair in matrices.items():
+        rank, scaling = scalings[layer]
         if not pair["A"].shape[0] == pair["B"].shape[1] == rank:
             raise ConfigurationError(
                 f"{spec.key}: the adapter {folder} has matrices of rank {pair['A'].shape[0]} for `{layer}`, and "
@@ -98,6 +113,8 @@ def _matrices(spec: AdapterSpec, tensors: Mapping[str, torch.Tensor]) -> dict[st
     for name, tensor in tensors.items():
         if (match := _TENSOR.fullmatch(name)) is None:
             raise _unsupported(spec, f"the tensor `{name}`")
+        if tensor.ndim != _MATRIX:
+            raise _unsupported(spec, f"the tensor `{name}` of {tensor.ndim} dimensions")
         matrices.setdefault(match["layer"], {})[match["matrix"]] = tensor.float()
     if not matrices or any(len(pair) < 2 for pair in matrices.values()):
         raise ConfigurationError(f"{spec.key}: {spec.folder}/{WEIGHTS} does not have both matrices of every layer.")
@@ -158,17 +175,26 @@ def _check_config(spec: AdapterSpec, config: Mapping[str, Any]) -> None:
             raise _unsupported(spec, f"`{key}: {json.dumps(value)}`")
 
 
-def _rank_and_scaling(config: Mapping[str, Any], layer: str) -> tuple[int, float]:
-    """The rank of a layer's change, and the factor of B·A. A pattern matches the end of a layer's name, as in PEFT."""
+class _Scaling(BaseModel):
+    """The part of an adapter's configuration that decides ranks and scalings, with PEFT's defaults."""
 
-    def setting(key: str, pattern_key: str, default: int) -> float:
-        patterns: Mapping[str, float] = config.get(pattern_key) or {}
-        fallback = config.get(key, default)
-        return next((value for end, value in patterns.items() if re.match(rf"(.*\.)?({end})$", layer)), fallback)
+    r: PositiveInt = 8
+    lora_alpha: FiniteFloat = 8
+    rank_pattern: dict[str, PositiveInt] | None = None
+    alpha_pattern: dict[str, FiniteFloat] | None = None
+    use_rslora: bool | None = None
 
-    rank = int(setting("r", "rank_pattern", 8))
-    alpha = setting("lora_alpha", "alpha_pattern", 8)
-    return rank, alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+    def rank_and_scaling(self, layer: str) -> tuple[int, float]:
+        """The rank of a layer's change, and the factor of B·A. Raises re.error for a pattern that is none."""
+        rank = self._of_layer(layer, self.rank_pattern, self.r)
+        alpha = self._of_layer(layer, self.alpha_pattern, self.lora_alpha)
+        return rank, alpha / (sqrt(rank) if self.use_rslora else rank)
+
+    @staticmethod
+    def _of_layer(layer: str, patterns: Mapping[str, N] | None, default: N) -> N:
+        """The first pattern's value that matches the end of the layer's name, as in PEFT."""
+        found = (value for end, value in (patterns or {}).items() if re.match(rf"(.*\.)?({end})$", layer))
+        return next(found, default)
 
 
 def _unsupported(spec: AdapterSpec, what: str) -> ConfigurationError:
