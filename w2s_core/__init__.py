@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         WorkersConfig,
     )
     from w2s_core.engine.engine import Engine
-    from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
+    from w2s_core.engine.events import ChoiceFinished, RequestFinished, RoundFinished, TextCommitted
     from w2s_core.errors import W2SError
     from w2s_core.scorers.answer_scorer import AnswerScorer
     from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt
@@ -50,6 +50,7 @@ __all__ = [
     "RemoteRewardModelConfig",
     "RequestFinished",
     "RewardModelConfig",
+    "RoundFinished",
     "SamplingParams",
     "ServedModelConfig",
     "TextCommitted",

@@ -10,6 +10,7 @@ Method: TypeAlias = Literal["cbs", "best_of_n", "eft", "none"]
 Select: TypeAlias = Literal["top"] | Mapping[Literal["softmax", "pessimistic"], float]
 Combine: TypeAlias = Literal["sum", "min", "robust"]
 Schedule: TypeAlias = Literal["constant"] | Mapping[Literal["decay"], float]
+Trace: TypeAlias = bool | Literal["stream"]
 SCORER_KEYS = ("pairs", "reward_models", "scorers")
 MAX_LENGTH_PENALTY = 4
 MAX_EARLY_REJECTION = 0.99
@@ -32,7 +33,7 @@ class Guidance:
     `successors` (K) continuations. Method "best_of_n" draws `successors` whole answers. "eft" is proxy tuning, per
     token and without a search: the pairs change the logits of every draw. With `proposal` "eft" a search draws its
     candidates so. Then only tokens at least `plausibility` times as likely as the large model's likeliest are drawn.
-    `trace` asks for the search tree.
+    `trace` asks for the search tree; "stream" has every round sent as it ends, and no tree at the end.
 
     `max_sampled_tokens` bounds what the large model draws for one request, pruned tokens included: answers end early,
     with finish reason "length", where it could be exceeded. None means the server's own bound. `thoughts`: a reasoning
@@ -52,7 +53,7 @@ class Guidance:
     beam_width: int = 4
     successors: int = 4
     chunk_length: int = 5
-    trace: bool = False
+    trace: Trace = False
     max_sampled_tokens: int | None = None
     thoughts: bool = False
     reward_models: Mapping[str, float] = field(default_factory=dict)

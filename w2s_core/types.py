@@ -210,12 +210,14 @@ class Score:
 class Round:
     """One chunk of the search: every distinct candidate with its score, and the beam that was kept, best first.
 
-    `proposed` counts the candidates before equal ones were merged.
+    `proposed` are the candidates, not yet scored, before equal ones were merged. `carried` are the finished hypotheses
+    of earlier rounds that competed with the candidates.
     """
 
     candidates: Sequence[Hypothesis]
     beam: Sequence[Hypothesis]
-    proposed: int
+    proposed: Sequence[Hypothesis]
+    carried: Sequence[Hypothesis] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,24 @@ from typing import Any
 
 from server.api.response_builders import ChoiceParts, ResponseBuilder
 from server.api.schemas.base import StreamOptions
-from server.api.schemas.responses import BaseChoice, ChoiceGuidance, GuidanceSummary, ResponseBody, Usage, usage_of
-from w2s_core.engine.events import ChoiceFinished, Event, PromptRead, RequestFinished, TextCommitted, TokenInfo
+from server.api.schemas.responses import (
+    BaseChoice,
+    ChoiceGuidance,
+    GuidanceSummary,
+    ResponseBody,
+    RoundGuidance,
+    Usage,
+    usage_of,
+)
+from w2s_core.engine.events import (
+    ChoiceFinished,
+    Event,
+    PromptRead,
+    RequestFinished,
+    RoundFinished,
+    TextCommitted,
+    TokenInfo,
+)
 from w2s_core.types import FinishReason
 
 
@@ -100,7 +116,7 @@ class ChunkStream:
 
     async def chunks(self, events: AsyncIterator[Event]) -> AsyncIterator[ResponseBody]:
         """Yields chunks in OpenAI's order: for each choice its role (chat), its text and its finish reason; then the
-        usage, if requested."""
+        usage, if requested. The rounds of a search have chunks of their own, each before the text that it commits."""
         async for event in events:
             for chunk in self._chunks_of(event):
                 yield chunk
@@ -111,6 +127,8 @@ class ChunkStream:
         if isinstance(event, PromptRead):
             self._prompts |= dict.fromkeys(event.choices, event)
             return [chunk for index in event.choices for chunk in self._open_choice(index)]
+        if isinstance(event, RoundFinished):
+            return [self._chunk([], guidance=RoundGuidance.of(event))]
         if isinstance(event, TextCommitted):  # the chunk with the role precedes the text and must not count it
             self._usage = Usage.of(event.prompt_tokens, self._usage.completion_tokens)
         opening = self._open_choice(event.index)
@@ -118,7 +136,7 @@ class ChunkStream:
             self._usage = Usage.of(event.prompt_tokens, event.completion_tokens)
             parts = ChoiceParts(event.text, event.tokens, echo_length=self._echo_length(event.index))
             deltas = self.builder.thought_deltas if event.thought else self.builder.text_deltas
-            return [*opening, *(self._chunk(choice) for choice in deltas(event.index, parts))]
+            return [*opening, *(self._chunk([choice]) for choice in deltas(event.index, parts))]
         self._finished += 1
         if self._finished == self.choices:
             self._held_back = event
@@ -132,7 +150,7 @@ class ChunkStream:
         self._opened.add(index)
         prompt = self._prompts.get(index)
         first = self.builder.first_delta(index, prompt)
-        return [] if first is None else [self._chunk(first, prompt)]
+        return [] if first is None else [self._chunk([first], prompt)]
 
     def _echo_length(self, index: int) -> int:
         return len(self._prompts[index].text) if self.builder.output_options.echo else 0
@@ -142,7 +160,7 @@ class ChunkStream:
         parts = ChoiceParts(tokens=event.tokens, echo_length=self._echo_length(event.index))
         reason = _finish_reason(event)
         *others, last = self.builder.final_deltas(event.index, parts, reason, **_choice_guidance(event))
-        return [*(self._chunk(choice) for choice in others), self._chunk(last, **extras)]
+        return [*(self._chunk([choice]) for choice in others), self._chunk([last], **extras)]
 
     def _end_response(self, event: RequestFinished) -> list[ResponseBody]:
         self._usage = usage_of(event)
@@ -152,7 +170,7 @@ class ChunkStream:
             chunks.append(self.builder.chunk([], **self.metadata.fields, usage=self._usage))
         return chunks
 
-    def _chunk(self, choice: BaseChoice, prompt: PromptRead | None = None, **extras: Any) -> ResponseBody:
+    def _chunk(self, choices: list[BaseChoice], prompt: PromptRead | None = None, **extras: Any) -> ResponseBody:
         if self.options.include_usage:
             extras["usage"] = self._usage if self.options.continuous_usage_stats else None
-        return self.builder.chunk([choice], prompt, **self.metadata.fields, **extras)
+        return self.builder.chunk(choices, prompt, **self.metadata.fields, **extras)

@@ -166,6 +166,8 @@ class Settings(BaseSettings):
                 yield f"{key}.{section}.{name}: no {kind} is named `{name}` (configured: {_names(configured)})"
         for name, problem in (*guidance.problems(), *guidance.unused()):
             yield f"{key}.{name}: {problem}"
+        if guidance.trace == "stream":  # its chunks have no choices, which breaks clients that have not asked for them
+            yield f"{key}.trace: must be true or false; a streamed request asks for `stream` itself"
         steers = "eft" in (guidance.method, guidance.proposal)
         if guidance.method != "none" and not (guidance.pairs if steers else guidance.weights):
             needing = "proposal `eft`" if guidance.proposal == "eft" else f"method `{guidance.method}`"

@@ -237,6 +237,6 @@ def _guidance_report(guidance: Guidance, runs: Sequence[Run]) -> GuidanceReport:
         sampled_tokens=sum(run.sampled_tokens for run in runs),
         scored_tokens=sum(run.scored_tokens for run in runs),
         upstream=provider_usage if provider_usage.calls else None,
-        tree=[run.tree.tree for run in runs] if guidance.trace else None,
-        tree_truncated=guidance.trace and any(run.tree.truncated for run in runs),
+        tree=[run.tree.tree for run in runs] if guidance.trace is True else None,
+        tree_truncated=guidance.trace is True and any(run.tree.truncated for run in runs),
     )

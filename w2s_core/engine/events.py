@@ -1,7 +1,7 @@
 """Events of a generation request: what `Engine.generate` yields, in order. All are frozen.
 
-PromptRead?  TextCommitted*  ChoiceFinished      for each prompt and choice; those of several choices interleave
-RequestFinished                                  once, at the end
+PromptRead?  (RoundFinished? TextCommitted*)*  ChoiceFinished   for each prompt and choice; those of several interleave
+RequestFinished                                                  once, at the end
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from w2s_core.search.tree import RoundCandidate
 from w2s_core.types import Candidate, Hypothesis, Method, ProviderUsage, TokenText
 
 
@@ -41,6 +42,27 @@ class PromptRead:
     choices: Sequence[int]
     text: str
     tokens: Sequence[TokenInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFinished:
+    """A round of a prompt's search, sent if `Guidance.trace` is "stream", and before the text that the round commits.
+
+    `prompt` is the number of the prompt, `choices` are the indices of its choices and `chunk` is the number of the
+    round, all from 0. The first `committed` characters are the same in every candidate of the beam, and are committed.
+    `sampled_tokens` and `scored_tokens` are what the prompt has cost so far, `seconds` the time since the request's
+    arrival. `truncated`: the rounds have grown too large; this one has no candidates, and no more are sent.
+    """
+
+    prompt: int
+    choices: Sequence[int]
+    chunk: int
+    candidates: Sequence[RoundCandidate]
+    committed: int
+    sampled_tokens: int
+    scored_tokens: int
+    seconds: float
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +104,7 @@ class GuidanceReport:
 
     `sampled_tokens` are those of the large model, pruned ones included; `scored_tokens` those of the pairs. `upstream`
     is the part of both that remote providers delivered, or None. `tree` holds every candidate per prompt and chunk if
-    `Guidance.trace` asked for it; `tree_truncated` says that it has grown too large, so that it lacks later chunks.
+    `Guidance.trace` is true; `tree_truncated` says that it has grown too large, so that it lacks later chunks.
     """
 
     method: Method
@@ -112,4 +134,4 @@ class RequestFinished:
     reasoning_tokens: int | None = None
 
 
-Event: TypeAlias = PromptRead | TextCommitted | ChoiceFinished | RequestFinished
+Event: TypeAlias = PromptRead | RoundFinished | TextCommitted | ChoiceFinished | RequestFinished

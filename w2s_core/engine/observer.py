@@ -81,7 +81,7 @@ class RequestObserver:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         record = self.record
-        record.total_s = self._elapsed()
+        record.total_s = self.elapsed()
         record.outcome = self._outcome(error)
         record.sampled_tokens = sum(proposals.sampled_tokens for proposals in self._proposals)
         record.scored_tokens = sum(scoring.scored_tokens for scoring in self._scorings)
@@ -103,7 +103,7 @@ class RequestObserver:
 
     def on_admitted(self) -> None:
         """One of the request's prompts has been granted its rows."""
-        queue_s = self._elapsed()
+        queue_s = self.elapsed()
         first = self.record.queue_s is None
         if first:
             self.record.queue_s = queue_s
@@ -124,7 +124,7 @@ class RequestObserver:
                 self.record.returned_tokens = event.completion_tokens
 
     def _on_text(self, event: TextCommitted) -> None:
-        now = self._elapsed()
+        now = self.elapsed()
         if self.record.first_token_s is None:
             self.record.first_token_s = now
             self._metrics.first_text_sent(now)
@@ -160,7 +160,8 @@ class RequestObserver:
                 self.record.chunks += 1
                 yield round_
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds since the request's arrival."""
         return time.perf_counter() - self._arrival
 
     def _outcome(self, error: BaseException | None) -> RequestOutcome:

@@ -24,6 +24,11 @@ class ChoiceStreamer:
         self._stops = stops
         self._sent_chars = 0
 
+    @property
+    def sent_characters(self) -> int:
+        """The number of characters of the answer that have been committed."""
+        return self._sent_chars
+
     def commit(self, beam: Sequence[Hypothesis]) -> list[TextCommitted]:
         """The text that has become final since the last call: one event or none."""
         return self._send(self._final_text(beam))

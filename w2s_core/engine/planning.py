@@ -65,7 +65,8 @@ class Plan:
     A search starts from `initial_hypotheses` copies of the empty answer and keeps `beam_width` hypotheses after each
     chunk. `budget` is the number of large-model tokens that an answer may have. `pair_scored`: scores come from a pair,
     not from the large model's likelihood. `text_to_score` is None unless nothing is sampled and this text is scored.
-    `tree_characters` is the room for the prompt's search tree, 0 if no trace is asked for. `thoughts`: None unless the
+    `tree_characters` is the room for the prompt's search tree, or for its rounds where these are streamed
+    (`streams_rounds`), 0 if no trace is asked for. `thoughts`: None unless the
     answers of a reasoning model may begin with thoughts.
     """
 
@@ -93,6 +94,11 @@ class Plan:
         if self.text_to_score is not None:
             return Mode.SCORE
         return Mode.SEARCH if searches(self.guidance) else Mode.SAMPLE
+
+    @property
+    def streams_rounds(self) -> bool:
+        """Whether the rounds of the search are sent as they end, and no tree at the end."""
+        return self.guidance is not None and self.guidance.trace == "stream"
 
     @property
     def rows(self) -> int:

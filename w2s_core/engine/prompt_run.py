@@ -10,21 +10,23 @@ from typing import TypeAlias
 from w2s_core.aio import merge
 from w2s_core.engine.admission import Ticket
 from w2s_core.engine.early_scoring import AsCompletedProposals, EarlyScoringProposer
-from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted
+from w2s_core.engine.events import ChoiceFinished, PromptRead, RoundFinished, TextCommitted
 from w2s_core.engine.observer import RequestObserver
 from w2s_core.engine.output import ChoiceStreamer, TokenStreamer, prompt_token_infos
 from w2s_core.engine.pair_context import AnswerCutter, search_within_pair_context
 from w2s_core.engine.planning import Mode, Plan
+from w2s_core.engine.round_events import RoundEvents
 from w2s_core.errors import ContextLengthError, PairContextLengthError
 from w2s_core.interfaces import Proposals, Proposer, Scoring
 from w2s_core.search.cbs import distinct
 from w2s_core.search.randomness import copy_key, root_key, successor_key
 from w2s_core.search.selection import Selector
 from w2s_core.search.tree import SearchTree
-from w2s_core.types import Hypothesis, ProviderUsage, TextPrompt, Tokens
+from w2s_core.types import Hypothesis, ProviderUsage, Round, TextPrompt, Tokens
 
 ChoiceEvent: TypeAlias = TextCommitted | ChoiceFinished
-PromptEvent: TypeAlias = PromptRead | ChoiceEvent
+SearchEvent: TypeAlias = RoundFinished | ChoiceEvent
+PromptEvent: TypeAlias = PromptRead | SearchEvent
 
 
 class PromptRun:
@@ -43,7 +45,7 @@ class PromptRun:
         self.sampled_tokens = self.cached_tokens = 0
         self.scored_tokens = 0
         self.provider_usage = ProviderUsage()
-        self.tree = SearchTree(max_characters=plan.tree_characters)
+        self.tree = SearchTree(max_characters=0 if plan.streams_rounds else plan.tree_characters)
         self._first_choice = first_choice
         self._first_draw = first_draw
         self._observer = observer
@@ -63,12 +65,12 @@ class PromptRun:
         """The tokens of all choices so far."""
         return sum(self._choice_lengths)
 
-    async def choice_events(self) -> AsyncGenerator[ChoiceEvent]:
-        """Every event of the choices, for a caller that has been admitted."""
+    async def choice_events(self) -> AsyncGenerator[SearchEvent]:
+        """Every event of the choices, and of their search, for a caller that has been admitted."""
         plan = self.plan
         if plan.mode is Mode.SCORE:
-            for event in await self._score_text():
-                yield event
+            for scored in await self._score_text():
+                yield scored
             return
         async with plan.large.open(plan.prompt, plan.sampling, rows=plan.rows) as proposals:
             self._observer.count_proposals(proposals)
@@ -100,41 +102,50 @@ class PromptRun:
         for event in self._finish(streamer, hypothesis):
             yield event
 
-    async def _search(self, proposals: Proposals) -> AsyncGenerator[ChoiceEvent]:
-        plan, scorer, guidance = self.plan, self.plan.scorer, self.plan.guidance
-        assert guidance is not None
+    async def _search(self, proposals: Proposals) -> AsyncGenerator[SearchEvent]:
+        plan, scorer = self.plan, self.plan.scorer
         assert scorer is not None
+        traced = RoundEvents(plan, self._first_choice, self._observer) if plan.streams_rounds else None
         streamers = [self._streamer(i) for i in range(plan.n)]
         beam: Sequence[Hypothesis] = [
             replace(self._root, key=copy_key(self._root.key, i)) for i in range(plan.initial_hypotheses)
         ]
         async with scorer.open(plan.pair_prompt) as session:
             scoring = self._observer.observe_scoring(session)
-            rounds = search_within_pair_context(
-                self._observer.trace_proposals(_proposer(proposals, scoring)),
-                scoring,
-                beam,
-                AnswerCutter(plan.large.decoder, self._prompt_tokens, plan.sampling),
-                w=plan.beam_width,
-                k=guidance.successors,
-                length=guidance.chunk_length,
-                budget=plan.budget,
-                selector=Selector(guidance, plan.budget, plan.n),
-            )
-            observed = self._observer.observe_rounds(rounds, pair_scored=plan.pair_scored)
-            async with aclosing(observed):
-                async for round_ in observed:
+            async with aclosing(self._rounds(proposals, scoring, beam)) as rounds:
+                async for round_ in rounds:
                     beam = round_.beam
                     self.tree.add(round_)
                     # The committed text is common to the whole beam, so it is no longer than the shortest hypothesis.
                     self._choice_lengths = [min(y.length for y in beam)] * plan.n
-                    for text in [text for streamer in streamers for text in streamer.commit(beam)]:
+                    texts = [text for streamer in streamers for text in streamer.commit(beam)]
+                    committed = streamers[0].sent_characters
+                    if traced and (finished := traced.event(round_, committed, proposals, scoring)):
+                        yield finished
+                    for text in texts:
                         yield text
             self.scored_tokens = scoring.scored_tokens
             self.provider_usage += scoring.provider_usage
         for streamer, answer in zip(streamers, _best(beam, plan.n), strict=True):
             for event in self._finish(streamer, answer):
                 yield event
+
+    def _rounds(self, proposals: Proposals, scoring: Scoring, beam: Sequence[Hypothesis]) -> AsyncGenerator[Round]:
+        """The rounds of the search that begins with `beam`."""
+        plan, guidance = self.plan, self.plan.guidance
+        assert guidance is not None
+        rounds = search_within_pair_context(
+            self._observer.trace_proposals(_proposer(proposals, scoring)),
+            scoring,
+            beam,
+            AnswerCutter(plan.large.decoder, self._prompt_tokens, plan.sampling),
+            w=plan.beam_width,
+            k=guidance.successors,
+            length=guidance.chunk_length,
+            budget=plan.budget,
+            selector=Selector(guidance, plan.budget, plan.n),
+        )
+        return self._observer.observe_rounds(rounds, pair_scored=plan.pair_scored)
 
     async def _score_text(self) -> list[ChoiceEvent]:
         """Every choice is the same empty answer, with the pairs' score of the given text."""

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from w2s_core.aio import merge
 from w2s_core.engine.admission import Ticket
-from w2s_core.engine.events import ChoiceFinished, TextCommitted, TokenInfo
+from w2s_core.engine.events import ChoiceFinished, RoundFinished, TextCommitted, TokenInfo
 from w2s_core.engine.observer import RequestObserver
 from w2s_core.engine.planning import Mode, Plan
-from w2s_core.engine.prompt_run import ChoiceEvent, PromptEvent, PromptRun, read_prompt
+from w2s_core.engine.prompt_run import ChoiceEvent, PromptEvent, PromptRun, SearchEvent, read_prompt
 from w2s_core.engine.thought_sampler import ThoughtSampler, ThoughtSplitter
 from w2s_core.engine.thoughts import searched_sampling
 from w2s_core.search.randomness import answer_seed, root_key, successor_key
@@ -45,7 +45,7 @@ class ReasoningRun:
                 async for event in events:
                     yield event
 
-    def _choice_events(self) -> AsyncGenerator[ChoiceEvent]:
+    def _choice_events(self) -> AsyncGenerator[SearchEvent]:
         plan = self.plan
         assert plan.thoughts is not None
         choices = range(plan.n)
@@ -56,7 +56,7 @@ class ReasoningRun:
         roots = [Hypothesis(key=successor_key(root_key(plan.seed), 0, i)) for i in choices]
         return merge([self._think_and_answer(root, [i]) for i, root in zip(choices, roots, strict=True)])
 
-    async def _think_and_answer(self, root: Hypothesis, choices: Sequence[int]) -> AsyncGenerator[ChoiceEvent]:
+    async def _think_and_answer(self, root: Hypothesis, choices: Sequence[int]) -> AsyncGenerator[SearchEvent]:
         indices = [self._first_choice + i for i in choices]
         sampler = ThoughtSampler(self.plan, root, indices[0], self._observer)
         self._samplers |= dict.fromkeys(choices, sampler)
@@ -75,6 +75,9 @@ class ReasoningRun:
         openings = {index: _AnswerOpening(pending, strips=self._strips_blanks(sampler)) for index in indices}
         async with aclosing(run.choice_events()) as events:
             async for event in events:
+                if isinstance(event, RoundFinished):
+                    yield replace(event, sampled_tokens=sampler.sampled_tokens + event.sampled_tokens)
+                    continue
                 opened = openings[event.index].open(event)
                 if isinstance(opened, ChoiceFinished):
                     opened = replace(opened, thoughts=sampler.splitter.thoughts)
@@ -103,7 +106,7 @@ class ReasoningRun:
             n=n,
         )
 
-    async def _search_both(self) -> AsyncGenerator[ChoiceEvent]:
+    async def _search_both(self) -> AsyncGenerator[SearchEvent]:
         plan = self.plan
         assert plan.thoughts is not None
         sampling = searched_sampling(plan.sampling, plan.large, plan.thoughts)
@@ -112,6 +115,9 @@ class ReasoningRun:
         splitters = [ThoughtSplitter(plan.thoughts) for _ in range(plan.n)]
         async with aclosing(run.choice_events()) as events:
             async for event in events:
+                if isinstance(event, RoundFinished):
+                    yield event
+                    continue
                 choice = event.index - self._first_choice
                 splitter = splitters[choice]
                 if isinstance(event, TextCommitted):

@@ -52,7 +52,7 @@ async def search(
         ranked = selector.rank(finished + scored)
         beam = selector.select(ranked, w)
         budget -= length
-        yield Round(ranked[len(finished) :], beam, proposed=len(successors))
+        yield Round(ranked[len(finished) :], beam, proposed=successors, carried=ranked[: len(finished)])
 
 
 def distinct(hypotheses: Iterable[Hypothesis], *, last_round: bool = False, copies: bool = False) -> list[Hypothesis]:

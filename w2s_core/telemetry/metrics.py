@@ -180,7 +180,7 @@ class Metrics:
         self._chunks.inc()
         self._candidates.labels("kept").inc(kept)
         self._candidates.labels("pruned").inc(len(round_.candidates) - kept)
-        self._candidates.labels("merged").inc(round_.proposed - len(round_.candidates))
+        self._candidates.labels("merged").inc(len(round_.proposed) - len(round_.candidates))
         if pair_scored and round_.candidates:
             scores = [y.score for y in round_.candidates]
             margin = max(scores) - min(scores)

@@ -86,6 +86,14 @@ class GenerationBody(SamplingExtras, StructuredFields, ABC):
         return self
 
     @model_validator(mode="after")
+    def _streamed_trace_needs_stream(self) -> Self:
+        if self.guidance is not None and self.guidance.trace == "stream" and not self.stream:
+            raise PydanticCustomError(
+                "trace", 'may be "stream" only when `stream` is true', {"param": "guidance.trace"}
+            )
+        return self
+
+    @model_validator(mode="after")
     def _prompt_logprobs_need_no_stream(self) -> Self:
         if self.prompt_logprobs is not None and self.stream:
             raise PydanticCustomError("stream", "not available when `stream` is true", {"param": "prompt_logprobs"})

@@ -12,7 +12,7 @@ from server.api.schemas.base import GenerationBody
 from server.api.schemas.conversation import Conversation
 from server.api.schemas.guidance import merge_guidance
 from server.api.schemas.logprobs import ChatLogprobs, PromptLogprobs, TopLogprobs
-from server.api.schemas.responses import BaseChoice, ResponseBody, ResponseModel
+from server.api.schemas.responses import BaseChoice, GuidanceSummary, ResponseBody, ResponseModel
 from server.api.schemas.tools import NamedChoice, Tool, ToolCall, ToolCallDelta, ToolChoice
 from w2s_core.types import FinishReason, GenerationRequest
 
@@ -112,6 +112,7 @@ class ChatCompletion(ResponseBody):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    guidance: GuidanceSummary | None = None
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
 

@@ -70,7 +70,13 @@ class GuidanceOptions(StrictModel):
             "its likeliest token's are drawn. 0 keeps all; large weights want about 0.1.",
         ),
     ] = 0.0
-    trace: Annotated[bool, Field(description="Return the search tree in the response's `guidance.tree`.")] = False
+    trace: Annotated[
+        bool | Literal["stream"],
+        Field(
+            description="Return the search tree in the response's `guidance.tree`. `stream`, in a streamed response: "
+            "send each round as it ends instead, in a chunk without choices, as `guidance.round`."
+        ),
+    ] = False
     prompt: Annotated[
         Text | None,
         Field(

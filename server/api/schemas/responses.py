@@ -6,12 +6,15 @@ They are serialized with `exclude_unset`: a field that was not set is left out, 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from w2s_core.engine.events import GuidanceReport, RequestFinished
-from w2s_core.types import Hypothesis, Method, SamplingParams
+from w2s_core.engine.events import GuidanceReport, RequestFinished, RoundFinished
+from w2s_core.search.tree import Fate, RoundCandidate
+from w2s_core.types import Candidate, Hypothesis, Method, SamplingParams
+
+Node = TypeVar("Node", bound="ResponseModel")
 
 
 class ResponseModel(BaseModel):
@@ -76,6 +79,61 @@ class CandidateNode(ResponseModel):
     kept: bool
 
 
+class RoundCandidateNode(ResponseModel):
+    """A candidate in a round that was sent as it ended. `parent` is the `id` of a candidate of the previous round.
+
+    Its text is the first `offset` characters (Unicode code points) of its parent's whole text, and then `text`; a
+    candidate without a parent continues the prompt. `fate`: `kept` and `finished` are in the beam, and the finished go
+    on no more; `merged` is equal to another candidate of the round; the rest is `pruned`.
+    """
+
+    id: int
+    parent: int | None
+    offset: int
+    text: str
+    score: float
+    rank: float
+    scores: dict[str, float]
+    finish_reason: str | None
+    fate: Fate
+
+
+class SearchRound(ResponseModel):
+    """A round of a search, for `guidance.trace` `stream`: `chunk` of `prompt`, both from 0.
+
+    `choices` are the indices of the choices that the search answers. The first `committed` characters of every
+    candidate in the beam are final. `sampled_tokens` and `scored_tokens` are those of the prompt so far, and `seconds`
+    the time since the request's arrival. `truncated` is there, and true, in a round without any of these that says that
+    the rounds have grown too large; none follows.
+    """
+
+    prompt: int
+    choices: list[int]
+    chunk: int
+    candidates: list[RoundCandidateNode] | None = None
+    committed: int | None = None
+    sampled_tokens: int | None = None
+    scored_tokens: int | None = None
+    seconds: float | None = None
+    truncated: bool | None = None
+
+
+class RoundGuidance(ResponseModel):
+    """The `guidance` of a chunk that holds a round of the search, and no choices."""
+
+    round: SearchRound
+
+    @classmethod
+    def of(cls, event: RoundFinished) -> RoundGuidance:
+        """The round of the engine's event."""
+        number: dict[str, Any] = {"prompt": event.prompt, "choices": list(event.choices), "chunk": event.chunk}
+        if event.truncated:
+            return cls(round=SearchRound(**number, truncated=True))
+        candidates = [_node(RoundCandidateNode, candidate) for candidate in event.candidates]
+        cost = {name: getattr(event, name) for name in ("committed", "sampled_tokens", "scored_tokens", "seconds")}
+        return cls(round=SearchRound(**number, candidates=candidates, **cost))
+
+
 class UpstreamUsage(ResponseModel):
     """The successful calls to remote models, large model and pairs together. Tokens are as the providers count them."""
 
@@ -111,16 +169,16 @@ class GuidanceSummary(ResponseModel):
             fields["upstream"] = UpstreamUsage(**asdict(report.upstream))
         if report.tree is not None:
             fields["tree"] = [
-                [[_candidate_node(candidate) for candidate in chunk] for chunk in prompt] for prompt in report.tree
+                [[_node(CandidateNode, candidate) for candidate in chunk] for chunk in prompt] for prompt in report.tree
             ]
         if report.tree_truncated:
             fields["tree_truncated"] = True
         return cls(**fields)
 
 
-def _candidate_node(candidate: Any) -> CandidateNode:
-    fields = {name: getattr(candidate, name) for name in CandidateNode.model_fields}
-    return CandidateNode(**fields | {"scores": dict(candidate.scores)})
+def _node(schema: type[Node], candidate: Candidate | RoundCandidate) -> Node:
+    fields = {name: getattr(candidate, name) for name in schema.model_fields}
+    return schema(**fields | {"scores": dict(candidate.scores)})
 
 
 class BaseChoice(ResponseModel):
@@ -138,7 +196,7 @@ class ResponseBody(ResponseModel):
     model: str
     system_fingerprint: str | None = None
     usage: Usage | None = None
-    guidance: GuidanceSummary | None = None
+    guidance: GuidanceSummary | RoundGuidance | None = None
 
 
 class ErrorDetail(ResponseModel):
