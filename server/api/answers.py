@@ -172,5 +172,5 @@ class ChunkStream:
 
     def _chunk(self, choices: list[BaseChoice], prompt: PromptRead | None = None, **extras: Any) -> ResponseBody:
         if self.options.include_usage:
-            extras["usage"] = self._usage if self.options.continuous_usage_stats else None
+            extras["usage"] = self._usage if self.options.continuous_usage_stats and choices else None
         return self.builder.chunk(choices, prompt, **self.metadata.fields, **extras)

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.test_engine import choices
+from tests.engine.test_round_events import both, check_ends_in_the_answers, check_is_the_tree, last_of, rounds_of
 from tests.fakes import FakeScorer, answer
 from tests.remote.fake_provider import FakeProvider, words
 from w2s_core.config import Limits, ServedModelConfig
@@ -106,6 +108,23 @@ def test_the_search_over_a_provider_is_the_search(
     assert [y.length for y in found[: len(expected)]] == [len(y[0]) + y[1] for y in expected]
     if flavor == "vllm":
         assert [y.tokens for y in found[: len(expected)]] == [y[0] for y in expected]
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+@pytest.mark.parametrize("flavor", FLAVORS)
+async def test_the_rounds_of_a_search_are_its_tree(tokenizer: HFTokenizer, flavor: str, with_tokenizer: bool) -> None:
+    """Pieces of characters come and go at the ends of the texts."""
+    provider = FakeProvider(tokenizer, words(tokenizer, ("☃", "é", "a", "𝄞"), eos=0.02), flavor=flavor)
+    part = remote_model(provider, with_tokenizer=with_tokenizer)
+    served = {"guided": ServedModelConfig("far", CBS)}
+    request = replace(ASK, guidance=replace(CBS, chunk_length=2), sampling=SamplingParams(max_tokens=24, seed=3))
+    async with Engine({"far": part.model}, {"likes-a": FakeScorer()}, served, components=[part]) as engine:  # type: ignore[attr-defined]
+        events, whole = await both(engine, request)
+    report, rounds = last_of(whole).guidance, rounds_of(events)
+    assert report is not None
+    assert report.tree is not None
+    texts = check_is_the_tree(rounds, report.tree[0])
+    check_ends_in_the_answers(rounds, texts, {0: choices(events)[0].hypothesis.text})
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])

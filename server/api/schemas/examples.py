@@ -94,6 +94,13 @@ CHAT_ANSWER = _response(
 COMPLETION = _examples(
     guided={"model": "smollm2-positive", "prompt": "The film is", "max_tokens": 20},
     best_of={"model": "smollm2", "prompt": "The film is", "max_tokens": 20, "best_of": 4},
+    search_round_by_round={
+        "model": "smollm2-positive",
+        "prompt": "The film is",
+        "max_tokens": 20,
+        "stream": True,
+        "guidance": {"trace": "stream"},
+    },
     several_prompts={"model": "smollm2", "prompt": ["The film is", "The book is"], "max_tokens": 20, "seed": 1},
 )
 COMPLETION_ANSWER = _response(

@@ -26,6 +26,7 @@ async def test_a_weight_cannot_make_a_score_infinite(ask: Asker, endpoint: str, 
         ("steered", None, None),  # the engine takes the served model's own
         ("steered", {"beam_width": 2}, Guidance("cbs", {"positive": 1.0}, 2, 4, 5)),
         ("steered", {"trace": True}, Guidance("cbs", {"positive": 1.0}, 4, 4, 5, trace=True)),
+        ("steered", {"trace": "stream"}, Guidance("cbs", {"positive": 1.0}, 4, 4, 5, trace="stream")),
         ("steered", {"pairs": {"polite": -0.5}}, Guidance("cbs", {"polite": -0.5}, 4, 4, 5)),
         ("steered", {"pairs": {"polite": 2}}, Guidance("cbs", {"polite": 2.0}, 4, 4, 5)),
         ("steered", {}, Guidance("cbs", {"positive": 1.0}, 4, 4, 5)),
@@ -39,4 +40,11 @@ async def test_a_weight_cannot_make_a_score_infinite(ask: Asker, endpoint: str, 
 async def test_the_bodys_guidance_lies_over_the_models(
     ask: Asker, endpoint: str, model: str, asked: Any, effective: Guidance | None
 ) -> None:
-    assert (await ask.asked(endpoint, model=model, guidance=asked)).guidance == effective
+    stream = asked is not None and asked.get("trace") == "stream"
+    assert (await ask.asked(endpoint, model=model, guidance=asked, stream=stream)).guidance == effective
+
+
+@BOTH
+@pytest.mark.parametrize("changes", [{}, {"stream": False}, {"stream": None}])
+async def test_only_a_stream_can_have_its_search_streamed(ask: Asker, endpoint: str, changes: dict[str, Any]) -> None:
+    assert await ask.refused(endpoint, guidance={"trace": "stream"}, **changes) == "guidance.trace"

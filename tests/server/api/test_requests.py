@@ -143,6 +143,7 @@ OUT_OF_RANGE: list[tuple[str, Any, str]] = [
     ("guidance", {"successors": 0}, "guidance.successors"),
     ("guidance", {"chunk_length": 0}, "guidance.chunk_length"),
     ("guidance", {"trace": 1}, "guidance.trace"),
+    ("guidance", {"trace": "tree"}, "guidance.trace"),
     ("guidance", {"pairs": ["positive"]}, "guidance.pairs"),
     ("guidance", {"pairs": {"positive": "1"}}, "guidance.pairs.positive"),
     ("guidance", {"pairs": {"positive": None}}, "guidance.pairs.positive"),

@@ -186,6 +186,10 @@ def test_a_template_of_null_and_an_empty_one_differ(tmp_path: Path) -> None:
         ),
         (demo_with(served_models__x={"large": "smollm2", "guidance": {}}), "served_models.x.guidance.pairs: names no"),
         (
+            demo_with(**{"served_models__smollm2-positive__guidance__trace": "stream"}),
+            "served_models.smollm2-positive.guidance.trace: must be true or false",
+        ),
+        (
             demo_with(**{"served_models__smollm2-positive__guidance__beam_width": 0}),
             "guidance.beam_width: must be at least 1",
         ),
