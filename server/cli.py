@@ -1,4 +1,4 @@
-"""The `w2s` command line: `serve`, `eval`, `pair` and `models`. Errors and messages go to stderr."""
+"""The `w2s` command line: `serve`, `eval`, `pair`, `trace` and `models`. Errors and messages go to stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from server.commands.errors import reports_errors
 from server.commands.evaluate import eval_commands
 from server.commands.pair import pair_commands
+from server.commands.trace import trace
 from server.settings.config import ServerConfig, load_settings
 from server.settings.environment import CONFIG_FILE
 
@@ -80,6 +81,7 @@ def nest_flags(options: dict[str, Any]) -> dict[str, Any]:
 
 main.add_command(eval_commands)
 main.add_command(pair_commands)
+main.add_command(trace)
 
 
 @main.group()

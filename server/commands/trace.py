@@ -1,0 +1,38 @@
+"""The command `w2s trace`: draws a saved search tree."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from server.commands.errors import reports_errors
+from w2s_core.errors import ConfigurationError
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The SVG file to write.")
+@click.option("--prompt", default=0, show_default=True, help="The number of the prompt, where there were several.")
+@click.option("--title", help="The title.  [default: the name of the file]")
+@reports_errors
+def trace(file: Path, out: Path, prompt: int, title: str | None) -> None:
+    """Draw the search tree in FILE.
+
+    FILE is a response to a request with `"guidance": {"trace": true}`, or a saved stream with `"trace": "stream"`.
+    """
+    from server.commands.trace_drawing import draw_search
+    from server.commands.trace_file import read_search
+
+    drawing = draw_search(read_search(file, prompt), title if title is not None else file.name)
+    if out.exists() and out.samefile(file):
+        raise ConfigurationError(f"--out {out}: is the file to read")
+    unfinished = out.with_name(f"{out.name}.new")
+    try:
+        unfinished.write_text(drawing, encoding="utf-8")
+        unfinished.replace(out)
+    except OSError as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise ConfigurationError(f"--out {out}: cannot be written: {error.strerror}") from None
