@@ -155,6 +155,16 @@ def test_a_file_that_cannot_be_drawn_is_one_line(tmp_path: Path, content: str, p
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_text_may_take_back_the_end_of_its_parents(tmp_path: Path) -> None:
+    """As where a stop string began there."""
+    first, second = {**DELTA, "text": "abc"}, {**DELTA, "parent": 0, "offset": 1, "text": "☃", "fate": "finished"}
+    keep(tmp_path / "stream", with_rounds({"candidates": [first]}, {"candidates": [second]}))
+    assert run(tmp_path / "stream", "--out", tmp_path / "tree.svg").exit_code == 0
+    svg = drawn(tmp_path / "tree.svg")
+    assert [title.partition("\n")[0] for _, title in boxes(svg)] == ["abc", "a☃"]
+    assert "…☃" in [text.text for text in svg.iter(f"{SVG}text")]
+
+
 def test_files_that_are_not_there_or_no_text(tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"\x89PNG")
