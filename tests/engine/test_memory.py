@@ -12,6 +12,7 @@ import pytest
 
 from tests.fakes import EOS, FakeLargeModel, FakeProposals, FakeScorer, FakeScoring, fake_engine
 from w2s_core.engine.events import RequestFinished
+from w2s_core.guidance import Trace
 from w2s_core.interfaces import Scoring
 from w2s_core.search.randomness import successor_key
 from w2s_core.types import GenerationRequest, Guidance, Hypothesis, Prompt, SamplingParams, Score, TextPrompt, Tokens
@@ -61,9 +62,10 @@ def peak_bytes(request: GenerationRequest) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("kind", ["plain", "guided", "trace", "tokens", "special tokens"])
+@pytest.mark.parametrize("kind", ["plain", "guided", "trace", "rounds", "tokens", "special tokens"])
 def test_memory_grows_with_the_length_of_an_answer(kind: str) -> None:
-    guidance = Guidance("cbs" if kind != "plain" else "none", {"positive": 1.0}, 4, 4, 5, trace=kind == "trace")
+    trace: Trace = "stream" if kind == "rounds" else kind == "trace"
+    guidance = Guidance("cbs" if kind != "plain" else "none", {"positive": 1.0}, 4, 4, 5, trace=trace)
     prompts = (TextPrompt("x"),)
     request = GenerationRequest("guided", prompts, guidance=guidance, with_tokens=kind == "tokens")
     sampling = SamplingParams(seed=1, skip_special_tokens=kind != "special tokens")

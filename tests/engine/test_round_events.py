@@ -19,6 +19,7 @@ from w2s_core.engine import planning
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import Event, RequestFinished, RoundFinished, TextCommitted
 from w2s_core.guidance import Guidance
+from w2s_core.search.tree import RoundTrace
 from w2s_core.types import Candidate, GenerationRequest, SamplingParams, TextPrompt
 
 ASK = GenerationRequest("guided", (TextPrompt("x"),), SamplingParams(max_tokens=12, seed=1))
@@ -148,7 +149,8 @@ async def test_a_round_comes_before_the_text_that_it_commits() -> None:
     assert sent > ahead > 0
 
 
-async def test_who_does_not_ask_gets_no_rounds() -> None:
+async def test_who_does_not_ask_gets_no_rounds_and_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RoundTrace, "candidates", None)
     for trace in (False, True):
         events = await events_of(fake_engine(), replace(ASK, guidance=replace(DEFAULT_GUIDANCE, trace=trace)))
         assert not rounds_of(events)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.engine.test_engine import choices
+from tests.engine.test_round_events import both, check_ends_in_the_answers, last_of, rounds_of, texts_of
 from tests.fakes import answer
 from tests.tiny import EOS
 from w2s_core.build.engine import build_engine
@@ -57,6 +59,20 @@ async def test_one_beam_one_successor_is_plain_sampling(engine: Engine) -> None:
         [plain] = await answer(engine, replace(ASK, model="plain"))
         assert guided.tokens == plain.tokens
         assert guided.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_rounds_that_are_streamed_are_the_tree(engine: Engine, seed: int) -> None:
+    """Tokens of half characters make texts that end with less than their parents'. Answers end early."""
+    sampling = SamplingParams(max_tokens=24, seed=seed, logit_bias=((EOS, 4.0),), stop=("e",))
+    events, whole = await both(engine, replace(ASK, guidance=FOREIGN, sampling=sampling, n=2))
+    report, rounds = last_of(whole).guidance, rounds_of(events)
+    assert report is not None
+    assert report.tree is not None
+    rebuilt = texts_of(rounds)
+    for texts, chunk in zip(rebuilt, report.tree[0], strict=True):
+        assert texts[: len(chunk)] == [known.text for known in chunk]
+    check_ends_in_the_answers(rounds, rebuilt, {i: choice.hypothesis.text for i, choice in choices(events).items()})
 
 
 async def test_one_beam_whole_answers_is_best_of_n(engine: Engine) -> None:
