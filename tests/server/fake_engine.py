@@ -81,6 +81,7 @@ class FakeEngine:
     exited: bool = False
     drained: bool = False
     metrics: Metrics = field(default_factory=Metrics)
+    scorer_keys: dict[str, str] = field(default_factory=lambda: {"positive": "pairs"})
     open: int = 0
 
     def __post_init__(self) -> None:

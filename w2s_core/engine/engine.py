@@ -142,6 +142,11 @@ class Engine:
         """
         return self._planner.served_models
 
+    @property
+    def scorer_keys(self) -> Mapping[str, str]:
+        """The key of `Guidance` under which a request may name each scorer, by the scorer's name."""
+        return {name: self._planner.scorer_keys.get(name, "pairs") for name in self._planner.scorers}
+
     def tokenizer(self, model: str) -> Tokenizer:
         """The tokenizer of a served model's large model. Raises RequestError if only its provider has one."""
         tokenizer = self._planner.large_model(model).tokenizer

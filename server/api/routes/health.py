@@ -61,6 +61,8 @@ async def about(request: Request) -> About:
     app: FastAPI = request.app
     policy: Policy = app.state.policy
     paths = ["/docs", "/openapi.json", "/v1/models", "/health", "/ready", "/version"]
+    if policy.config.playground:
+        paths.insert(0, "/playground")
     if policy.config.admin_port is None:  # else it is served there only
         paths.append("/metrics")
     return About(name=app.title, version=app.version, links={path.split("/")[-1]: path for path in paths})

@@ -10,7 +10,7 @@ from server.access.auth import AuthenticatedRoute
 from server.api.openapi import error_responses
 from server.api.routes.generation import host_of
 from server.api.schemas import examples
-from server.api.schemas.responses import DefaultSampling, Model, ModelList
+from server.api.schemas.models import AvailableScorers, DefaultGuidance, DefaultSampling, Model, ModelList
 from w2s_core.errors import UnknownModelError
 
 if TYPE_CHECKING:
@@ -42,4 +42,6 @@ def _model_object(request: Request, model: ServedModel) -> Model:
         created=created,
         max_model_len=model.context_length,
         default_sampling=DefaultSampling.of(model.sampling),
+        default_guidance=None if model.guidance is None else DefaultGuidance.of(model.guidance),
+        available_scorers=AvailableScorers.of(host_of(request).engine.scorer_keys),
     )

@@ -137,6 +137,8 @@ _SAMPLING: dict[str, Any] = {
 _MODEL = {
     **{"id": "smollm2", "object": "model", "created": 1763900000, "owned_by": "w2s", "max_model_len": 2048},
     "default_sampling": _SAMPLING,
+    "default_guidance": None,
+    "available_scorers": {"pairs": ["positive"], "reward_models": [], "scorers": []},
 }
 MODEL = _response(_MODEL)
 MODELS = _response({"object": "list", "data": [_MODEL]})

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from w2s_core.engine.events import GuidanceReport, RequestFinished, RoundFinished
 from w2s_core.search.tree import Fate, RoundCandidate
-from w2s_core.types import Candidate, Hypothesis, Method, SamplingParams
+from w2s_core.types import Candidate, Hypothesis, Method
 
 Node = TypeVar("Node", bound="ResponseModel")
 
@@ -212,51 +212,6 @@ class ErrorResponse(ResponseModel):
     """The body of every error response."""
 
     error: ErrorDetail
-
-
-class DefaultSampling(ResponseModel):
-    """What holds for the sampling fields that a request does not give.
-
-    `max_tokens` null: 16 for a completion, and for chat as many as fit the context.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    max_tokens: int | None = None
-    stop: list[str]
-    seed: int | None = None
-    presence_penalty: float
-    frequency_penalty: float
-    repetition_penalty: float
-
-    @classmethod
-    def of(cls, sampling: SamplingParams) -> DefaultSampling:
-        """The served model's default parameters."""
-        fields = {name: getattr(sampling, name) for name in cls.model_fields}
-        return cls(**fields | {"stop": list(sampling.stop)})
-
-
-class Model(ResponseModel):
-    """A served model. `max_model_len` (a vLLM extension) is its context length in tokens, prompt and answer together.
-
-    It is null as long as the provider of a remote model has not been reached.
-    """
-
-    id: str
-    object: str = "model"
-    created: int
-    owned_by: str = "w2s"
-    max_model_len: int | None
-    default_sampling: DefaultSampling
-
-
-class ModelList(ResponseModel):
-    """All served models."""
-
-    object: str = "list"
-    data: list[Model]
 
 
 def usage_of(finished: RequestFinished) -> Usage:
