@@ -133,7 +133,8 @@ class _ServerRun:
         if self._settings is not self._initial_settings:  # reloaded while the models were loading
             self._reconfigure(engine)
         api_key = "$API_KEY" if self._policy.keys else None  # a placeholder: the server keeps only hashes of keys
-        self._announce(ready_message(self._urls[0], list(engine.served_models), api_key))
+        playground = f"{self._urls[0]}/playground" if self._policy.config.playground else None
+        self._announce(ready_message(self._urls[0], list(engine.served_models), api_key, playground))
 
     def _on_loading_failed(self, error: Exception) -> None:
         if not isinstance(error, W2SError):
@@ -179,8 +180,8 @@ def socket_url(listening: socket.socket, *, tls: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def ready_message(url: str, names: Sequence[str], api_key: str | None) -> str:
-    """The message for the operator: the URL, the served models, and a curl command that can be pasted.
+def ready_message(url: str, names: Sequence[str], api_key: str | None, playground: str | None = None) -> str:
+    """The message for the operator: the URL, the served models, the playground, and a curl command that can be pasted.
 
     The command calls the last model, which in the demo is the guided one, and sends `api_key` if there is one.
     """
@@ -191,4 +192,5 @@ def ready_message(url: str, names: Sequence[str], api_key: str | None) -> str:
         headers.append(f'-H "Authorization: Bearer {api_key}"')
     curl = " \\\n    ".join([f"curl {url}/v1/chat/completions", *headers, f"-d {shlex.quote(body)}"])
     hint = ", with one of the server's API keys in API_KEY (`export API_KEY=...`)" if api_key is not None else ""
-    return f"\nReady at {url} · models: {', '.join(names)}\n\nTry{hint}:\n  {curl}\n"
+    page = f"\nOpen {playground} to watch a search, in a browser.\n" if playground is not None else ""
+    return f"\nReady at {url} · models: {', '.join(names)}\n{page}\nTry{hint}:\n  {curl}\n"

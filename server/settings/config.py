@@ -119,6 +119,7 @@ class ServerConfig(BaseModel):
     max_headers: Annotated[int, Field(ge=1)] = 100
     max_connections: Annotated[int, Field(ge=1)] = 2048
     cors_origins: tuple[Origin, ...] = ()
+    playground: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["human", "json"] = "human"
     log_prompts: bool = False

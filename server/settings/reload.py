@@ -23,6 +23,7 @@ _RELOADABLE = frozenset(
         "max_queued_rows",
         "max_rows_per_request",
         "max_sampled_tokens_per_request",
+        "playground",
         "request_read_timeout_s",
         "request_timeout_s",
         "tls_certificate",

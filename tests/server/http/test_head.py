@@ -12,7 +12,17 @@ from tests.server.conftest import Connect, Serve
 from tests.server.fake_engine import FakeEngine
 
 ROUTES = [path.replace("{model_id}", "plain") for path, methods in SCHEMA["paths"].items() if "get" in methods]
-PATHS = [*ROUTES, "/docs", "/openapi.json", "/v1/nothing", "/v1/models/nobody", "/v1/completions"]
+PATHS = [
+    *ROUTES,
+    "/docs",
+    "/playground",
+    "/playground/main.js",
+    "/playground/",
+    "/openapi.json",
+    "/v1/nothing",
+    "/v1/models/nobody",
+    "/v1/completions",
+]
 CHANGING = ("openai-processing-ms", "x-request-id", "date", "content-length")
 
 

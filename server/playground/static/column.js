@@ -1,0 +1,180 @@
+// One of the two columns: a served model with its settings, its answer, and what the answer cost.
+import { ApiError, stream } from "./api.js";
+import { announce, byId, count, h, nats, perFrame, seconds } from "./dom.js";
+import { buildRequest, effectiveGuidance, rowsOf, streamed } from "./request.js";
+import { renderSettings, summarize } from "./settings.js";
+import { Tree, tail } from "./tree.js";
+
+/** Settings, and the state of the answer. `onTree(column)` is called when its tree has grown or is complete. */
+export class Column {
+  model = "";
+  temperature = null;
+  guidance = {};
+  request = null; // what the answer that is shown was asked by
+  failure = null; // the ApiError that it ended in
+  tree = null;
+  answerNode = null;
+  #models = new Map();
+  #text = "";
+
+  constructor(letter, onTree, onChange) {
+    this.letter = letter;
+    this.onTree = onTree;
+    this.onChange = onChange;
+    this.redraw = perFrame(() => this.#draw());
+    this.#part("model").addEventListener("change", (event) => {
+      this.model = event.target.value;
+      this.showSettings();
+      this.onChange();
+    });
+  }
+
+  #part(name) {
+    return byId(`${name}-${this.letter}`);
+  }
+
+  get effective() {
+    return effectiveGuidance(this, this.#models.get(this.model));
+  }
+
+  /** Offers these models, and the one that a link named even if it is not served: the server then says so. */
+  offer(models) {
+    this.#models = models;
+    const names = [...new Set([...models.keys(), this.model])];
+    const options = names.map((name) =>
+      h("option", { value: name, selected: name === this.model }, models.has(name) ? name : `${name} (not served)`),
+    );
+    this.#part("model").replaceChildren(...options);
+    this.showSettings();
+  }
+
+  showSettings() {
+    renderSettings(this.#part("settings"), this, this.#models.get(this.model), () => {
+      this.#showSummary();
+      this.onChange();
+    });
+    this.#showSummary();
+  }
+
+  #showSummary() {
+    const guidance = this.effective;
+    this.#part("title").textContent = guidance === null ? "Plain" : "Guided";
+    this.#part("summary").textContent = summarize(guidance);
+    this.#part("cost").textContent = `Cost: ${count(rowsOf(guidance))} ${rowsOf(guidance) === 1 ? "row" : "rows"} at once`;
+  }
+
+  /** Asks for an answer and shows it while it comes. Returns when it is complete, stopped or failed. */
+  async run(shared, signal) {
+    const guidance = this.effective;
+    this.request = { ...structuredClone(buildRequest(shared, this)), guided: guidance !== null };
+    this.#begin(guidance, this.request.body.max_tokens);
+    const began = performance.now();
+    const said = { rows: rowsOf(guidance), finish: null, score: null, usage: null, report: null };
+    const clock = setInterval(() => this.#showStats(said, performance.now() - began), 100);
+    try {
+      for await (const chunk of stream(this.request.path, streamed(this.request.body, guidance !== null), signal)) {
+        this.#take(chunk, said);
+      }
+      this.#finish();
+    } catch (error) {
+      if (error.name !== "AbortError") this.#fail(error);
+      else said.finish = "stopped by you";
+    } finally {
+      clearInterval(clock);
+      this.#showStats(said, performance.now() - began);
+      this.#part("answer").setAttribute("aria-busy", "false");
+      this.redraw();
+    }
+  }
+
+  /** The request to show as code, and its title: the shown answer's, or the next one's if there is none. */
+  code(shared) {
+    const request = this.request ?? { ...buildRequest(shared, this), guided: this.effective !== null };
+    return [request, `${this.#part("title").textContent}: ${request.body.model}`];
+  }
+
+  #begin(guidance, maxTokens) {
+    this.#text = "";
+    this.failure = null;
+    this.answerNode = null;
+    this.tree = guidance === null || guidance.method === "eft" ? null : new Tree(expectedRounds(guidance, maxTokens));
+    this.#part("committed").replaceChildren(document.createTextNode(""));
+    this.#part("error").hidden = true;
+    this.#part("answer").setAttribute("aria-busy", "true");
+    this.#part("answer").classList.remove("idle");
+    this.redraw();
+  }
+
+  #take(chunk, said) {
+    const round = chunk.guidance?.round;
+    if (round !== undefined) {
+      this.tree?.add(round);
+      Object.assign(said, { sampled: round.sampled_tokens ?? said.sampled });
+      this.onTree(this);
+    } else if (chunk.guidance) {
+      said.report = chunk.guidance;
+      said.sampled = chunk.guidance.sampled_tokens;
+    }
+    for (const choice of chunk.choices) {
+      if (choice.index !== 0) continue;
+      this.#text += choice.delta?.reasoning_content ?? "";
+      this.#text += choice.delta?.content ?? choice.text ?? "";
+      said.finish = choice.finish_reason ?? said.finish;
+      said.score = choice.guidance?.score ?? said.score;
+    }
+    said.usage = chunk.usage ?? said.usage;
+    this.redraw();
+  }
+
+  #finish() {
+    if (this.tree !== null && this.tree.size > 0) {
+      this.answerNode = this.tree.leafOf(this.#text);
+      this.tree.committed = Array.from(this.#text).length;
+      this.onTree(this);
+    }
+    announce(`${this.#part("title").textContent} answer: ${this.#text}`);
+  }
+
+  #fail(error) {
+    const shown = error instanceof ApiError ? error : new ApiError(0, "This page has failed", String(error));
+    this.#part("error").replaceChildren(h("strong", {}, shown.title), h("span", {}, shown.message));
+    this.#part("error").hidden = false;
+    this.failure = shown;
+  }
+
+  /** Writes what is new of the answer, and behind it what the best candidate would say next. */
+  #draw() {
+    const box = this.#part("answer");
+    const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    const written = this.#part("committed").firstChild;
+    if (written !== null && written.length < this.#text.length) written.appendData(this.#text.slice(written.length));
+    const best = box.getAttribute("aria-busy") === "true" ? this.tree?.best : null;
+    this.#part("tentative").textContent = best ? tail(best.text, Math.max(this.tree.committed, Array.from(this.#text).length)) : "";
+    if (atEnd) box.scrollTop = box.scrollHeight;
+  }
+
+  #showStats(said, elapsedMs) {
+    const facts = [
+      ["time", seconds(elapsedMs / 1000)],
+      ["rows", count(said.rows)],
+      ["sampled", tokens(said.sampled ?? said.usage?.completion_tokens)],
+      ["answer", tokens(said.usage?.completion_tokens)],
+      ["score", said.score === null ? null : `${nats(said.score)} nats`],
+      ["end", said.finish],
+    ];
+    const shown = facts.filter(([, value]) => value !== null && value !== undefined);
+    this.#part("stats").replaceChildren(
+      ...shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+    );
+  }
+}
+
+function tokens(number) {
+  return number === undefined ? null : `${count(number)} tokens`;
+}
+
+/** How many rounds a search may take, for room on the screen. */
+function expectedRounds(guidance, maxTokens) {
+  const chunked = guidance.method === "cbs" || guidance.early_rejection > 0;
+  return chunked ? Math.ceil(maxTokens / guidance.chunk_length) : 1;
+}

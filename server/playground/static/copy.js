@@ -1,0 +1,42 @@
+// The dialog that shows a column's request as curl and as Python, for the clipboard.
+import { byId } from "./dom.js";
+import { asCurl, asPython } from "./request.js";
+
+let request = null;
+
+/** Shows the request: what the answer on the page was asked by. */
+export function showCode(shown, title) {
+  request = shown;
+  byId("code-title").textContent = title;
+  render();
+  byId("code-dialog").showModal();
+}
+
+export function listenForCopies() {
+  for (const radio of document.querySelectorAll("input[name=code]")) radio.addEventListener("change", render);
+  byId("code-tree").addEventListener("change", render);
+  byId("code-close").addEventListener("click", () => byId("code-dialog").close());
+  byId("code-copy").addEventListener("click", () => copy(byId("code-text").textContent, byId("code-copy")));
+}
+
+function render() {
+  const python = document.querySelector("input[name=code]:checked").value === "python";
+  const withTree = byId("code-tree").checked;
+  const body = withTree ? { ...request.body, guidance: { ...request.body.guidance, trace: true } } : request.body;
+  byId("code-tree").closest("label").hidden = !request.guided;
+  byId("code-text").textContent = (python ? asPython : asCurl)({ path: request.path, body: request.guided ? body : request.body });
+}
+
+/** Copies a text, and says so on the button. Without the right to, the text is selected for the keyboard. */
+export async function copy(text, button) {
+  const before = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Press Ctrl+C";
+    const shown = byId("code-text");
+    if (shown.textContent === text) window.getSelection().selectAllChildren(shown);
+  }
+  setTimeout(() => (button.textContent = before), 1800);
+}
