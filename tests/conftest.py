@@ -28,6 +28,11 @@ NOT_FAST = (
     *("benchmarks", "clients", "demo", "deploy", "e2e", "evaluation", "gpu", "judges", "surface", "training", "vllm"),
     *("test_data_sets.py", "test_layering.py"),
     "pairs/test_pair_commands.py",
+    *(
+        "server/playground/test_accessibility.py",
+        "server/playground/test_page.py",
+        "server/playground/test_settings.py",
+    ),
     *("pool/test_heartbeat.py", "pool/test_log_scan.py", "pool/test_restarts.py", "pool/test_stderr.py"),
     *("remote/test_killed_streams.py", "remote/test_reward_model_guides.py", "remote/test_second_instance.py"),
     *("server/http/test_limits.py", "server/http/test_shutdown.py", "server/logs/test_log_scan.py"),

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.deploy.image import ROOT, Player, stages
@@ -115,6 +116,8 @@ def test_the_steps_build_a_server_that_answers(tmp_path: Path) -> None:
             declared["W2S_SERVER__PORT"] = re.search(r":(\d+);", line)[1]
             checked = run(*json.loads(health))
             assert checked.returncode == 0, checked.stderr
+            page = httpx.get(f"http://127.0.0.1:{declared['W2S_SERVER__PORT']}/playground/main.js")
+            assert page.status_code == 200, "the wheel holds the files of the playground"
         finally:
             serving.terminate()
             serving.communicate(timeout=60)
