@@ -119,6 +119,14 @@ overlap: install ## measure what early scoring saves with a slow provider (about
 steering: install ## measure what EFT adds to its forwards, and selection to a chunk (2 minutes)
 	$(BIN)/python -m benchmarks.steering $(ARGS)
 
+.PHONY: frames
+frames: install ## measure how smoothly the playground draws 60 rounds of 64 candidates (Chromium; seconds)
+	$(BIN)/python -m benchmarks.frames $(ARGS)
+
+.PHONY: screenshots
+screenshots: install ## make the README's pictures of the playground (Chromium; a minute)
+	$(BIN)/python -m tests.screenshots $(ARGS)
+
 .PHONY: pair
 pair: install ## train the demo pair (about 10 minutes)
 	$(BIN)/python -m w2s_core.demo.train_pair $(ARGS)
