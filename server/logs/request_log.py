@@ -19,6 +19,7 @@ from w2s_core.telemetry.request_record import RequestRecord
 
 logger = logging.getLogger("w2s.request")
 _PROBES = ("/health", "/ready", "/ping", "/metrics")  # polled every few seconds, so logged at level debug
+_PAGE_FILES = "/playground/"  # twenty for each view of the page, which itself is logged
 _MAX_PATH_LENGTH = 200  # characters; the rest is cut
 _DECIMALS = 6  # of a time in seconds
 
@@ -50,9 +51,13 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_and_note_status)
         finally:
-            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            level = logging.DEBUG if _is_frequent(scope["path"]) else logging.INFO
             total_s = round(time.perf_counter() - began, _DECIMALS)
             logger.log(level, {**_http_fields(scope, status), **_engine_fields(record), "total_s": total_s})
+
+
+def _is_frequent(path: str) -> bool:
+    return path in _PROBES or path.startswith(_PAGE_FILES)
 
 
 def _trace_headers(scope: Scope) -> dict[str, str]:

@@ -16,6 +16,7 @@ export class Column {
   answerNode = null;
   #models = new Map();
   #text = "";
+  #thoughts = ""; // of a reasoning model, which come before its answer
 
   constructor(letter, onTree, onChange) {
     this.letter = letter;
@@ -95,10 +96,11 @@ export class Column {
 
   #begin(guidance, maxTokens) {
     this.#text = "";
+    this.#thoughts = "";
     this.failure = null;
     this.answerNode = null;
     this.tree = guidance === null || guidance.method === "eft" ? null : new Tree(expectedRounds(guidance, maxTokens));
-    this.#part("committed").replaceChildren(document.createTextNode(""));
+    for (const part of ["committed", "thoughts"]) this.#part(part).replaceChildren(document.createTextNode(""));
     this.#part("error").hidden = true;
     this.#part("answer").setAttribute("aria-busy", "true");
     this.#part("answer").classList.remove("idle");
@@ -117,7 +119,7 @@ export class Column {
     }
     for (const choice of chunk.choices) {
       if (choice.index !== 0) continue;
-      this.#text += choice.delta?.reasoning_content ?? "";
+      this.#thoughts += choice.delta?.reasoning_content ?? "";
       this.#text += choice.delta?.content ?? choice.text ?? "";
       said.finish = choice.finish_reason ?? said.finish;
       said.score = choice.guidance?.score ?? said.score;
@@ -146,8 +148,8 @@ export class Column {
   #draw() {
     const box = this.#part("answer");
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    const written = this.#part("committed").firstChild;
-    if (written !== null && written.length < this.#text.length) written.appendData(this.#text.slice(written.length));
+    append(this.#part("committed"), this.#text);
+    append(this.#part("thoughts"), this.#thoughts);
     const best = box.getAttribute("aria-busy") === "true" ? this.tree?.best : null;
     this.#part("tentative").textContent = best ? tail(best.text, Math.max(this.tree.committed, Array.from(this.#text).length)) : "";
     if (atEnd) box.scrollTop = box.scrollHeight;
@@ -167,6 +169,12 @@ export class Column {
       ...shown.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
     );
   }
+}
+
+/** Adds to an element's text what it lacks of `text`. */
+function append(element, text) {
+  const written = element.firstChild;
+  if (written !== null && written.length < text.length) written.appendData(text.slice(written.length));
 }
 
 function tokens(number) {

@@ -2,6 +2,7 @@
 import { byId } from "./dom.js";
 import { asCurl, asPython } from "./request.js";
 
+const SAID_MS = 1800;
 let request = null;
 
 /** Shows the request: what the answer on the page was asked by. */
@@ -16,7 +17,10 @@ export function listenForCopies() {
   for (const radio of document.querySelectorAll("input[name=code]")) radio.addEventListener("change", render);
   byId("code-tree").addEventListener("change", render);
   byId("code-close").addEventListener("click", () => byId("code-dialog").close());
-  byId("code-copy").addEventListener("click", () => copy(byId("code-text").textContent, byId("code-copy")));
+  byId("code-copy").addEventListener("click", () => {
+    window.getSelection().selectAllChildren(byId("code-text"));
+    copy(byId("code-text").textContent, byId("code-copy"), "Press Ctrl+C");
+  });
 }
 
 function render() {
@@ -27,16 +31,14 @@ function render() {
   byId("code-text").textContent = (python ? asPython : asCurl)({ path: request.path, body: request.guided ? body : request.body });
 }
 
-/** Copies a text, and says so on the button. Without the right to, the text is selected for the keyboard. */
-export async function copy(text, button) {
-  const before = button.textContent;
+/** Copies a text, and says so on the button for a while. Where a page may not (plain HTTP), it says `otherwise`. */
+export async function copy(text, button, otherwise) {
+  button.dataset.label ??= button.textContent;
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
   } catch {
-    button.textContent = "Press Ctrl+C";
-    const shown = byId("code-text");
-    if (shown.textContent === text) window.getSelection().selectAllChildren(shown);
+    button.textContent = otherwise;
   }
-  setTimeout(() => (button.textContent = before), 1800);
+  setTimeout(() => (button.textContent = button.dataset.label), SAID_MS);
 }

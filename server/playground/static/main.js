@@ -5,6 +5,7 @@ import { copy, listenForCopies, showCode } from "./copy.js";
 import { byId } from "./dom.js";
 import { askForKey, listenForKey, showKeyState } from "./key.js";
 import { applyFragment, toFragment } from "./link.js";
+import { Tree } from "./tree.js";
 import { TreeView } from "./view.js";
 
 const RETRY_MS = 1500; // while the models load
@@ -26,7 +27,7 @@ function showTree(letter) {
   shown = letter;
   const column = columns[letter];
   for (const radio of document.querySelectorAll("input[name=tree-of]")) radio.checked = radio.value === letter;
-  if (column.tree !== null) view.show(column.tree, column.answerNode);
+  view.show(column.tree ?? new Tree(0), column.answerNode);
 }
 
 /** Writes the settings into the address, at once or after a pause in typing: browsers limit how often that may be. */
@@ -75,7 +76,7 @@ async function run() {
   const answers = Object.values(columns).map((column) => column.run(shared, running.signal));
   const grows = Object.values(columns).filter((column) => column.tree !== null);
   byId("tree-tabs").hidden = grows.length < 2;
-  if (grows.length) showTree(grows.includes(columns[shown]) ? shown : grows[0].letter);
+  showTree(grows.length === 0 || grows.includes(columns[shown]) ? shown : grows[0].letter);
   await Promise.all(answers);
   running = null;
   byId("stop").hidden = true;
@@ -119,7 +120,7 @@ function listen() {
   byId("zoom-in").addEventListener("click", () => view.zoom(1.25));
   byId("zoom-out").addEventListener("click", () => view.zoom(0.8));
   byId("zoom-fit").addEventListener("click", () => view.zoom(0));
-  byId("share").addEventListener("click", () => copy(endpoint("playground") + toFragment(shared, columns), byId("share")));
+  byId("share").addEventListener("click", () => copy(endpoint("playground") + toFragment(shared, columns), byId("share"), "It is in the address bar"));
   for (const column of Object.values(columns)) {
     byId(`code-${column.letter}`).addEventListener("click", () => showCode(...column.code(shared)));
   }

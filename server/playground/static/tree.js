@@ -57,10 +57,11 @@ export class Tree {
     return beam.reduce((best, node) => (best === null || node.rank > best.rank ? node : best), null);
   }
 
-  /** The candidate that an answer's text is of: the same text, or else one that the answer is the beginning of. */
+  /** The candidate that an answer is of. A stop string may have cut the answer, and a tree that is too large ends early. */
   leafOf(answer) {
     const beam = (this.rounds.at(-1)?.nodes ?? []).filter((node) => node.inBeam);
-    return beam.find((node) => node.text === answer) ?? beam.find((node) => node.text.startsWith(answer)) ?? this.best;
+    const fits = [(text) => text === answer, (text) => text.startsWith(answer), (text) => answer.startsWith(text)];
+    return fits.map((fit) => beam.find((node) => fit(node.text))).find((node) => node !== undefined) ?? this.best;
   }
 
   node(round, slot) {

@@ -48,6 +48,7 @@ export class TreeView {
     if (this.#answer !== null) tree.expected = tree.rounds.length;
     if (this.#view.following) this.#view.fit(tree);
     byId("tree-empty").hidden = tree.size > 0;
+    byId("tree-truncated").hidden = !tree.truncated;
     this.#follow();
   }
 

@@ -99,7 +99,7 @@ async def test_a_bug_of_ours_is_a_line_with_its_status(connect: Connect, caplog:
 
 async def test_probes_and_scrapes_do_not_flood_it(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     client = await connect()
-    for path in ("/health", "/ready", "/metrics"):
+    for path in ("/health", "/ready", "/metrics", "/playground/main.js"):
         await client.get(path)
     assert lines(caplog) == []
     caplog.set_level(logging.DEBUG, "w2s.request")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,9 @@ from server.settings.config import ServerConfig
 from tests.server.fake_engine import Block, FakeEngine, answering, hypothesis
 from tests.server.playground.conftest import Visiting
 from tests.server.playground.engines import saying, searching
-from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitted
+from w2s_core.engine.events import ChoiceFinished, Event, RequestFinished, TextCommitted
 from w2s_core.errors import OverloadedError, RequestError, UpstreamError
+from w2s_core.types import GenerationRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -176,3 +179,40 @@ async def test_an_answer_that_ends_without_its_end_is_told(visit: Visiting) -> N
     await page.ask_and_wait()
     assert await page.answers() == ("Half", "Half")
     assert "broke off" in await page.text("#error-b")
+
+
+def as_stream(*deltas: dict[str, str]) -> dict[str, Any]:
+    """A response that streams these deltas."""
+    chunks = [json.dumps({"choices": [{"index": 0, "delta": delta}]}) for delta in deltas]
+    body = "".join(f"data: {chunk}\n\n" for chunk in [*chunks, "[DONE]"])
+    return {"body": body, "headers": {"content-type": "text/event-stream"}}
+
+
+async def test_thoughts_are_shown_apart_from_the_answer(visit: Visiting) -> None:
+    page = await visit(FakeEngine())
+    answer = as_stream({"reasoning_content": "Let me "}, {"reasoning_content": "think."}, {"content": "Yes."})
+    await page.page.route("**/v1/chat/completions", lambda route: route.fulfill(**answer))
+    await page.ask_and_wait()
+    assert await page.answers() == ("Yes.", "Yes.")
+    assert await page.text("#thoughts-b") == "Let me think."
+
+
+async def test_a_tree_that_is_too_large_says_so(visit: Visiting) -> None:
+    def script(request: GenerationRequest) -> list[Event]:
+        first, *rest = saying("Hello").script(request)
+        return [first, replace(first, chunk=1, candidates=[], truncated=True), *rest]
+
+    page = await visit(FakeEngine(script))
+    await page.ask_and_wait()
+    assert await page.page.is_visible("#tree-truncated")
+    assert await page.page.get_attribute("#tree", "data-nodes") == "1"
+
+
+async def test_a_plain_answer_leaves_no_tree_of_another(visit: Visiting) -> None:
+    page = await visit(searching())
+    await page.ask_and_wait()
+    assert await page.page.get_attribute("#tree", "data-nodes") != "0"
+    await page.page.select_option("#model-b", "plain")
+    await page.ask_and_wait()
+    await page.page.wait_for_selector("#tree[data-nodes='0']")
+    assert await page.page.get_attribute("#lineage", "data-text") == ""

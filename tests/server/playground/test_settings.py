@@ -97,3 +97,16 @@ async def test_a_click_follows_and_a_drag_moves(visit: Visiting) -> None:
     await page.page.mouse.up()
     await page.page.hover("#tree", position={"x": 76 + 120, "y": middle})
     await page.page.wait_for_selector("#tip:not([hidden])")
+
+
+async def test_code_and_link_reach_the_clipboard(visit: Visiting) -> None:
+    page = await visit(searching(), permissions=["clipboard-read", "clipboard-write"])
+    await page.ask_and_wait()
+    await page.page.click("#code-b")
+    await page.page.click("#code-copy:text-is('Copy')")
+    await page.page.wait_for_selector("#code-copy:text-is('Copied')")
+    assert await page.page.evaluate("navigator.clipboard.readText()") == await page.text("#code-text")
+    await page.page.click("#code-close")
+    await page.page.click("#share")
+    await page.page.wait_for_selector("#share:text-is('Copied')")
+    assert await page.page.evaluate("navigator.clipboard.readText()") == page.page.url
