@@ -158,7 +158,7 @@ async def test_the_parser_of_events_takes_any_pieces(visit: Visiting) -> None:
     stream = ": a comment\n\n" + "".join(
         f"data: {data}{end * 2}" for data, end in zip(said, ["\n", "\r\n", "\r"] * 2, strict=False)
     )
-    stream += "event: other\ndata:one\ndata: two\n\ndata: cut off"
+    stream += "event: other\ndata:one\r\ndata: two\r\n\r\ndata: cut off"
     seeded = random.Random(3)
     for _ in range(50):
         cuts = sorted(seeded.sample(range(1, len(stream)), seeded.randrange(0, 30)))
@@ -169,6 +169,25 @@ async def test_the_parser_of_events_takes_any_pieces(visit: Visiting) -> None:
             return pieces.flatMap((piece) => parser.push(piece));
         }"""
         assert await page.page.evaluate(parse, pieces) == [*said, "one\ntwo"]
+
+
+async def test_what_the_best_candidate_says_next_stands_behind_what_was_sent(visit: Visiting) -> None:
+    """As text, and marked; it goes when the answer is complete."""
+
+    def script(request: GenerationRequest) -> list[Event | Block]:
+        first, *_ = saying(f"Sent.{HOSTILE}").script(request)
+        return [replace(first, committed=5), TextCommitted(0, "Sent."), Block()]
+
+    page = await visit(FakeEngine(script))
+    await page.ask()
+    await page.page.wait_for_selector("#tentative-b:not(:empty)")
+    await page.page.wait_for_selector("#committed-b:text-is('Sent.')")
+    assert await page.text("#tentative-b") == HOSTILE
+    assert await page.page.locator("#answer-b :is(script, img, b)").count() == 0
+    assert await page.page.locator("#lineage .sent").all_text_contents() == ["Sent."]
+    await page.page.click("#stop")
+    await page.answered()
+    await page.page.wait_for_selector("#tentative-b:empty", state="attached")
 
 
 async def test_an_answer_that_ends_without_its_end_is_told(visit: Visiting) -> None:

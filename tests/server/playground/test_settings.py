@@ -95,6 +95,8 @@ async def test_a_click_follows_and_a_drag_moves(visit: Visiting) -> None:
     await page.page.mouse.down()
     await page.page.mouse.move(box["x"] + 420, box["y"] + 100, steps=4)
     await page.page.mouse.up()
+    await page.page.hover("#tree", position={"x": 76, "y": middle})
+    assert await page.page.is_hidden("#tip")
     await page.page.hover("#tree", position={"x": 76 + 120, "y": middle})
     await page.page.wait_for_selector("#tip:not([hidden])")
 
