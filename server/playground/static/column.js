@@ -159,8 +159,7 @@ export class Column {
     const facts = [
       ["time", seconds(elapsedMs / 1000)],
       ["rows", count(said.rows)],
-      ["sampled", tokens(said.sampled ?? said.usage?.completion_tokens)],
-      ["answer", tokens(said.usage?.completion_tokens)],
+      ["tokens", tokensOf(said)],
       ["score", said.score === null ? null : `${nats(said.score)} nats`],
       ["end", said.finish],
     ];
@@ -177,8 +176,11 @@ function append(element, text) {
   if (written !== null && written.length < text.length) written.appendData(text.slice(written.length));
 }
 
-function tokens(number) {
-  return number === undefined ? null : `${count(number)} tokens`;
+/** What was drawn, pruned tokens included, and what of it was returned. */
+function tokensOf({ sampled, usage }) {
+  const drawn = sampled ?? usage?.completion_tokens;
+  const parts = [drawn !== undefined && `${count(drawn)} sampled`, usage && `${count(usage.completion_tokens)} returned`];
+  return parts.filter(Boolean).join(", ") || null;
 }
 
 /** How many rounds a search may take, for room on the screen. */
