@@ -65,6 +65,13 @@ class Visit:
         """What stands on the left and on the right, as text."""
         return await self.text("#committed-a"), await self.text("#committed-b")
 
+    async def fits(self) -> bool:
+        """Whether the page needs no scrolling to the side."""
+        fits: bool = await self.page.evaluate(
+            "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        )
+        return fits
+
     async def serious_problems(self) -> list[str]:
         """What axe-core finds serious or critical about the page as it is now (https://github.com/dequelabs/axe-core)."""
         await self.page.evaluate(AXE.read_text(encoding="utf-8"))

@@ -59,7 +59,8 @@ export class Column {
 
   #showSummary() {
     const guidance = this.effective;
-    this.#part("title").textContent = guidance === null ? "Plain" : "Guided";
+    const known = this.#models.has(this.model) || this.model === "";
+    this.#part("title").textContent = !known ? "Not served" : guidance === null ? "Plain" : "Guided";
     this.#part("summary").textContent = summarize(guidance);
     this.#part("cost").textContent = `Cost: ${count(rowsOf(guidance))} ${rowsOf(guidance) === 1 ? "row" : "rows"} at once`;
   }

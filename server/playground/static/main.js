@@ -8,6 +8,7 @@ import { applyFragment, toFragment } from "./link.js";
 import { Tree } from "./tree.js";
 import { TreeView } from "./view.js";
 
+const STATES = { 401: "This server asks for an API key.", 503: "The models are still loading …" };
 const RETRY_MS = 1500; // while the models load
 const PAUSE_MS = 400;
 const MAX_SEED = 10 ** 6;
@@ -42,7 +43,7 @@ async function connect() {
   try {
     models = await fetchModels();
   } catch (error) {
-    showState(error.status === 503 ? "The models are still loading …" : `${error.title}. ${error.message}`);
+    showState(STATES[error.status] ?? `${error.title}. ${error.message}`);
     if (error.status === 401) askForKey(byId("key-dialog").dataset.tried ? error.message : "");
     else setTimeout(connect, RETRY_MS);
     byId("key-dialog").dataset.tried = "yes";

@@ -26,13 +26,18 @@ async def test_axe_finds_no_serious_violation(visit: Visiting, scheme: str, widt
     for column in "ab":
         await page.page.click(f"section:has(#title-{column}) summary")
     assert await page.serious_problems() == []
-    assert await page.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off"
+    assert await page.fits()
     await page.page.click("#code-b")
     assert await page.serious_problems() == []
 
 
 async def test_axe_finds_no_serious_violation_in_errors_and_the_keys_dialog(visit: Visiting) -> None:
-    page = await visit(FakeEngine([RequestError("No.", None)]), config=ServerConfig(api_keys=(KEY,)), bypass_csp=True)
+    page = await visit(
+        FakeEngine([RequestError("No.", None)]),
+        config=ServerConfig(api_keys=(KEY,)),
+        bypass_csp=True,
+        viewport={"width": 390, "height": 800},
+    )
     await page.page.fill("#key-dialog[open] #key", "nonsense")
     await page.page.keyboard.press("Enter")
     await page.page.wait_for_selector("#key-error:not([hidden])")
@@ -41,6 +46,7 @@ async def test_axe_finds_no_serious_violation_in_errors_and_the_keys_dialog(visi
     await page.page.keyboard.press("Enter")
     await page.ask_and_wait()
     assert await page.serious_problems() == []
+    assert await page.fits()
 
 
 async def test_it_works_behind_a_path_prefix(visit: Visiting) -> None:
