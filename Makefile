@@ -60,11 +60,13 @@ test-vllm: install $(VLLM)/.ready ## test the remote path against real vLLM, whi
 	TEST_VLLM=$(VLLM)/bin/vllm $(BIN)/python -m pytest -m vllm $(ARGS)
 
 # lm-eval brings 450 MB of its own, so it gets an environment that sees ours: the same torch and transformers.
+# alpaca_eval shares it.
 PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
-$(CLIENTS)/.ready: tests/clients/lm-eval.txt $(VENV)/.ready
+$(CLIENTS)/.ready: tests/clients/lm-eval.txt tests/clients/alpaca-eval.txt $(VENV)/.ready
 	$(PYTHON) -m venv $(CLIENTS)
 	$(BIN)/python -c '$(PURELIB)' > "$$($(CLIENTS)/bin/python -c '$(PURELIB)')/ours.pth"
-	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r tests/clients/lm-eval.txt
+	$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -r tests/clients/lm-eval.txt \
+	  -r tests/clients/alpaca-eval.txt
 	touch $@
 
 # guidellm wants other versions than this project's.
@@ -74,9 +76,10 @@ $(GUIDELLM)/.ready: tests/clients/guidellm.txt
 	touch $@
 
 .PHONY: test-clients
-test-clients: install $(CLIENTS)/.ready $(GUIDELLM)/.ready ## run lm-eval and guidellm against this server (2 GB)
+test-clients: install $(CLIENTS)/.ready $(GUIDELLM)/.ready ## run lm-eval, guidellm and alpaca_eval against this project (2 GB)
 	TEST_LM_EVAL=$(abspath $(CLIENTS)/bin/python) TEST_GUIDELLM=$(abspath $(GUIDELLM)/bin/guidellm) \
-	  $(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+	  TEST_ALPACA_EVAL=$(abspath $(CLIENTS)/bin/python) \
+	  $(BIN)/python -m pytest -m clients tests/clients tests/judges/test_alpaca_eval.py $(ARGS)
 
 .PHONY: check
 check: install ## check lint, format, types and import boundaries
@@ -129,7 +132,7 @@ screenshots: install ## make the README's pictures of the playground (Chromium; 
 
 .PHONY: pair
 pair: install ## train the demo pair (about 10 minutes)
-	$(BIN)/python -m w2s_core.demo.train_pair $(ARGS)
+	$(BIN)/python -m w2s_core.recipes.demo_pair $(ARGS)
 
 .PHONY: clean
 clean: ## removes the environment and what tools left behind

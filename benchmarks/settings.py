@@ -65,7 +65,7 @@ class Settings:
     vllm: str | None = None
     large: str = PREFIX + SMOLLM2
     tuned: str = PREFIX + "reviews-positive"
-    untuned: str = PREFIX + "reviews"
+    untuned: str = PREFIX + "reviews-negative"
 
     def tokens(self, full: int) -> int:
         """The tokens of an answer that has `full` tokens in a full run."""

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "w2s_core", "benchmarks", "deploy")
-WITH_TORCH = {"worker", "demo", "evaluation", "training"}  # packages of w2s_core
+WITH_TORCH = {"worker", "demo", "evaluation", "training", "recipes"}  # packages of w2s_core
 MOST_MODULES = {"w2s_core": 8, "server": 6}  # besides the packages
 MOST_LINES = 300
 MOST_FUNCTION_LINES = 40

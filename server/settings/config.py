@@ -46,19 +46,19 @@ from w2s_core.guidance import SCORER_KEYS, Guidance
 # its sampling were chosen: docs/models.md.
 DEMO: Mapping[str, Any] = {
     "large_models": {"smollm2": {"backend": "local", "model": "demo:smollm2-135m-instruct"}},
-    "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews", "prompt_template": ""}},
+    "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews-negative", "prompt_template": ""}},
     "served_models": {
         "smollm2": {"large": "smollm2", "sampling": {"temperature": 0.3, "min_p": 0.8}},
         "smollm2-positive": {
             "large": "smollm2",
             "guidance": {
                 "method": "cbs",
-                "pairs": {"positive": 1.0},
+                "pairs": {"positive": 0.4},
                 "beam_width": 2,
                 "successors": 4,
                 "chunk_length": 5,
                 "repetition": 1.0,
-                "fluency": 0.1,
+                "fluency": 0.3,
                 "early_stopping": True,
             },
             "sampling": {"temperature": 0.7, "min_p": 0.1},

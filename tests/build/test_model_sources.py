@@ -52,15 +52,15 @@ def set_base(adapter: Path, base: str | None) -> None:
 
 def test_a_model_is_where_its_name_says(base: Path) -> None:
     assert resolve_reference(str(base)) == ModelSource(str(base))
-    assert resolve_reference("demo:reviews") == ModelSource(str(WEIGHTS / "reviews"))
+    assert resolve_reference("demo:reviews-negative") == ModelSource(str(WEIGHTS / "reviews-negative"))
 
 
 def test_an_adapters_folder_means_the_base_that_it_names(base: Path, adapter: Path) -> None:
     whole = resolve_reference(AdapterConfig(str(base), str(adapter)))
     assert resolve_reference(str(adapter)) == whole == ModelSource(str(base), str(adapter))
     assert whole.pool_name not in (str(base), str(adapter))
-    set_base(adapter, "demo:reviews")
-    assert resolve_reference(str(adapter)) == ModelSource(str(WEIGHTS / "reviews"), str(adapter))
+    set_base(adapter, "demo:reviews-negative")
+    assert resolve_reference(str(adapter)) == ModelSource(str(WEIGHTS / "reviews-negative"), str(adapter))
     assert resolve_reference(AdapterConfig(str(base), str(adapter))) == whole
 
 

@@ -95,7 +95,7 @@ def test_one_name_stands_for_one_scorer() -> None:
 
 @pytest.mark.parametrize("label", [True, False])
 def test_a_label_that_yaml_made_a_boolean_is_refused(label: bool) -> None:
-    config = EngineConfig({}, {}, reward_models={"r": RewardModelConfig("demo:reviews", label=label)})
+    config = EngineConfig({}, {}, reward_models={"r": RewardModelConfig("demo:reviews-negative", label=label)})
     with pytest.raises(ConfigurationError, match=r"reward_models\.r\.label: is a boolean; put quotes"):
         build_engine(config)
 

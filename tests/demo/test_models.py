@@ -26,7 +26,7 @@ def test_an_unknown_name_is_refused_and_the_known_ones_listed(reference: str, tm
 
 
 def test_the_pair_comes_with_the_package(tmp_path: Path) -> None:
-    assert resolve("demo:reviews", tmp_path) == WEIGHTS / "reviews"
+    assert resolve("demo:reviews-negative", tmp_path) == WEIGHTS / "reviews-negative"
     assert resolve("demo:reviews-positive", tmp_path) == WEIGHTS / "reviews-positive"
     assert list(tmp_path.iterdir()) == [], "the pair needs no cache"
 

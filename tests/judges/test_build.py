@@ -164,7 +164,7 @@ def test_a_mistake_in_the_section_names_its_key(section: dict[str, Any], message
         ),
         ({"pair": {"tuned": "/nowhere", "untuned": None}}, "judges.j.pair"),
         (
-            {"pair": {"tuned": "demo:reviews", "untuned": None, "devices": ["cuda:7"]}},
+            {"pair": {"tuned": "demo:reviews-negative", "untuned": None, "devices": ["cuda:7"]}},
             "judges.j.pair.devices: must be some of",
         ),
     ],

@@ -85,10 +85,10 @@ def test_flags_are_nested_like_the_file() -> None:
 def test_models(runner: CliRunner) -> None:
     listed = runner.invoke(main, ["models", "list"])
     assert "reviews-positive" in listed.stdout.split()
-    for name in ("reviews", "demo:reviews"):
+    for name in ("reviews-negative", "demo:reviews-negative"):
         fetched = runner.invoke(main, ["models", "fetch", name])
         assert fetched.exit_code == 0, fetched.output
-        assert fetched.stdout.strip().endswith("reviews")
+        assert fetched.stdout.strip().endswith("reviews-negative")
     unknown = runner.invoke(main, ["models", "fetch", "nobody"])
     assert unknown.exit_code == 2
     assert "nobody" in unknown.stderr

@@ -29,7 +29,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, HFTokenize
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.save_pretrained(whole)
     return {
-        "pair": HFTokenizer(str(WEIGHTS / "reviews")),
+        "pair": HFTokenizer(str(WEIGHTS / "reviews-negative")),
         "merging": HFTokenizer(str(merging)),
         "whole": HFTokenizer(str(whole)),
     }

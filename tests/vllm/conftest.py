@@ -27,7 +27,7 @@ from w2s_core.build.engine import build_engine
 from w2s_core.demo.models import resolve
 from w2s_core.engine.engine import Engine
 
-LARGE, TUNED, UNTUNED = "demo:smollm2-135m-instruct", "demo:reviews-positive", "demo:reviews"
+LARGE, TUNED, UNTUNED = "demo:smollm2-135m-instruct", "demo:reviews-positive", "demo:reviews-negative"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from w2s_core.errors import ConfigurationError
 
 PREFIX = "demo:"
 WEIGHTS = Path(__file__).parent / "weights"
-COMMITTED = ("reviews", "reviews-positive")  # the pair: untuned and tuned
+COMMITTED = ("reviews-negative", "reviews-positive")  # the pair: untuned and tuned
 SMOLLM2 = "smollm2-135m-instruct"
 KNOWN = (SMOLLM2, *COMMITTED)
 

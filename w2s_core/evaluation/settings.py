@@ -46,7 +46,7 @@ class Settings:
     development: bool = False
     large: str = "demo:smollm2-135m-instruct"
     tuned: str = "demo:reviews-positive"
-    untuned: str = "demo:reviews"
+    untuned: str = "demo:reviews-negative"
     large_at: tuple[str, str] | None = None
 
     @property
@@ -86,8 +86,8 @@ def _changed_options(guidance: Guidance) -> dict[str, Any]:
 
 
 BASE, WEAK_ALONE, BEST_OF, CBS = "Base", "Weak", "best-of-16", "CBS 4/4/5"
-_PAIRS = {PAIR: 1.0}
-_BRAKES: Mapping[str, Any] = {"repetition": 1.0, "fluency": 0.2, "early_stopping": True}  # chosen in development
+_PAIRS = {PAIR: 0.4}  # as the demo has it
+_BRAKES: Mapping[str, Any] = {"repetition": 1.0, "fluency": 0.3, "early_stopping": True}  # chosen in development
 _LIGHT_BRAKES = {**_BRAKES, "fluency": 0.1}
 _SHAPES = ((1, 16), (2, 8), (4, 4), (8, 2), (16, 1))  # W × K at the cost of 16 rows
 ABLATION = tuple(f"{w}×{k}" for w, k in _SHAPES)

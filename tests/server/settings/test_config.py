@@ -16,7 +16,7 @@ from w2s_core.config import EngineConfig
 from w2s_core.errors import ConfigurationError
 
 REMOTE: dict[str, Any] = {"base_url": "http://x/v1", "model": "m"}
-ADAPTED: dict[str, Any] = {"model": "demo:reviews", "adapter": "/adapter"}
+ADAPTED: dict[str, Any] = {"model": "demo:reviews-negative", "adapter": "/adapter"}
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -46,7 +46,7 @@ def test_without_a_file_the_demo_is_served() -> None:
     assert list(settings.served_models) == ["smollm2", "smollm2-positive"]
     guidance = settings.served_models["smollm2-positive"].guidance
     assert guidance is not None
-    assert (guidance.method, guidance.pairs, guidance.rows, guidance.chunk_length) == ("cbs", {"positive": 1.0}, 8, 5)
+    assert (guidance.method, guidance.pairs, guidance.rows, guidance.chunk_length) == ("cbs", {"positive": 0.4}, 8, 5)
     assert settings.large_models["smollm2"].model == "demo:smollm2-135m-instruct"
     assert settings.server == ServerConfig()
 

@@ -76,7 +76,7 @@ def test_so_do_its_adapters(tmp_path: Path) -> None:
     assert isinstance(large, LargeModelConfig)
     assert isinstance(pair, PairConfig)
     assert large.model == AdapterConfig("demo:smollm2-135m-instruct", "/models/polished")
-    assert pair.tuned == AdapterConfig("demo:reviews", "/models/reviews-adapter")
+    assert pair.tuned == AdapterConfig("demo:reviews-negative", "/models/reviews-adapter")
     assert isinstance(pair.untuned, AdapterConfig)
 
 

@@ -11,7 +11,7 @@ import pytest
 from w2s_core.demo.data import splits
 from w2s_core.evaluation.prompts import OPENERS, PREFIX
 from w2s_core.pairs.preferences import read_preferences
-from w2s_core.training.tutorial_data import CHECK, PROMPTS, TRAIN, main
+from w2s_core.recipes.tutorial_data import CHECK, PROMPTS, TRAIN, main
 
 
 def test_the_files_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

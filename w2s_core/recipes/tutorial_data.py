@@ -1,4 +1,4 @@
-"""Writes the tutorial's data, sentences of film reviews: `python -m w2s_core.training.tutorial_data --out DIR`.
+"""Writes the tutorial's data, sentences of film reviews: `python -m w2s_core.recipes.tutorial_data --out DIR`.
 
 `train.jsonl` has comparisons of a positive sentence with a negative one in TRL's preference format, `check.jsonl` has
 others to check a pair with. `experiment.yaml` has `w2s eval run` continue the openers of reviews in `prompts.jsonl`.

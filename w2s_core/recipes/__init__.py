@@ -1,0 +1,1 @@
+"""Recipes: how the demo pair is trained, and the data of the tutorial."""
