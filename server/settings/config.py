@@ -46,7 +46,9 @@ from w2s_core.guidance import SCORER_KEYS, Guidance
 # its sampling were chosen: docs/models.md.
 DEMO: Mapping[str, Any] = {
     "large_models": {"smollm2": {"backend": "local", "model": "demo:smollm2-135m-instruct"}},
-    "pairs": {"positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews-negative", "prompt_template": ""}},
+    "pairs": {
+        "positive": {"tuned": "demo:reviews-positive", "untuned": "demo:reviews-negative", "prompt_template": ""}
+    },
     "served_models": {
         "smollm2": {"large": "smollm2", "sampling": {"temperature": 0.3, "min_p": 0.8}},
         "smollm2-positive": {

@@ -147,7 +147,9 @@ def tokenizer(tmp_path: Path) -> HFTokenizer:
 
 
 @pytest.mark.usefixtures("_no_network")
-@pytest.mark.parametrize("name", ["/etc/passwd", "../plain", "http://x/plain", "demo:reviews-negative", "plain\x00", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../plain", "http://x/plain", "demo:reviews-negative", "plain\x00", "gpt2"]
+)
 async def test_a_models_name_is_a_name_and_no_path(connect: Connect, name: str) -> None:
     client = await connect(config=ServerConfig())
     for path in ("/v1/chat/completions", "/tokenize"):
