@@ -18,7 +18,6 @@ import torch
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -77,9 +76,9 @@ class AdapterRows:
 
 
 class LoRALinear(torch.nn.Module):
-    """A linear layer plus B·A of each row's adapter: `inputs` (…, N, inputs) become base(inputs) + (inputs Aᵀ) Bᵀ.
+    """A linear layer plus B·A of each row's adapter: `inputs` (…, inputs) become base(inputs) + (inputs Aᵀ) Bᵀ.
 
-    `changes` are A and B by the adapter's name.
+    `changes` are Aᵀ (inputs, r) and Bᵀ (r, outputs) by the adapter's name.
     """
 
     def __init__(self, base: torch.nn.Module, rows: AdapterRows) -> None:
@@ -95,12 +94,14 @@ class LoRALinear(torch.nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = self.base(inputs)
-        if self._rows.count is not None and self._rows.count != inputs.shape[-2]:
+        inputs = inputs.flatten(0, -2)
+        if self._rows.count not in (None, len(inputs)):
             raise RowsError
+        changed = outputs.view(len(inputs), outputs.shape[-1])
         for adapter, rows in self._rows.ranges:
             if adapter in self.changes:
                 a, b = self.changes[adapter]
-                outputs[..., rows, :] += linear(linear(inputs[..., rows, :], a), b)
+                changed[rows].addmm_(inputs[rows].mm(a), b)
         return outputs
 
 
@@ -127,7 +128,7 @@ class SharedBase:
                 changed = LoRALinear(changed, rows)
                 setattr(self.model.get_submodule(parent), last, changed)
             device, dtype = self.model.device, self.model.dtype
-            changed.changes[name] = a.to(device, dtype), b.to(device, dtype)
+            changed.changes[name] = a.to(device, dtype).t(), b.to(device, dtype).t().contiguous()
         return name
 
     def assign_rows(self, models: Sequence[tuple[str | None, int, int]]) -> None:
@@ -189,8 +190,11 @@ def _linear_layer(
     """The layer that the adapter changes by a matrix of size `own`. Raises ConfigurationError where there is none."""
     try:
         changed = model.get_submodule(layer)
+        inside = isinstance(model.get_submodule(layer.rpartition(".")[0]), LoRALinear)
     except AttributeError:
-        raise _misfit(adapter, f"changes `{layer}`, and {source} has no such layer") from None
+        inside = True
+    if inside:  # of another adapter's layer, which the base does not have
+        raise _misfit(adapter, f"changes `{layer}`, and {source} has no such layer")
     size = _size(changed.base if isinstance(changed, LoRALinear) else changed)
     if size is None:
         kind = f"a {type(changed).__name__} there, not a linear layer"

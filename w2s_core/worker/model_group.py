@@ -28,7 +28,7 @@ _Part = tuple[ModelScheduler, ScheduledStep]
 
 
 class ModelGroup:
-    """The schedulers of models that share their weights, in the order in which they update their tasks in a step."""
+    """The schedulers of models that share their weights."""
 
     def __init__(self, schedulers: Sequence[ModelScheduler], cancel: Callable[[int], None]) -> None:
         """`cancel` drops what is left of a job that has failed, in all models."""
@@ -41,7 +41,8 @@ class ModelGroup:
         outcomes: list[JobOutcome] = []
         parts: list[_Part] = []
         promised: set[Node] = set()
-        for scheduler in self._schedulers:
+        # Steered rows come last: by then the other models have promised their logits.
+        for scheduler in sorted(self._schedulers, key=lambda each: any(task.experts for task in each.sample_tasks)):
             if scheduler.tasks:
                 step, failed = scheduler.schedule(promised)
                 outcomes += self._drop_failed(failed)
@@ -96,9 +97,9 @@ class ModelGroup:
 
 
 def group_models(schedulers: Sequence[ModelScheduler], cancel: Callable[[int], None]) -> list[ModelGroup]:
-    """The groups of a worker's models, in the order in which they run: those of the last models first, and in a group
-    the last model first. Pairs come after large models, whose rows may need the pair's logits."""
+    """The groups of a worker's models, the last first: pairs come after the large models, whose rows may need their
+    logits."""
     groups: dict[int, list[ModelScheduler]] = {}
     for scheduler in schedulers:
         groups.setdefault(id(scheduler.runner.base), []).append(scheduler)
-    return [ModelGroup(group[::-1], cancel) for group in reversed(groups.values())]
+    return [ModelGroup(group, cancel) for group in reversed(groups.values())]
