@@ -154,7 +154,7 @@ class WorkerProcess:
         """Sends the spec, then the commands, all that wait in one message: jobs that belong together start together."""
         with contextlib.suppress(OSError):
             self._connection.send(self.spec)
-            while None not in (commands := _take_all(self._outbox)):
+            while None not in (commands := take_all(self._outbox)):
                 self._connection.send(commands)
 
     def _receive_reports(self) -> None:
@@ -215,7 +215,7 @@ class WorkerProcess:
         self._mailboxes.clear()
 
 
-def _take_all(queue: SimpleQueue[T]) -> list[T]:
+def take_all(queue: SimpleQueue[T]) -> list[T]:
     """Waits for an item of the queue, then takes all that are in it."""
     items = [queue.get()]
     with contextlib.suppress(Empty):
