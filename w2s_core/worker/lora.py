@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import sqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +55,7 @@ class LoRAAdapter:
 
 
 class RowsError(Exception):
-    """A layer's inputs are not the forward's rows, so that nothing tells which adapter changes which of them."""
+    """A layer's inputs are not the forward's rows, so that it cannot tell which adapter changes which of them."""
 
 
 class AdapterRows:
@@ -66,13 +67,13 @@ class AdapterRows:
 
     def assign(self, models: Sequence[tuple[str | None, int]]) -> None:
         """Assigns the rows, in order, to `models`: an adapter's name (None: the base) and its number of rows, each."""
-        [(adapter, first), *others] = models
-        self.count = first + sum(rows for _, rows in others) if others else None
-        self.ranges = [] if adapter is None else [(adapter, slice(0, first) if others else slice(None))]
-        for adapter, rows in others:
-            if adapter is not None:
-                self.ranges.append((adapter, slice(first, first + rows)))
-            first += rows
+        ends = list(accumulate(rows for _, rows in models))
+        several = len(models) > 1
+        slices = [
+            slice(end - rows, end) if several else slice(None) for (_, rows), end in zip(models, ends, strict=True)
+        ]
+        self.ranges = [(name, own) for (name, _), own in zip(models, slices, strict=True) if name is not None]
+        self.count = ends[-1] if several else None
 
 
 class LoRALinear(torch.nn.Module):

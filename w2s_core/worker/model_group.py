@@ -97,8 +97,8 @@ class ModelGroup:
 
 
 def group_models(schedulers: Sequence[ModelScheduler], cancel: Callable[[int], None]) -> list[ModelGroup]:
-    """The groups of a worker's models, the last first: pairs come after the large models, whose rows may need their
-    logits."""
+    """A worker's models in groups, in the order in which they run: that of the last model first. It is a pair's, whose
+    logits rows of large models may need."""
     groups: dict[int, list[ModelScheduler]] = {}
     for scheduler in schedulers:
         groups.setdefault(id(scheduler.runner.base), []).append(scheduler)

@@ -64,7 +64,7 @@ class WorkerModels:
         return []
 
     def step(self) -> list[JobOutcome]:
-        """Runs a step of all models that have jobs: the pairs' first, whose logits the large models' rows need."""
+        """Runs a step of all models that have jobs. Returns the updates and results that came of it."""
         return [outcome for group in self._groups for outcome in group.step()]
 
     def _add(self, job: TokenJob) -> list[JobOutcome | Pong]:
