@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import sqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,13 +66,13 @@ class AdapterRows:
 
     def assign(self, models: Sequence[tuple[str | None, int]]) -> None:
         """Assigns the rows, in order, to `models`: an adapter's name (None: the base) and its number of rows, each."""
-        ends = list(accumulate(rows for _, rows in models))
-        several = len(models) > 1
-        slices = [
-            slice(end - rows, end) if several else slice(None) for (_, rows), end in zip(models, ends, strict=True)
-        ]
-        self.ranges = [(name, own) for (name, _), own in zip(models, slices, strict=True) if name is not None]
-        self.count = ends[-1] if several else None
+        several, first = len(models) > 1, 0
+        self.ranges = []
+        for adapter, rows in models:
+            if adapter is not None:
+                self.ranges.append((adapter, slice(first, first + rows) if several else slice(None)))
+            first += rows
+        self.count = first if several else None
 
 
 class LoRALinear(torch.nn.Module):
