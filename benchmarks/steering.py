@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
+from unittest.mock import patch
 
 import click
 import torch
@@ -23,7 +24,10 @@ from w2s_core.pool.messages import CloseSession, Expert, Row, SampleJob, Samplin
 from w2s_core.search.randomness import copy_key, root_key, successor_key
 from w2s_core.search.selection import Selector
 from w2s_core.types import Hypothesis, Tokens
+from w2s_core.worker import model_group
+from w2s_core.worker.batch import Batch
 from w2s_core.worker.loading import make_runner
+from w2s_core.worker.model_runner import ModelRunner, forward_together
 from w2s_core.worker.models import WorkerModels
 
 VOCABULARY = 49_152
@@ -40,10 +44,8 @@ class Steps:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
         sizes = {"large": LARGE, "tuned": SMALL, "untuned": SMALL}
-        self._runners = {
-            name: make_runner(_model(size, device, dtype), device, _CACHE_BYTES) for name, size in sizes.items()
-        }
-        self._models = WorkerModels(self._runners)
+        runners = {name: make_runner(_model(size, device, dtype), device, _CACHE_BYTES) for name, size in sizes.items()}
+        self._models = WorkerModels(runners)
         self._ids = itertools.count(1)
 
     def step_seconds(self, model: str, rows: int, *, tokens: int, start: int = 0, eft: bool = False) -> float:
@@ -61,19 +63,15 @@ class Steps:
 
     def forward_seconds(self, model: str, rows: int, *, tokens: int) -> float:
         """The median seconds of the model's forward alone, in the decode steps of `rows` answers."""
-        runner, seconds = self._runners[model][0], list[float]()
-        forward = runner.forward
+        seconds: list[float] = []
 
-        def timed_forward(batch: object) -> torch.Tensor:
-            result: list[torch.Tensor] = []
-            seconds.append(self._timed(lambda: result.append(forward(batch))))  # type: ignore[arg-type]
-            return result[0]
+        def timed_forward(batches: Sequence[tuple[ModelRunner, Batch]]) -> list[torch.Tensor]:
+            logits: list[torch.Tensor] = []
+            seconds.append(self._timed(lambda: logits.extend(forward_together(batches))))
+            return logits
 
-        runner.forward = timed_forward  # type: ignore[method-assign]
-        try:
+        with patch.object(model_group, "forward_together", timed_forward):
             self.step_seconds(model, rows, tokens=tokens)
-        finally:
-            runner.forward = forward  # type: ignore[method-assign]
         return median(seconds[-tokens:])
 
     def _timed(self, call: Callable[[], object]) -> float:

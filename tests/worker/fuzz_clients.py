@@ -54,12 +54,12 @@ class Ask:
     report_every: int = 1
     answers: tuple[Tokens, ...] = ()
 
-    def job(self, number: int, session: int) -> Job:
+    def job(self, number: int, session: int, model: str) -> Job:
         if self.rows:
-            return SampleJob(number, session, "m", self.prompt, self.rows, self.sampling, self.report_every)
+            return SampleJob(number, session, model, self.prompt, self.rows, self.sampling, self.report_every)
         if self.answers:
-            return ScoreJob(number, session, "m", self.prompt, self.answers)
-        return PromptJob(number, session, "m", self.prompt, 2)
+            return ScoreJob(number, session, model, self.prompt, self.answers)
+        return PromptJob(number, session, model, self.prompt, 2)
 
 
 def some_sampling(chance: random.Random) -> Sampling:
@@ -141,10 +141,12 @@ SCRIPTS = (search, search, search, choices, scorer, scorer, prompt_reader)
 
 
 class Client:
-    """Runs one script in one session. `log` is what it was answered, up to its end or its failure."""
+    """Runs one script in one session, on one of the models. `log` is what it was answered, up to its end or its
+    failure."""
 
-    def __init__(self, seed: int, numbers: Iterator[int]) -> None:
+    def __init__(self, seed: int, numbers: Iterator[int], models: Sequence[str] = ("m",)) -> None:
         chance = random.Random(seed)
+        self._model = models[seed % len(models)]
         self.session = next(numbers)
         self.log: list[Results | str] = []
         self.done = False
@@ -203,7 +205,7 @@ class Client:
         self._rows = {number: [()] * len(ask.rows) for number, ask in self._running.items()}
         self._results = {}
         self.jobs += len(asks)
-        return [ask.job(number, self.session) for number, ask in self._running.items()]
+        return [ask.job(number, self.session, self._model) for number, ask in self._running.items()]
 
     def _finish(self, number: int, result: list[Tokens] | list[float]) -> list[WorkerCommand]:
         """The job's result is whole. The script goes on when all jobs that it asked for have one."""

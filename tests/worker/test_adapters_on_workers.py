@@ -14,6 +14,7 @@ from tests.adapters import save_adapter, save_merged
 from tests.fakes import answer
 from tests.tiny import TEMPLATE, byte_tokenizer, save_tiny
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, pool_of
+from tests.worker.test_worker_metrics import KINDS, metrics_after_pong
 from w2s_core.build.engine import build_engine
 from w2s_core.config import (
     AdapterConfig,
@@ -113,6 +114,25 @@ async def test_a_pairs_log_ratios_are_those_of_merged_weights(
     merged = await scores(engine, f"{family}-merged-{pair}", prompt)
     assert adapted == pytest.approx(merged, rel=1e-5, abs=1e-4)
     assert max(map(abs, adapted)) > 1
+
+
+@pytest.mark.parametrize("pair", [ALONE, BOTH])
+async def test_a_pairs_two_forwards_are_one(engine: Engine, pair: str) -> None:
+    """Both jobs come in one message where the sender has both. It may meet the first alone, but not every time."""
+    forwards = {}
+    for kind in ("merged", "adapted"):
+        before = await steps(engine)
+        for number in range(10):
+            await scores(engine, f"llama-{kind}-{pair}", TextPrompt(f"{number} {pair} times"))
+        forwards[kind] = await steps(engine) - before
+    assert forwards["merged"] == 2 * 10
+    assert 10 <= forwards["adapted"] < 2 * 10
+
+
+async def steps(engine: Engine) -> float:
+    """The forwards that have been counted so far."""
+    found = await metrics_after_pong(engine)
+    return sum(found[f"w2s_step_duration_seconds_count{{kind={kind}}}"] for kind in KINDS)
 
 
 def base_alone(models: Models, name: str) -> EngineConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -22,7 +23,10 @@ from w2s_core.pool.messages import (
     ScoreJob,
 )
 from w2s_core.types import PromptLogprobs, Tokens
+from w2s_core.worker import model_group
+from w2s_core.worker.batch import Batch
 from w2s_core.worker.loading import make_runner
+from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.models import WorkerModels
 from w2s_core.worker.token_tree import TokenTree
 from w2s_core.worker.top_logprobs import top_logprobs
@@ -72,9 +76,14 @@ def test_a_prompts_logprobs_for_each_family(family: str) -> None:
 @pytest.mark.parametrize("length", [1, 2, 256, 257, 258, 500])
 def test_prompts_of_any_length_in_bounded_slices(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     subject, rows = worker_models(), []
-    runner = subject._schedulers["m"].runner
-    forward = runner.forward
-    monkeypatch.setattr(runner, "forward", lambda batch: rows.append(len(out := forward(batch))) or out)
+    forward = model_group.forward_together
+
+    def counted_forward(batches: Sequence[tuple[ModelRunner, Batch]]) -> list[torch.Tensor]:
+        [logits] = forward(batches)
+        rows.append(len(logits))
+        return [logits]
+
+    monkeypatch.setattr(model_group, "forward_together", counted_forward)
     prompt = numbers(length)
     subject.handle(PromptJob(1, 1, "m", prompt, 2))
     assert_right(found(drain(subject), 1), prompt, 2)

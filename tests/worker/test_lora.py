@@ -46,10 +46,16 @@ def logits(runner: ModelRunner) -> torch.Tensor:
     return found
 
 
+def matrices(runner: ModelRunner) -> list[torch.Tensor]:
+    """A and B of every adapter of a runner's base."""
+    adapted = [module for module in runner._model.modules() if isinstance(module, LoRALinear)]
+    return [matrix for layer in adapted for pair in layer.changes.values() for matrix in pair]
+
+
 def tensors(runner: ModelRunner) -> dict[int, int]:
     """Bytes by the address of every weight of a runner's model, packed ones too."""
     model = runner._model
-    plain = [*model.parameters(), *model.buffers()]
+    plain = [*model.parameters(), *model.buffers(), *matrices(runner)]
     found = {tensor.data_ptr(): tensor.nbytes for tensor in plain}
     packed = [module._packed for module in model.modules() if hasattr(module, "_packed")]
     return found | {id(tensor): 4 * tensor.numel() for tensor in packed}
@@ -92,12 +98,7 @@ def test_bfloat16_is_computed_in_bfloat16(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base")
     adapter = save_adapter(tmp_path / "adapter", base)
     adapted, exact = load((base, adapter), dtype="bfloat16")[0], load((base, adapter))[0]
-    assert all(
-        tensor.dtype != torch.float32
-        for module in adapted._model.modules()
-        if isinstance(module, LoRALinear)
-        for tensor in module.buffers(recurse=False)
-    )
+    assert {matrix.dtype for matrix in matrices(adapted)} == {torch.bfloat16}
     assert (logits(adapted) - logits(exact)).abs().max() < 0.1 * logits(exact).abs().max()
 
 
@@ -113,12 +114,11 @@ def test_the_base_is_left_alone_and_weights_are_there_once(base_first: bool, tmp
         changed = [logits(runner) for runner in adapted]
         assert torch.equal(logits(plain), logits(alone))
     assert not torch.equal(*changed)
-    shared = tensors(plain)
-    for runner, rank in zip(adapted, (2, 4), strict=True):
-        held = tensors(runner)
-        assert shared.keys() <= held.keys()
-        saved = load_file(tmp_path / f"{rank}" / "adapter_model.safetensors").values()
-        assert sum(held.values()) - sum(shared.values()) == sum(tensor.nbytes for tensor in saved)
+    held = tensors(plain)
+    assert all(tensors(runner) == held for runner in adapted)
+    saved = [load_file(tmp_path / f"{rank}" / "adapter_model.safetensors").values() for rank in (2, 4)]
+    added = sum(tensor.nbytes for adapter in saved for tensor in adapter)
+    assert sum(held.values()) == sum(tensors(alone).values()) + added
 
 
 def test_a_base_that_only_adapters_use_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +253,16 @@ def test_an_adapter_of_a_layer_that_is_not_linear(plain_adapter: tuple[Path, Pat
     edit_tensors(lambda found: found.update(zip(names, [found.pop(name) for name in pair], strict=True)))(changed)
     with pytest.raises(ConfigurationError, match=r"`model\.norm`, .* has a LlamaRMSNorm there, not a linear layer"):
         load((base, changed))
+
+
+def test_an_adapter_of_what_another_adapter_has_added(plain_adapter: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = plain_adapter
+    changed = Path(shutil.copytree(adapter, tmp_path / "changed"))
+    pair = [FIRST, FIRST.replace("lora_A", "lora_B")]
+    names = [name.replace("q_proj", "q_proj.base") for name in pair]
+    edit_tensors(lambda found: found.update(zip(names, [found.pop(name) for name in pair], strict=True)))(changed)
+    with pytest.raises(ConfigurationError, match=r"`model\.layers\.0\.self_attn\.q_proj\.base`, .* has no such layer"):
+        load((base, adapter), (base, changed))
 
 
 def test_transformers_loads_no_adapter_by_itself(plain_adapter: tuple[Path, Path], tmp_path: Path) -> None:

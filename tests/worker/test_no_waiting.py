@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.adapters import random_adapter
 from tests.tiny import FAMILIES, tiny_classifier, tiny_model
 from w2s_core.pool.messages import Sampling
 from w2s_core.pool.specs import RewardHead
@@ -15,6 +16,8 @@ from w2s_core.worker import sampling
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.loading import make_runner
 from w2s_core.worker.logits_processors import LogitsProcessor, LogitsRules
+from w2s_core.worker.lora import SharedBase
+from w2s_core.worker.model_runner import forward_together
 from w2s_core.worker.sampling import Draw
 from w2s_core.worker.token_tree import TokenTree
 
@@ -33,6 +36,23 @@ def test_a_forward_reads_nothing_from_the_device(family: str) -> None:
         logits = runner.forward(batch)
         assert logits.shape == (4, 300)
         assert logits.device.type == "meta"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nor_does_a_forward_of_a_base_and_its_adapters(family: str) -> None:
+    model = tiny_model(family).to(UNREADABLE)
+    base, adapters = SharedBase(model), [random_adapter(model, seed, head=True) for seed in (1, 2)]
+    names = [None, *(base.add(adapter, "it") for adapter in adapters)]
+    runners = [make_runner(base, UNREADABLE, 1 << 20, adapter=name)[0] for name in names]
+    batches = [Batch(100) for _ in runners]
+    for runner, batch in zip(runners, batches, strict=True):
+        tree = TokenTree(runner.cache, (1, 2, 3))
+        for answer in ((4, 5), (4, 6)):
+            batch.request_logits(tree, tree.insert(answer))
+    logits = forward_together(list(zip(runners, batches, strict=True)))
+    assert [each.shape for each in logits] == [(2, 300)] * 3
+    assert {each.device.type for each in logits} == {"meta"}
+    assert base.reads_row_by_row, "it was one forward"
 
 
 @pytest.mark.parametrize(("labels", "label"), [(("reward",), None), (("bad", "fair", "good"), "fair")])

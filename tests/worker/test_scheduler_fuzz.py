@@ -14,6 +14,7 @@ from collections import Counter
 import pytest
 import torch
 
+from tests.adapters import random_adapter
 from tests.tiny import EOS, VOCABULARY, tiny_model
 from tests.worker.fuzz_clients import Client, Results, numbers
 from tests.worker.test_grammar_masks import TEXT
@@ -26,6 +27,7 @@ from w2s_core.worker.batch import Batch
 from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.kv_cache import CacheFullError
 from w2s_core.worker.loading import make_runner
+from w2s_core.worker.lora import SharedBase
 from w2s_core.worker.models import WorkerModels
 
 AT_ONCE = (2, 2, 3, 12)  # clients, changed from time to time
@@ -36,13 +38,21 @@ LEAVES = 0.04  # share of steps after which a client leaves
 PATIENCE = 3000  # steps within which some job must end
 
 
-def models(slots: int) -> WorkerModels:
-    """A model whose logits behind the token BROKEN are NaN."""
-    grammars = GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY))
-    runner, info = make_runner(tiny_model().double(), CPU, slots * SLOT_BYTES)
-    assert info.kv_slots == slots
-    runner._model = BrokenRows(runner._model, math.nan, everywhere=False)
-    return WorkerModels({"m": (runner, info)}, {"m": grammars})
+def models(slots: int, adapters: int) -> WorkerModels:
+    """A model whose logits behind the token BROKEN are NaN, and this many adapters of it."""
+    model = tiny_model().double()
+    base, changes = SharedBase(model), {f"a{seed}": random_adapter(model, seed) for seed in range(adapters)}
+    names = {"m": None} | {name: base.add(adapter, "it") for name, adapter in changes.items()}
+    made = {name: make_runner(base, CPU, slots * SLOT_BYTES, adapter=adapter) for name, adapter in names.items()}
+    broken = BrokenRows(model, math.nan, everywhere=False)
+    for runner, info in made.values():
+        assert info.kv_slots == slots
+        runner._model = broken
+    return WorkerModels(made, {name: GrammarEngine(lambda: new_tokenizer(TEXT, [EOS], VOCABULARY)) for name in made})
+
+
+def names_of(subject: WorkerModels) -> list[str]:
+    return list(subject._schedulers)
 
 
 class Faults:
@@ -51,14 +61,13 @@ class Faults:
     def __init__(self, chance: random.Random, subject: WorkerModels, patch: pytest.MonkeyPatch) -> None:
         self.count: Counter[str] = Counter()
         self._chance = chance
-        runner = subject._schedulers["m"].runner
-        self._may_fail(
-            patch, runner, "_model", torch.OutOfMemoryError
-        )  # when slots are assigned, and nothing is in them
+        for runner in (each.runner for each in subject._schedulers.values()):
+            # when slots are assigned, and nothing is in them
+            self._may_fail(patch, runner, "_model", torch.OutOfMemoryError)
+            self._may_fail(patch, runner.cache, "allocate", CacheFullError)
+            self._may_fail(patch, runner.cache, "grow", CacheFullError)
         self._may_fail(patch, step_outputs, "draw_tokens", torch.OutOfMemoryError)
         self._may_fail(patch, scheduler, "score_answers", torch.OutOfMemoryError)
-        self._may_fail(patch, runner.cache, "allocate", CacheFullError)
-        self._may_fail(patch, runner.cache, "grow", CacheFullError)
 
     def _may_fail(self, patch: pytest.MonkeyPatch, owner: object, name: str, error: type[Exception]) -> None:
         original = getattr(owner, name)
@@ -76,11 +85,11 @@ class Faults:
 class Fuzz:
     """One run. `finished` are the clients that nothing hit, by seed; `hit` those that an injected fault failed."""
 
-    def __init__(self, seed: int, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, seed: int, patch: pytest.MonkeyPatch, adapters: int) -> None:
         self.finished: dict[int, Client] = {}
         self.hit = self.left = self.jobs = 0
         self._chance = random.Random(seed)
-        self._subject = models(SLOTS)
+        self._subject = models(SLOTS, adapters)
         self.faults = Faults(self._chance, self._subject, patch)
         self._seeds = iter(self._chance.sample(range(1 << 30), 1 << 16))
         self._numbers = numbers()
@@ -105,11 +114,11 @@ class Fuzz:
             if self._clients and self._chance.random() < LEAVES:
                 self._close(self._chance.choice(list(self._clients))).leave()
                 self.left += 1
-        assert not self._subject.idle or state(self._subject).slots_used == {"m": 0}
+        assert not self._subject.idle or set(state(self._subject).slots_used.values()) == {0}
 
     def _open(self) -> None:
         seed = next(self._seeds)
-        client = self._clients[seed] = Client(seed, self._numbers)
+        client = self._clients[seed] = Client(seed, self._numbers, names_of(self._subject))
         self._send(client, client.start())
 
     def _close(self, seed: int) -> Client:
@@ -149,9 +158,10 @@ class Fuzz:
 
 def alone(subject: WorkerModels, seed: int) -> list[Results | str]:
     """What the client of this seed is answered when nobody else is there."""
-    while subject._schedulers["m"].prefix_cache.evict_one():
-        pass
-    client = Client(seed, numbers())
+    for each in subject._schedulers.values():
+        while each.prefix_cache.evict_one():
+            pass
+    client = Client(seed, numbers(), names_of(subject))
     commands = client.start()
     while True:
         for command in commands:
@@ -172,11 +182,11 @@ def assert_equal(company: list[Results | str], own: list[Results | str]) -> None
                 assert results == (pytest.approx(lone, abs=1e-4) if isinstance(lone[0], float) else lone)
 
 
-def check(seed: int, jobs: int, patch: pytest.MonkeyPatch) -> Fuzz:
+def check(seed: int, jobs: int, patch: pytest.MonkeyPatch, adapters: int = 0) -> Fuzz:
     with patch.context() as injected:
-        fuzz = Fuzz(seed, injected)
+        fuzz = Fuzz(seed, injected, adapters)
         fuzz.run(jobs)
-    lone = models(4096)
+    lone = models(4096, adapters)
     for client_seed, client in fuzz.finished.items():
         assert_equal(client.log, alone(lone, client_seed))
     return fuzz
@@ -189,8 +199,10 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.usefixtures("_quiet")
-def test_every_survivor_of_a_crowd_gets_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    fuzz = check(1, 1000, monkeypatch)
+@pytest.mark.parametrize("adapters", [0, 2])
+def test_every_survivor_of_a_crowd_gets_its_own_answer(monkeypatch: pytest.MonkeyPatch, adapters: int) -> None:
+    """On one model, and on a base and two adapters of it, which run in the same forwards."""
+    fuzz = check(1, 1000, monkeypatch, adapters)
     assert fuzz.jobs >= 1000
     assert len(fuzz.finished) > 200
     assert fuzz.left > 10

@@ -17,7 +17,8 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from w2s_core.errors import W2SError
 from w2s_core.pool.heartbeat import Heartbeat
@@ -25,6 +26,7 @@ from w2s_core.pool.messages import Job, JobOutcome, LoadFailed, Ping, Pong, Read
 from w2s_core.pool.specs import ModelInfo, WorkerSpec
 from w2s_core.pool.stderr import StderrRelay, stderr_is_terminal
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 5.0
 # How many rounds an OpenMP thread spins before it sleeps. By default it spins for ever, and threads starve each other
@@ -67,7 +69,7 @@ class WorkerProcess:
         self._on_lost = on_lost
         self._on_pong = on_pong
         self._mailboxes: dict[int, asyncio.Queue[JobOutcome | WorkerLostError]] = {}  # by job id
-        self._outbox: SimpleQueue[WorkerCommand | WorkerSpec | None] = SimpleQueue()
+        self._outbox: SimpleQueue[WorkerCommand | None] = SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Mapping[str, ModelInfo]] = self._loop.create_future()
         self._loaded = False
@@ -82,7 +84,6 @@ class WorkerProcess:
 
     def _start_threads(self) -> None:
         self._stderr = StderrRelay(self._name, self._process.stderr) if self._process.stderr else None
-        self._outbox.put(self.spec)
         self._sender = threading.Thread(target=self._send_commands, daemon=True, name="w2s-send")
         self._sender.start()
         threading.Thread(target=self._receive_reports, daemon=True, name="w2s-receive").start()
@@ -150,9 +151,11 @@ class WorkerProcess:
     # The two threads.
 
     def _send_commands(self) -> None:
+        """Sends the spec, then the commands, all that wait in one message: jobs that belong together start together."""
         with contextlib.suppress(OSError):
-            while (command := self._outbox.get()) is not None:
-                self._connection.send(command)
+            self._connection.send(self.spec)
+            while None not in (commands := take_all(self._outbox)):
+                self._connection.send(commands)
 
     def _receive_reports(self) -> None:
         try:
@@ -210,6 +213,15 @@ class WorkerProcess:
         for mailbox in self._mailboxes.values():
             mailbox.put_nowait(error)
         self._mailboxes.clear()
+
+
+def take_all(queue: SimpleQueue[T]) -> list[T]:
+    """Waits for an item of the queue, then takes all that are in it."""
+    items = [queue.get()]
+    with contextlib.suppress(Empty):
+        while True:
+            items.append(queue.get_nowait())
+    return items
 
 
 def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:

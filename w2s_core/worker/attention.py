@@ -2,7 +2,8 @@
 
 One forward runs a flat batch (1, N) of new tokens of many sessions. The attention function receives their queries
 (1, heads, N, dim) and their keys and values (1, kv_heads, N, dim), already rotated for their positions. It writes keys
-and values into the KV cache and lets each session's tokens attend to the session's region under its tree mask.
+and values into the KV cache and lets each session's tokens attend to the session's region under its tree mask. Where
+the forward is one of several models, which share their weights, each model's tokens have its own cache.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TREE_ATTENTION = "w2s_tree"
 
 @dataclass(slots=True)
 class AttentionSegment:
-    """One session's part of a step: the batch's tokens [first, first + count) attend to slots [start, start + keys).
+    """One session's part of a step: the step's tokens [first, first + count) attend to slots [start, start + keys).
 
     `visible` (count, keys) is the tree mask. `positions` (count,) and `key_positions` (keys,) are the positions of the
     tokens and of the slots' tokens in their text, for models with a sliding window.
@@ -58,7 +59,8 @@ class AttentionSegment:
 
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
-    """What attention needs in one forward. `slots` (N,) are the pool's slots to which the new tokens' KV is written."""
+    """What attention needs for one model's tokens of a forward. `slots` (N,) are the pool's slots to which the new
+    tokens' KV is written."""
 
     cache: KVCache
     slots: torch.Tensor
@@ -72,7 +74,7 @@ def tree_attention(
     value: torch.Tensor,
     _attention_mask: torch.Tensor | None,
     *,
-    tree_step: AttentionStep,
+    tree_steps: Sequence[AttentionStep],
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -80,24 +82,28 @@ def tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """The attention function that transformers calls in every layer. Returns (1, N, heads, dim).
 
-    The model's own mask is ignored; the step's tree masks replace it.
+    The model's own mask is ignored; the steps' tree masks replace it. The N tokens are those of the steps, in order.
     """
     key_rows, value_rows = key[0].transpose(0, 1), value[0].transpose(0, 1)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    keys, values = tree_step.cache.layer(layer, key_rows, value_rows)
-    keys.index_copy_(0, tree_step.slots, key_rows)
-    values.index_copy_(0, tree_step.slots, value_rows)
-    outputs = []
-    for segment in tree_step.segments:
-        q = query[:, :, segment.first : segment.first + segment.count]
-        k = keys[segment.start : segment.start + segment.keys].transpose(0, 1)[None]
-        v = values[segment.start : segment.start + segment.keys].transpose(0, 1)[None]
-        mask = segment.mask(sliding_window, query.dtype)
-        if softcap is None:
-            out = _masked_attention(q, k, v, mask, scaling)
-        else:
-            out = _softcapped_attention(q, k, v, mask, scaling=scaling, cap=softcap)
-        outputs.append(out.transpose(1, 2))
+    outputs: list[torch.Tensor] = []
+    first = 0
+    for step in tree_steps:
+        own = slice(first, first + len(step.slots))
+        keys, values = step.cache.layer(layer, key_rows, value_rows)
+        keys.index_copy_(0, step.slots, key_rows[own])
+        values.index_copy_(0, step.slots, value_rows[own])
+        for segment in step.segments:
+            q = query[:, :, first + segment.first : first + segment.first + segment.count]
+            k = keys[segment.start : segment.start + segment.keys].transpose(0, 1)[None]
+            v = values[segment.start : segment.start + segment.keys].transpose(0, 1)[None]
+            mask = segment.mask(sliding_window, query.dtype)
+            if softcap is None:
+                out = _masked_attention(q, k, v, mask, scaling)
+            else:
+                out = _softcapped_attention(q, k, v, mask, scaling=scaling, cap=softcap)
+            outputs.append(out.transpose(1, 2))
+        first = own.stop
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
 

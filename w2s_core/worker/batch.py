@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -30,12 +32,12 @@ class _SessionTokens:
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """The forward's tensors: `tokens` and `positions` (1, N), and `logits_indices` (M,), the tokens whose logits are
-    returned."""
+    returned. `steps`: one for each model that is in the forward."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
     logits_indices: torch.Tensor
-    step: AttentionStep
+    steps: tuple[AttentionStep, ...]
 
 
 class Batch:
@@ -144,8 +146,19 @@ class Batch:
             tokens=long_tensor(tokens, device)[None],
             positions=long_tensor(positions, device)[None],
             logits_indices=long_tensor([index_of[node] for node in self.logits_rows] + prompt_indices, device),
-            step=AttentionStep(cache, long_tensor(slots, device), segments),
+            steps=(AttentionStep(cache, long_tensor(slots, device), segments),),
         )
+
+
+def join_inputs(inputs: Sequence[Inputs]) -> Inputs:
+    """The tensors of one forward that is several: the tokens of the first, then those of the second, and so on."""
+    firsts = accumulate((each.tokens.shape[1] for each in inputs), initial=0)
+    return Inputs(
+        tokens=torch.cat([each.tokens for each in inputs], 1),
+        positions=torch.cat([each.positions for each in inputs], 1),
+        logits_indices=torch.cat([each.logits_indices + first for each, first in zip(inputs, firsts, strict=False)]),
+        steps=tuple(step for each in inputs for step in each.steps),
+    )
 
 
 def _segment(

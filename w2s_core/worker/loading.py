@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from w2s_core.pool.specs import ModelInfo, ModelSpec, RewardHead, WorkerSpec
 from w2s_core.worker.attention import TREE_ATTENTION
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.kv_cache import KVCache
-from w2s_core.worker.lora import read_adapter, with_adapter
+from w2s_core.worker.lora import SharedBase, read_adapter
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.packing import can_pack, pack_linears
 from w2s_core.worker.reward_model import load_classifier, reward_model
@@ -33,19 +34,19 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
         torch.cuda.set_device(device)  # else kernels that models bring along run on the first GPU
     dtype = pick_dtype(spec.dtype, device)
     adapters = {name: read_adapter(model.adapter) for name, model in spec.models.items() if model.adapter}
-    loaded: dict[str, PreTrainedModel] = {}  # by folder or hub id: adapters share their base's weights
-    models: dict[str, PreTrainedModel] = {}
+    bases: dict[tuple[str, RewardHead | None], SharedBase] = {}  # a base and its adapters share its weights
+    models: dict[str, tuple[SharedBase, str | None]] = {}
     for name, model in spec.models.items():
-        if model.reward is not None:
-            models[name] = _load(model, dtype, device)
-            continue
         source = os.path.realpath(model.source) if Path(model.source).is_dir() else model.source
-        base = loaded[source] = loaded[source] if source in loaded else _load(model, dtype, device)
-        models[name] = with_adapter(base, adapters[name], model.source) if name in adapters else base
+        key = source, model.reward
+        if key not in bases:
+            bases[key] = SharedBase(_load(model, dtype, device))
+        adapter = bases[key].add(adapters[name], model.source) if name in adapters else None
+        models[name] = bases[key], adapter
     cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
     return {
-        name: make_runner(model, device, cache_bytes, tokens=own.tokens, eos=own.eos, reward=own.reward)
-        for (name, model), own in zip(models.items(), spec.models.values(), strict=True)
+        name: make_runner(base, device, cache_bytes, tokens=own.tokens, eos=own.eos, reward=own.reward, adapter=adapter)
+        for (name, (base, adapter)), own in zip(models.items(), spec.models.values(), strict=True)
     }
 
 
@@ -65,26 +66,30 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def make_runner(
-    model: PreTrainedModel,
+    model: PreTrainedModel | SharedBase,
     device: torch.device,
     cache_bytes: int,
     *,
     tokens: int | None = None,
     eos: int | None = None,
     reward: RewardHead | None = None,
+    adapter: str | None = None,
 ) -> tuple[ModelRunner, ModelInfo]:
     """Gives the model tree attention and a KV cache of at most `cache_bytes`.
 
-    `tokens`, `eos` and `reward`: see `ModelSpec`. The bytes of KV per token and the number of logits are measured by
-    running one token.
+    `tokens`, `eos` and `reward`: see `ModelSpec`. `adapter`: see `ModelRunner`. The bytes of KV per token and the
+    number of logits are measured by running one token.
     """
+    base = model if isinstance(model, SharedBase) else SharedBase(model)
+    model = base.model
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
     model.config.pad_token_id = (
         None  # else some models (GPT-2) look for padding in every batch, which waits for the device
     )
     module = model if reward is None else reward_model(model, reward)
-    per_token, logits = _run_one_token(module, KVCache(128), device)
+    runner = partial(ModelRunner, module, device=device, base=base, adapter=adapter)
+    per_token, logits = _run_one_token(runner(cache=KVCache(128)))
     vocabulary = _vocabulary(model, logits if reward is None else None, tokens)
     info = ModelInfo(
         context_length=context_length(model.config),
@@ -94,9 +99,9 @@ def make_runner(
         kv_bytes_per_token=per_token,
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    cache = KVCache(info.kv_slots)
-    _run_one_token(module, cache, device)  # a cache too large for the device fails here, not in a request
-    return ModelRunner(module, cache, device, vocabulary if reward is None else None), info
+    made = runner(cache=KVCache(info.kv_slots), vocabulary=vocabulary if reward is None else None)
+    _run_one_token(made)  # a cache too large for the device fails here, not in a request
+    return made, info
 
 
 def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -125,14 +130,14 @@ def _transpose(model: torch.nn.Module) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _run_one_token(model: torch.nn.Module, cache: KVCache, device: torch.device) -> tuple[int, int]:
+def _run_one_token(runner: ModelRunner) -> tuple[int, int]:
     """Runs one token, which creates the cache's layers. Returns the bytes of KV per token and the number of logits."""
     batch = Batch(1)
-    tree = TokenTree(cache, (0,))
+    tree = TokenTree(runner.cache, (0,))
     batch.request_logits(tree, tree.root)
-    logits = ModelRunner(model, cache, device).forward(batch)
+    logits = runner.forward(batch)
     tree.close()
-    return cache.bytes_per_token(), logits.shape[1]
+    return runner.cache.bytes_per_token(), logits.shape[1]
 
 
 def context_length(config: PretrainedConfig) -> int:

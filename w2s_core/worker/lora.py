@@ -1,15 +1,14 @@
 """LoRA adapters (Hu et al. 2021, arXiv:2106.09685): models that share their base's weights, with changes of low rank.
 
-An adapted model is a copy of the base's modules around the same tensors, in which some linear layers add their change.
-The base has nothing to do with it, and runs as if it were alone.
+The base and its adapters are one module tree, whose adapted layers hold the changes of all adapters. Before a forward
+the tree is told which rows belong to which model, so that one forward can have rows of several.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -19,7 +18,6 @@ import torch
 from pydantic import BaseModel, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -55,14 +53,39 @@ class LoRAAdapter:
     layers: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-class LoRALinear(torch.nn.Module):
-    """A linear layer plus B·A: `inputs` (…, inputs) become base(inputs) + (inputs Aᵀ) Bᵀ."""
+class RowsError(Exception):
+    """A layer's inputs are not the forward's rows, so that it cannot tell which adapter changes which of them."""
 
-    def __init__(self, base: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> None:
+
+class AdapterRows:
+    """Which rows of a layer's inputs belong to which adapter in the running forward. Many layers share one."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[str, slice]] = []  # rows of the base are in none
+        self.count: int | None = None  # of all rows; None if they are one model's, however many a layer gets
+
+    def assign(self, models: Sequence[tuple[str | None, int]]) -> None:
+        """Assigns the rows, in order, to `models`: an adapter's name (None: the base) and its number of rows, each."""
+        several, first = len(models) > 1, 0
+        self.ranges = []
+        for adapter, rows in models:
+            if adapter is not None:
+                self.ranges.append((adapter, slice(first, first + rows) if several else slice(None)))
+            first += rows
+        self.count = first if several else None
+
+
+class LoRALinear(torch.nn.Module):
+    """A linear layer plus B·A of each row's adapter: `inputs` (…, inputs) become base(inputs) + (inputs Aᵀ) Bᵀ.
+
+    `changes` are Aᵀ (inputs, r) and Bᵀ (r, outputs) by the adapter's name.
+    """
+
+    def __init__(self, base: torch.nn.Module, rows: AdapterRows) -> None:
         super().__init__()
         self.base = base
-        self.register_buffer("a", a)
-        self.register_buffer("b", b)
+        self.changes: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rows = rows
 
     @property
     def weight(self) -> Any:
@@ -71,7 +94,47 @@ class LoRALinear(torch.nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = self.base(inputs)
-        return outputs + linear(linear(inputs, self.a), self.b)  # type: ignore[arg-type]
+        inputs = inputs.flatten(0, -2)
+        if self._rows.count not in (None, len(inputs)):
+            raise RowsError
+        changed = outputs.view(len(inputs), outputs.shape[-1])
+        for adapter, rows in self._rows.ranges:
+            if adapter in self.changes:
+                a, b = self.changes[adapter]
+                changed[rows].addmm_(inputs[rows].mm(a), b)
+        return outputs
+
+
+class SharedBase:
+    """A base model and the adapters that have been added to it, if any. `model` runs as the base or as any of them."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.reads_row_by_row = True  # until a forward of several models shows that a layer does not
+        self._tokens, self._logits = AdapterRows(), AdapterRows()
+
+    def add(self, adapter: LoRAAdapter, source: str) -> str:
+        """Adds an adapter. Returns the name by which `assign_rows` knows it. `source` is the base's, for messages.
+
+        Raises ConfigurationError where the adapter's layers are not those of the base.
+        """
+        name = adapter.spec.folder
+        for layer, (a, b) in adapter.layers.items():
+            changed = _linear_layer(self.model, layer, adapter, (len(b), a.shape[1]), source)
+            if not isinstance(changed, LoRALinear):
+                head = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+                rows = self._logits if changed is head else self._tokens
+                parent, _, last = layer.rpartition(".")
+                changed = LoRALinear(changed, rows)
+                setattr(self.model.get_submodule(parent), last, changed)
+            device, dtype = self.model.device, self.model.dtype
+            changed.changes[name] = a.to(device, dtype).t(), b.to(device, dtype).t().contiguous()
+        return name
+
+    def assign_rows(self, models: Sequence[tuple[str | None, int, int]]) -> None:
+        """Says what the next forward's rows are: of each model its adapter (None: the base), tokens and logits."""
+        self._tokens.assign([(adapter, tokens) for adapter, tokens, _ in models])
+        self._logits.assign([(adapter, logits) for adapter, _, logits in models])
 
 
 def read_adapter(spec: AdapterSpec) -> LoRAAdapter:
@@ -121,38 +184,27 @@ def _matrices(spec: AdapterSpec, tensors: Mapping[str, torch.Tensor]) -> dict[st
     return matrices
 
 
-def with_adapter(base: PreTrainedModel, adapter: LoRAAdapter, name: str) -> PreTrainedModel:
-    """The adapted model, which shares every tensor of `base` and leaves it alone. `name` is the base's, for messages.
-
-    Raises ConfigurationError where the adapter's layers are not those of the base.
-    """
-    model = _share_weights(base)
-    for layer, (a, b) in adapter.layers.items():
-        parent, _, last = layer.rpartition(".")
-        try:
-            changed = model.get_submodule(layer)
-        except AttributeError:
-            changed = None
-        if changed is None or (size := _size(changed)) is None:
-            kind = "no such layer" if changed is None else f"a {type(changed).__name__} there, not a linear layer"
-            raise _misfit(adapter, f"changes `{layer}`, and {name} has {kind}")
-        own = len(b), a.shape[1]
-        if own != size:
-            raise _misfit(
-                adapter,
-                f"changes `{layer}` of {own[0]} × {own[1]} weights, and that of {name} has {size[0]} × {size[1]}",
-            )
-        matrices = [matrix.to(base.device, base.dtype) for matrix in (a, b)]
-        setattr(model.get_submodule(parent), last, LoRALinear(changed, *matrices))
-    return model
-
-
-def _share_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model's modules and configuration around the same tensors."""
-    tensors = [*model.parameters(), *model.buffers()]
-    # Packed weights are no parameters: they are plain attributes of their module.
-    tensors += [value for module in model.modules() for value in vars(module).values() if torch.is_tensor(value)]
-    return deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def _linear_layer(
+    model: PreTrainedModel, layer: str, adapter: LoRAAdapter, own: tuple[int, int], source: str
+) -> torch.nn.Module:
+    """The layer that the adapter changes by a matrix of size `own`. Raises ConfigurationError where there is none."""
+    try:
+        changed = model.get_submodule(layer)
+        inside = isinstance(model.get_submodule(layer.rpartition(".")[0]), LoRALinear)
+    except AttributeError:
+        inside = True
+    if inside:  # of another adapter's layer, which the base does not have
+        raise _misfit(adapter, f"changes `{layer}`, and {source} has no such layer")
+    size = _size(changed.base if isinstance(changed, LoRALinear) else changed)
+    if size is None:
+        kind = f"a {type(changed).__name__} there, not a linear layer"
+        raise _misfit(adapter, f"changes `{layer}`, and {source} has {kind}")
+    if own != size:
+        raise _misfit(
+            adapter,
+            f"changes `{layer}` of {own[0]} × {own[1]} weights, and that of {source} has {size[0]} × {size[1]}",
+        )
+    return changed
 
 
 def _size(layer: torch.nn.Module) -> tuple[int, int] | None:

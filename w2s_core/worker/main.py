@@ -56,11 +56,11 @@ def run(parent: Connection, models: WorkerModels) -> None:
 
 
 def _receive_commands(parent: Connection, *, wait: bool) -> Iterator[WorkerCommand]:
-    """The commands that have arrived; with `wait`, waits for the first."""
+    """The commands that have arrived; with `wait`, waits for the first. A message is a list of them."""
     if wait:
-        yield parent.recv()
+        yield from parent.recv()
     while parent.poll():
-        yield parent.recv()
+        yield from parent.recv()
 
 
 def _load(parent: Connection) -> WorkerModels | None:

@@ -1,44 +1,82 @@
-"""Model runner: one model's forward pass over a batch. The only module that calls a model."""
+"""Model runner: one model's forward pass over a batch, or that of several models of one base. The only module that
+calls a model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from w2s_core.worker.batch import Batch
+from w2s_core.worker.batch import Batch, Inputs, join_inputs
 from w2s_core.worker.kv_cache import KVCache
+from w2s_core.worker.lora import RowsError, SharedBase
 
 
 class ModelRunner:
     """A model with its KV cache. `model` is any transformers causal LM whose attention goes through
     `AttentionInterface`, set to `attention.TREE_ATTENTION`. Logits beyond the first `vocabulary` stand for no token;
-    None keeps all."""
+    None keeps all. `base` has the weights, and the model is this `adapter` of it or (None) the base itself.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, cache: KVCache, device: torch.device, vocabulary: int | None = None
+        self,
+        model: torch.nn.Module,
+        cache: KVCache,
+        device: torch.device,
+        base: SharedBase,
+        *,
+        vocabulary: int | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.cache = cache
-        self._vocabulary = vocabulary
+        self.base = base
+        self.adapter = adapter
+        self.vocabulary = vocabulary
+        self.device = device
         self._model = model
-        self._device = device
 
-    @torch.inference_mode()
     def forward(self, batch: Batch) -> torch.Tensor:
         """Runs the batch and writes its KV into the cache.
 
         Returns logits (M, vocab) in float32: the rows of `batch.logits_rows`, then those of prompts.
         """
-        inputs = batch.prepare_inputs(self.cache, self._device)
-        output = self._model(
-            input_ids=inputs.tokens,
-            position_ids=inputs.positions,
-            use_cache=False,
-            logits_to_keep=inputs.logits_indices,
-            tree_step=inputs.step,
-        )
-        logits: torch.Tensor = output.logits[0, :, : self._vocabulary].float()
+        [logits] = forward_together([(self, batch)])
         return logits
 
     def release_memory(self) -> None:
         """Returns torch's cached blocks to a GPU, after a batch that failed for want of memory."""
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@torch.inference_mode()
+def forward_together(batches: Sequence[tuple[ModelRunner, Batch]]) -> list[torch.Tensor]:
+    """Runs the batches of models of one base in one forward. Returns what `ModelRunner.forward` returns, for each.
+
+    It is a forward for each where a layer does not read the forward's tokens row by row, as an expert does to which
+    only some of them are routed: there adapters cannot be told apart.
+    """
+    parts = [(runner, batch.prepare_inputs(runner.cache, runner.device)) for runner, batch in batches]
+    base = parts[0][0].base
+    if base.reads_row_by_row:
+        try:
+            return _forward(parts)
+        except RowsError:  # never of one model's tokens
+            base.reads_row_by_row = False
+    return [logits for part in parts for logits in _forward([part])]
+
+
+def _forward(parts: Sequence[tuple[ModelRunner, Inputs]]) -> list[torch.Tensor]:
+    runners, inputs = zip(*parts, strict=True)
+    first: ModelRunner = runners[0]
+    first.base.assign_rows([(runner.adapter, each.tokens.shape[1], len(each.logits_indices)) for runner, each in parts])
+    joint = inputs[0] if len(inputs) == 1 else join_inputs(inputs)
+    output = first._model(
+        input_ids=joint.tokens,
+        position_ids=joint.positions,
+        use_cache=False,
+        logits_to_keep=joint.logits_indices,
+        tree_steps=joint.steps,
+    )
+    logits: Sequence[torch.Tensor] = output.logits[0].split([len(each.logits_indices) for each in inputs])
+    return [each[:, : runner.vocabulary].float() for each, runner in zip(logits, runners, strict=True)]

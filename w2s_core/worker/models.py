@@ -8,7 +8,6 @@ from w2s_core.pool.messages import (
     CancelJob,
     CloseSession,
     InspectJob,
-    JobFailed,
     JobOutcome,
     Ping,
     Pong,
@@ -23,12 +22,13 @@ from w2s_core.pool.messages import (
 )
 from w2s_core.pool.specs import ModelInfo
 from w2s_core.worker.grammar_masks import GrammarEngine
+from w2s_core.worker.model_group import group_models
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.scheduler import ModelScheduler
 
 
 class WorkerModels:
-    """All models of one worker, which run one forward each per step."""
+    """All models of one worker. In a step those of one base run one forward together, and every other one its own."""
 
     def __init__(
         self, models: Mapping[str, tuple[ModelRunner, ModelInfo]], grammars: Mapping[str, GrammarEngine] | None = None
@@ -38,6 +38,7 @@ class WorkerModels:
         self._schedulers = {
             name: ModelScheduler(runner, info, grammars.get(name)) for name, (runner, info) in models.items()
         }
+        self._groups = group_models(list(self._schedulers.values()), self._cancel)
 
     @property
     def idle(self) -> bool:
@@ -63,14 +64,8 @@ class WorkerModels:
         return []
 
     def step(self) -> list[JobOutcome]:
-        """Runs one forward of each model that has jobs: the pairs' first, whose logits the large models' rows need."""
-        outcomes: list[JobOutcome] = []
-        for scheduler in reversed(self._schedulers.values()):
-            if scheduler.tasks:
-                outcomes += scheduler.step()
-                for failure in [outcome for outcome in outcomes if isinstance(outcome, JobFailed)]:
-                    self._cancel(failure.id)  # its parts in other models
-        return outcomes
+        """Runs a step of all models that have jobs. Returns the updates and results that came of it."""
+        return [outcome for group in self._groups for outcome in group.step()]
 
     def _add(self, job: TokenJob) -> list[JobOutcome | Pong]:
         scheduler = self._schedulers[job.model]
@@ -93,7 +88,7 @@ class WorkerModels:
     def _pong(self) -> Pong:
         schedulers = self._schedulers.values()
         usage = max((s.slots_in_use / s.runner.cache.slots for s in schedulers), default=0.0)
-        return Pong(usage, tuple(step for s in schedulers for step in s.drain_step_times()))
+        return Pong(usage, tuple(step for group in self._groups for step in group.drain_step_times()))
 
     def _inspect(self, job: InspectJob) -> WorkerState:
         for scheduler in self._schedulers.values():

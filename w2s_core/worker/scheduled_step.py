@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -12,18 +13,22 @@ from w2s_core.worker.batch import Batch
 from w2s_core.worker.prompt_task import PromptTask
 from w2s_core.worker.reward_task import RewardTask
 from w2s_core.worker.tasks import ExpertTask, RowState, SampleTask, ScoreTask
-from w2s_core.worker.token_tree import TokenTree
+from w2s_core.worker.token_tree import Node, TokenTree
 
 Task: TypeAlias = SampleTask | ExpertTask | ScoreTask | RewardTask | PromptTask
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledStep:
-    """One step as scheduled: its batch, the rows that draw a token, and the sessions that found no free KV slots."""
+    """One step as scheduled: its batch, the rows that draw a token, and the sessions that found no free KV slots.
+
+    `masks` is done when the rows' grammar masks are computed; None if no row has a grammar.
+    """
 
     batch: Batch
     rows: list[tuple[SampleTask, RowState]]
     without_slots: list[TokenTree]
+    masks: Future[None] | None
 
     @property
     def kind(self) -> StepKind:
@@ -34,9 +39,10 @@ class ScheduledStep:
         return "decode" if self.rows else "score"
 
 
-def batch_additions(batch: Batch, task: Task) -> list[Callable[[], object]]:
-    """The calls that add to the batch what the task needs for its logits in this step."""
+def batch_additions(batch: Batch, task: Task, promised: Container[Node]) -> list[Callable[[], object]]:
+    """The calls that add to the batch what the task needs for its logits in this step. `promised`: see `SampleTask`."""
     if isinstance(task, PromptTask):
         return [] if task.done else [partial(batch.request_prompt_logits, task.tree, task.processed)]
     decoding = isinstance(task, SampleTask | ExpertTask)
-    return [partial(batch.request_logits, task.tree, node, decoding=decoding) for node in task.needed_nodes()]
+    nodes = task.needed_nodes(promised) if isinstance(task, SampleTask) else task.needed_nodes()
+    return [partial(batch.request_logits, task.tree, node, decoding=decoding) for node in nodes]

@@ -1,4 +1,4 @@
-"""Scheduler: continuous batching of one model's jobs. Each step schedules a batch, runs it and updates the tasks.
+"""Scheduler: continuous batching of one model's jobs. It schedules each step's batch and updates the tasks after it.
 
 Rows join and leave the batch at any step. A decoding row gets its token in every step; prompts and scoring run
 alongside it in slices (chunked prefill), so that a new request does not stall the others.
@@ -10,10 +10,7 @@ oldest session therefore always makes progress, and a request fails only if it d
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -31,7 +28,7 @@ from w2s_core.pool.messages import (
     TokenJob,
 )
 from w2s_core.pool.specs import ModelInfo
-from w2s_core.types import StepKind, Tokens
+from w2s_core.types import Tokens
 from w2s_core.worker.batch import Batch
 from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.grammar_steps import failed_grammars, start_masks, start_ready_grammars
@@ -44,10 +41,8 @@ from w2s_core.worker.reward_task import RewardTask
 from w2s_core.worker.scheduled_step import ScheduledStep, Task, batch_additions
 from w2s_core.worker.step_outputs import collect_prompt_logprobs, collect_rewards, draw_next_tokens, score_answers
 from w2s_core.worker.tasks import ExpertTask, SampleTask, ScoreTask, unknown_token
-from w2s_core.worker.token_tree import TokenTree
+from w2s_core.worker.token_tree import Node, TokenTree
 
-_log = logging.getLogger(__name__)
-_MAX_STEP_TIMES = 4096  # the latest step times, kept until the next Pong; one second has fewer
 # Prompt and scoring tokens per step. Bounds a step's time and the memory of its logits (tokens × vocabulary).
 _TOKEN_BUDGET = 256
 
@@ -68,7 +63,6 @@ class ModelScheduler:
         self.prefix_cache = PrefixCache(runner.cache)
         self._info = info
         self._stalled = False  # whether the last step ran nothing and no job has come since
-        self._step_times: deque[tuple[StepKind, float]] = deque(maxlen=_MAX_STEP_TIMES)
 
     @property
     def tasks(self) -> list[Task]:
@@ -124,33 +118,36 @@ class ModelScheduler:
         self.trees[key] = tree
         return tree
 
-    def step(self) -> list[JobOutcome]:
-        """Runs one forward. Returns the updates and results that came of it."""
+    def schedule(self, promised: Container[Node] = ()) -> tuple[ScheduledStep, list[JobOutcome]]:
+        """Decides what the next forward runs. `promised`: see `SampleTask`. Returns failures that came of it, too."""
         failed = self._cancel_failed(start_ready_grammars(self.sample_tasks, idle=self._stalled))
-        step = self._schedule()
+        step = self._fill_batch(promised)
         self._stalled = not step.batch.size
-        return [*failed, *self._run(step)]
+        if step.without_slots and self._stalled and self._only_resident(step.without_slots[0]):
+            failed += self._fail_sessions(
+                step.without_slots[:1],
+                f"The sequences of this request have outgrown the KV cache of {self.runner.cache.slots} tokens. "
+                "Lower max_tokens, or sample fewer sequences at once.",
+                field="max_tokens",
+            )
+        return step, failed
 
-    def drain_step_times(self) -> list[tuple[StepKind, float]]:
-        """The kind and seconds of each forward since the last call."""
-        step_times = list(self._step_times)
-        self._step_times.clear()
-        return step_times
-
-    def _schedule(self) -> ScheduledStep:
+    def _fill_batch(self, promised: Container[Node]) -> ScheduledStep:
         """Fills a batch from all tasks, those of older sessions first. Evicts and preempts where slots are needed."""
         batch = Batch(_TOKEN_BUDGET)
         without_slots: list[TokenTree] = []
         ages = {tree: age for age, tree in enumerate(self.trees.values())}
         for task in sorted(self.tasks, key=lambda task: ages[task.tree]):
             before = batch.size
-            got_slots = [self._add_or_evict(batch, task.tree, add) for add in batch_additions(batch, task)]
+            additions = batch_additions(batch, task, promised)
+            got_slots = [self._add_or_evict(batch, task.tree, add) for add in additions]
             if not all(got_slots):
                 without_slots.append(task.tree)
             if isinstance(task, ScoreTask | RewardTask):
                 task.tokens_run += batch.size - before
-        rows = [(t, row) for t in self.sample_tasks for row in t.live_rows if t.can_draw(row, batch.logits_rows)]
-        return ScheduledStep(batch, rows, without_slots)
+        drawing = [(task, row) for task in self.sample_tasks for row in task.live_rows]
+        rows = [(task, row) for task, row in drawing if task.can_draw(row, batch.logits_rows, promised)]
+        return ScheduledStep(batch, rows, without_slots, start_masks(self.grammars, rows))
 
     def _add_or_evict(self, batch: Batch, tree: TokenTree, add: Callable[[], object]) -> bool:
         """Adds to the batch, freeing slots until it succeeds. False when no slots can be freed."""
@@ -191,38 +188,22 @@ class ModelScheduler:
         """The sessions that hold KV and have no token in the batch, oldest first."""
         return [tree for tree in self.trees.values() if tree.resident and tree not in batch.trees]
 
-    def _run(self, step: ScheduledStep) -> list[JobOutcome]:
-        """Runs the forward and updates the tasks. An error fails the sessions in the batch, not the others."""
-        started = time.perf_counter()
-        masks = start_masks(self.grammars, step.rows)
-        if step.without_slots and not step.batch.size and self._only_resident(step.without_slots[0]):
-            return self._fail_sessions(
-                step.without_slots[:1],
-                f"The sequences of this request have outgrown the KV cache of {self.runner.cache.slots} tokens. "
-                "Lower max_tokens, or sample fewer sequences at once.",
-                field="max_tokens",
-            )
-        try:
-            # An empty batch means that all logits needed are known already.
-            logits = self.runner.forward(step.batch) if step.batch.size else torch.empty(0, 0)
-            failed: list[JobOutcome] = []
-            if masks is not None:
-                masks.result()
-                failed = self._cancel_failed(failed_grammars(step.rows))
-                step = replace(step, rows=[(task, row) for task, row in step.rows if task in self.sample_tasks])
-            outcomes = [*failed, *self._update_tasks(step, logits)]
-            if step.batch.size:
-                self._step_times.append((step.kind, time.perf_counter() - started))
-            return outcomes
-        except torch.AcceleratorError:
-            raise  # no kernel runs in this process any more: the pool must start a new one
-        except Exception as error:  # out of memory, or a bug: it must not fail requests that are not in the batch
-            if not step.batch.size:
-                raise
-            _log.exception("a batch of %d tokens failed", step.batch.size)
-            failed = self._fail_sessions(step.batch.trees, type(error).__name__)
-        self.runner.release_memory()
-        return failed
+    def finish(self, step: ScheduledStep, logits: torch.Tensor) -> list[JobOutcome]:
+        """Updates the tasks after the forward. Returns updates, results and failures.
+
+        `logits`: see `ModelRunner.forward`; empty for an empty batch, whose tasks know all that they need.
+        """
+        failed: list[JobOutcome] = []
+        if step.masks is not None:
+            step.masks.result()
+            failed = self._cancel_failed(failed_grammars(step.rows))
+        running = set(self.sample_tasks)  # some may have failed in another model since they were scheduled
+        step = replace(step, rows=[(task, row) for task, row in step.rows if task in running])
+        return [*failed, *self._update_tasks(step, logits)]
+
+    def fail(self, step: ScheduledStep, error: Exception) -> list[JobOutcome]:
+        """Fails the sessions of a step that raised this error, not the others."""
+        return self._fail_sessions(step.batch.trees, type(error).__name__)
 
     def _only_resident(self, tree: TokenTree) -> bool:
         """Whether no other session holds KV, so that a `tree` without slots does not fit even alone.

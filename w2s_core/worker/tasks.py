@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 import torch
@@ -77,7 +77,10 @@ class RowState:
 
 
 class SampleTask:
-    """A running SampleJob. Every live row needs the logits after its leaf and draws one token from them."""
+    """A running SampleJob. Every live row needs the logits after its leaf and draws one token from them.
+
+    The `promised` of the methods are nodes whose logits other models of the same base have in the same step.
+    """
 
     def __init__(
         self, job: SampleJob, tree: TokenTree, eos: frozenset[int], compiling: Future[LLMatcher] | None = None
@@ -126,20 +129,21 @@ class SampleTask:
     def leaves(self) -> list[Node]:
         return [row.leaf for row in self.rows]
 
-    def needed_nodes(self) -> Iterator[Node]:
+    def needed_nodes(self, promised: Container[Node]) -> Iterator[Node]:
         """The nodes after which the task needs logits: the leaf of every live row that waits for no other model's."""
         return (
             row.leaf
             for row in self.rows
             if not row.done
             and not self.waiting_for_grammar
-            and all(expert.same_model or expert.has_logits(row) for expert in self.experts)
+            and all(expert.same_model or expert.will_have_logits(row, promised) for expert in self.experts)
         )
 
-    def can_draw(self, row: RowState, logits_rows: Mapping[Node, int]) -> bool:
-        """Whether all logits that the row's draw needs are there, or are in the batch that has these `logits_rows`."""
+    def can_draw(self, row: RowState, logits_rows: Container[Node], promised: Container[Node]) -> bool:
+        """Whether all logits that the row's draw needs are there, in the batch that has these `logits_rows`, or
+        promised."""
         return row.leaf in logits_rows and all(
-            expert.has_logits(row) or expert.leaves[row.index] in logits_rows for expert in self.experts
+            expert.will_have_logits(row, promised) or expert.leaves[row.index] in logits_rows for expert in self.experts
         )
 
     def draw(self, row: RowState) -> Draw:
@@ -210,6 +214,10 @@ class ExpertTask:
 
     def has_logits(self, row: RowState) -> bool:
         return row.index in self.logits
+
+    def will_have_logits(self, row: RowState, promised: Container[Node]) -> bool:
+        """Whether the row's logits are there, or are promised: this step's forward has them, see `SampleTask`."""
+        return self.has_logits(row) or self.leaves[row.index] in promised
 
     def needed_nodes(self) -> Iterator[Node]:
         """The nodes after which the task needs logits."""
