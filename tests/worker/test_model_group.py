@@ -344,10 +344,13 @@ def test_a_lost_device_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_forward_of_several_models_is_timed_once() -> None:
+    """It has the first of its models' kinds: prefill, decode, score."""
     subject = shared()
-    for each in (*PAIR, sample_job(5, [Row((), 1, 4)], (1,))):
-        subject.handle(each)
+    subject.handle(sample_job(5, [Row((), 1, 4)], (1,), sampling=Sampling(ignore_eos=True)))
+    for number, prompt in enumerate([(1,), (1, 2)]):  # that of one token has nothing to prefill
+        subject.handle(ScoreJob(number, number, "t", prompt, ((7, 8),)))
+        subject.step()
     drain(subject)
     [pong] = subject.handle(Ping())
     assert isinstance(pong, Pong)
-    assert [kind for kind, _ in pong.steps] == ["prefill", "decode", "decode", "decode"]
+    assert [kind for kind, _ in pong.steps] == ["decode", "prefill", "decode", "decode"]
