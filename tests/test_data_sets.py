@@ -102,3 +102,12 @@ def test_data_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for source in (tmp_path / "bad.parquet", data_set):
         with pytest.raises(DataError, match=r"needs the extra `train`"):
             list(read_records(source))
+
+
+def test_a_mark_in_front_of_utf_8_is_no_part_of_it_and_other_encodings_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"text": "a"}\n')
+    assert [dict(record.fields) for record in read_records(path)] == [{"text": "a"}]
+    path.write_bytes('{"text": "a"}'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"is not in UTF-8 \(at byte 0\); save it as UTF-8"):
+        list(read_records(path))

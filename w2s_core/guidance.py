@@ -15,6 +15,7 @@ SCORER_KEYS = ("pairs", "reward_models", "scorers")
 MAX_LENGTH_PENALTY = 4
 MAX_EARLY_REJECTION = 0.99
 MAX_WEIGHT = 1e6  # of either sign; far above any useful one, and so small that a sum of scores is finite
+_MAX_COUNT = 2**31 - 1
 _RANGES = {
     "repetition": (0, 1_000_000),
     "fluency": (0, 1_000_000),
@@ -96,8 +97,10 @@ class Guidance:
             if not abs(weight) <= MAX_WEIGHT:  # nor is NaN
                 yield f"{key}.{name}", f"must be at most {MAX_WEIGHT:,.0f}, of either sign"
         for key in ("beam_width", "successors", "chunk_length"):
-            if getattr(self, key) < 1:
-                yield key, "must be at least 1"
+            if not 1 <= getattr(self, key) <= _MAX_COUNT:
+                yield key, f"must be between 1 and {_MAX_COUNT:,}"
+        if self.max_sampled_tokens is not None and not 1 <= self.max_sampled_tokens <= _MAX_COUNT:
+            yield "max_sampled_tokens", f"must be between 1 and {_MAX_COUNT:,}"
         for key, (low, high) in _RANGES.items():
             if not low <= getattr(self, key) <= high:
                 yield key, f"must be between {low:,} and {high:,}"

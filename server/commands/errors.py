@@ -20,7 +20,10 @@ _EXIT_INTERRUPTED = 130  # as of a shell's command that SIGINT ended
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Prints a W2SError as one line instead of a traceback, and exits with 2 for a ConfigurationError, else with 1."""
+    """Prints a W2SError or an OSError as one line instead of a traceback.
+
+    Exits with 2 for a ConfigurationError, else with 1.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -30,6 +33,10 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             click.echo(f"w2s: {error}", err=True)
             code = EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else 1
             raise click.exceptions.Exit(code) from None
+        except OSError as error:  # a full disk, or a place that cannot be written
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"w2s: {where}{error.strerror or error}", err=True)
+            raise click.exceptions.Exit(1) from None
 
     return wrapped
 

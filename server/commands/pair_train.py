@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,10 @@ def train(**options: Any) -> None:
 
 
 def _check_options(given: Mapping[str, Any]) -> None:
-    """Raises ConfigurationError for an option that the others leave without any effect."""
+    """Raises ConfigurationError for an option that is no number, or that the others leave without any effect."""
+    for option, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigurationError(f"--{option.replace('_', '-')}: must be a number, not {value}.")
     data = [given["data"], *([given["check_data"]] if "check_data" in given else [])]
     useless = {
         "saved_dtype": ("lora" in given, "--lora writes adapters, which stay in float32"),

@@ -17,6 +17,7 @@ _CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74"
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 _MARGIN, _TOP, _FOOT = 20, 62, 64  # px; the page's head and foot hold its title and its legend
 _ROW, _BOX, _WIDTH, _GAP, _PROMPT = 36, 28, 330, 70, 76
+_TITLE = 1_000  # characters of a candidate's text that its title has: whole ones grow with the answer's square
 _UNITS = 40  # half-width characters that a box has room for beside its score
 _STYLE = """
 text { font: 12px system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; fill: #1f2328; }
@@ -178,7 +179,8 @@ def _description(y: SavedCandidate) -> str:
     """All that is known of a candidate."""
     scores = ", ".join(f"{name} {_number(score)}" for name, score in y.scores.items())
     ended = f", finish reason {y.finish_reason}" if y.finish_reason else ""
-    return f"{y.text}\n\n{y.fate}{ended}; score {_number(y.score)}, rank {_number(y.rank)} ({scores})"
+    text = y.text if len(y.text) <= _TITLE else f"…{y.text[-_TITLE:]}"
+    return f"{text}\n\n{y.fate}{ended}; score {_number(y.score)}, rank {_number(y.rank)} ({scores})"
 
 
 def _number(value: float) -> str:

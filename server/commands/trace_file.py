@@ -76,7 +76,7 @@ def read_search(path: Path, prompt: int) -> SavedSearch:
     with one JSON object a line. Raises ConfigurationError, which names the file.
     """
     try:
-        searches = _searches(_objects(path.read_text(encoding="utf-8")))
+        searches = _searches(_objects(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -128,7 +128,7 @@ def _searches(objects: Sequence[Any]) -> dict[int, SavedSearch]:
         guidance = content.get("guidance", content) if isinstance(content, dict) else None
         if not isinstance(guidance, dict) or not {"tree", "round"} & guidance.keys():
             continue
-        responses.add(content.get("id"))
+        responses.add(str(content.get("id")))
         if len(responses) > 1:
             raise ValueError("holds more than one response")
         if "round" in guidance:

@@ -34,7 +34,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "script-src 'self'",
         "style-src 'self'",
         "connect-src 'self'",
-        "img-src 'self' data:",
+        "img-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
@@ -67,7 +67,8 @@ def _read(file: Traversable) -> StaticFile:
 
 def static_files() -> Mapping[str, StaticFile]:
     """The files of the page by their names. There are no folders, and no other file can be asked for."""
-    return MappingProxyType({file.name: _read(file) for file in files(__package__).joinpath("static").iterdir()})
+    folder = files(__package__).joinpath("static").iterdir()
+    return MappingProxyType({file.name: _read(file) for file in folder if file.name.rsplit(".", 1)[-1] in _MEDIA_TYPES})
 
 
 _FILES = static_files()

@@ -100,6 +100,7 @@ def test_a_base_with_pickled_weights_alone(base: str, write: Write, tmp_path: Pa
         ("--beta 0.2", "--beta: has no effect here: is for --method dpo."),
         ("--adapt-learning-rate 1", "--adapt-learning-rate: has no effect here: is for --adapt-epochs."),
         ("--held-out 0.2 --check-data DATA", "--held-out: has no effect here: --check-data is there for the figures."),
+        ("--learning-rate nan", "--learning-rate: must be a number, not nan."),
         ("--split test", "--split: has no effect here: only a data set has splits, not a file."),
     ],
 )

@@ -34,7 +34,9 @@ def read_data(settings: TrainingSettings) -> TrainingData:
     training, held_out = split(answers, settings.held_out, settings.seed) if answers[0].labelled else (answers, [])
     if not _both_kinds(training):
         raise DataError(f"{settings.data}: there are too few answers to hold {settings.held_out:.0%} of them out.")
-    return TrainingData(training, held_out if _both_kinds(held_out) else [], _digest(answers))
+    if not _both_kinds(held_out):  # they would tell nothing
+        training, held_out = answers, []
+    return TrainingData(training, held_out, _digest(answers))
 
 
 def split(answers: Sequence[Answer], share: float, seed: int) -> tuple[list[Answer], list[Answer]]:

@@ -5,6 +5,8 @@ import { buildRequest, effectiveGuidance, rowsOf, streamed } from "./request.js"
 import { renderSettings, summarize } from "./settings.js";
 import { Tree, tail } from "./tree.js";
 
+const MAX_ROUNDS = 2000; // more would only make the picture slow
+
 /** Settings, and the state of the answer. `onTree(column)` is called when its tree has grown or is complete. */
 export class Column {
   model = "";
@@ -68,7 +70,7 @@ export class Column {
   /** Asks for an answer and shows it while it comes. Returns when it is complete, stopped or failed. */
   async run(shared, signal) {
     const guidance = this.effective;
-    this.request = { ...structuredClone(buildRequest(shared, this)), guided: guidance !== null };
+    this.request = { ...structuredClone(buildRequest(shared, this, guidance)), guided: guidance !== null };
     this.#begin(guidance, this.request.body.max_tokens);
     const began = performance.now();
     const said = { rows: rowsOf(guidance), finish: null, score: null, usage: null, report: null };
@@ -91,7 +93,7 @@ export class Column {
 
   /** The request to show as code, and its title: the shown answer's, or the next one's if there is none. */
   code(shared) {
-    const request = this.request ?? { ...buildRequest(shared, this), guided: this.effective !== null };
+    const request = this.request ?? { ...buildRequest(shared, this, this.effective), guided: this.effective !== null };
     return [request, `${this.#part("title").textContent}: ${request.body.model}`];
   }
 
@@ -187,5 +189,6 @@ function tokensOf({ sampled, usage }) {
 /** How many rounds a search may take, for room on the screen. */
 function expectedRounds(guidance, maxTokens) {
   const chunked = guidance.method === "cbs" || guidance.early_rejection > 0;
-  return chunked ? Math.ceil(maxTokens / guidance.chunk_length) : 1;
+  const rounds = chunked ? Math.ceil(maxTokens / guidance.chunk_length) : 1;
+  return Number.isFinite(rounds) ? Math.min(rounds, MAX_ROUNDS) : 1;
 }

@@ -7,7 +7,9 @@ export function listenForKey(entered) {
   const field = byId("key");
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    setKey(field.value.trim());
+    const key = field.value.trim();
+    if (!/^[\x21-\x7e]+$/.test(key)) return askForKey("A key has letters, digits and signs of ASCII, and no blanks.");
+    setKey(key);
     field.value = "";
     byId("key-dialog").close();
     entered();

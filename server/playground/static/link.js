@@ -6,7 +6,7 @@ const SHARED = { mode: String, prompt: String, max_tokens: Number, seed: Number 
 /** `#mode=chat&prompt=…&b.model=…&b.beam_width=2&b.pairs.positive=-1` */
 export function toFragment(shared, columns) {
   const said = new URLSearchParams();
-  for (const name of Object.keys(SHARED)) said.set(name, shared[name]);
+  for (const name of Object.keys(SHARED)) if (shared[name] !== null) said.set(name, shared[name]);
   for (const [letter, column] of Object.entries(columns)) {
     said.set(`${letter}.model`, column.model);
     if (column.temperature !== null) said.set(`${letter}.temperature`, column.temperature);
@@ -24,7 +24,7 @@ export function applyFragment(fragment, shared, columns) {
   for (const [path, text] of new URLSearchParams(fragment.replace(/^#/, ""))) {
     if (Object.hasOwn(SHARED, path)) {
       const value = SHARED[path](text);
-      if (!Number.isNaN(value)) shared[path] = value;
+      if (typeof value === "string" || Number.isFinite(value)) shared[path] = value;
     } else if (/^[ab]\./.test(path)) {
       applyToColumn(columns[path[0]], path.slice(2), text);
     }

@@ -9,6 +9,7 @@ import { Tree } from "./tree.js";
 import { TreeView } from "./view.js";
 
 const STATES = { 401: "This server asks for an API key.", 503: "The models are still loading …" };
+const PASSING = [0, 429, 503]; // a server that is away, busy, or loading; 0: it could not be reached
 const RETRY_MS = 1500; // while the models load
 const PAUSE_MS = 400;
 const MAX_SEED = 10 ** 6;
@@ -18,6 +19,7 @@ const view = new TreeView();
 const columns = { a: new Column("a", treeChanged, () => changed()), b: new Column("b", treeChanged, () => changed()) };
 let shown = "b"; // the column whose tree is shown
 let writing = null; // the timer of the address
+let reconnecting = null; // the timer of the next try to connect
 let running = null; // the AbortController of the answers that are coming
 
 function treeChanged(column) {
@@ -37,6 +39,12 @@ function changed(pauseMs = PAUSE_MS) {
   writing = setTimeout(() => history.replaceState(null, "", toFragment(shared, columns)), pauseMs);
 }
 
+/** Connects again in a while. */
+function retry() {
+  clearTimeout(reconnecting);
+  reconnecting = setTimeout(connect, RETRY_MS);
+}
+
 /** Fetches the models, with a key if the server asks for one, and offers them. */
 async function connect() {
   let models;
@@ -45,7 +53,7 @@ async function connect() {
   } catch (error) {
     showState(STATES[error.status] ?? `${error.title}. ${error.message}`);
     if (error.status === 401) askForKey(byId("key-dialog").dataset.tried ? error.message : "");
-    else setTimeout(connect, RETRY_MS);
+    else if (PASSING.includes(error.status)) retry();
     byId("key-dialog").dataset.tried = "yes";
     return;
   } finally {
@@ -109,7 +117,7 @@ function listen() {
   byId("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
   });
-  byId("max-tokens").addEventListener("input", (event) => ((shared.max_tokens = Number(event.target.value)), changed()));
+  byId("max-tokens").addEventListener("input", (event) => ((shared.max_tokens = event.target.value === "" ? null : Number(event.target.value)), changed()));
   byId("seed").addEventListener("input", (event) => {
     shared.seed = event.target.value === "" ? null : Number(event.target.value);
     changed();
@@ -121,7 +129,11 @@ function listen() {
   byId("zoom-in").addEventListener("click", () => view.zoom(1.25));
   byId("zoom-out").addEventListener("click", () => view.zoom(0.8));
   byId("zoom-fit").addEventListener("click", () => view.zoom(0));
-  byId("share").addEventListener("click", () => copy(endpoint("playground") + toFragment(shared, columns), byId("share"), "It is in the address bar"));
+  byId("share").addEventListener("click", () => {
+    const fragment = toFragment(shared, columns);
+    history.replaceState(null, "", fragment);
+    copy(endpoint("playground") + fragment, byId("share"), "It is in the address bar");
+  });
   for (const column of Object.values(columns)) {
     byId(`code-${column.letter}`).addEventListener("click", () => showCode(...column.code(shared)));
   }

@@ -9,7 +9,8 @@ export function effectiveGuidance(column, model) {
   const own = model?.default_guidance ?? null;
   if (own === null && Object.keys(column.guidance).length === 0) return null;
   const guidance = { ...DEFAULTS, ...own, ...column.guidance };
-  return guidance.method === "none" ? null : guidance;
+  const steers = SCORER_KEYS.some((key) => Object.keys(guidance[key]).length > 0);
+  return guidance.method === "none" || !steers ? null : guidance;
 }
 
 // What the API takes where neither the request nor the served model says anything (docs/api.md).
@@ -25,13 +26,15 @@ export function rowsOf(guidance) {
   return guidance.method === "best_of_n" ? guidance.successors : guidance.beam_width * guidance.successors;
 }
 
-/** The body of a column's request, without what only this page needs, and its path. */
-export function buildRequest(shared, column) {
+/** The body of a column's request, without what only this page needs, and its path. `guidance` is what holds for it. */
+export function buildRequest(shared, column, guidance) {
   const chat = shared.mode === "chat";
   const prompt = chat ? { messages: [{ role: "user", content: shared.prompt }] } : { prompt: shared.prompt };
-  const body = { model: column.model, ...prompt, max_tokens: shared.max_tokens, seed: shared.seed };
+  const body = { model: column.model, ...prompt, seed: shared.seed };
+  if (shared.max_tokens !== null) body.max_tokens = shared.max_tokens;
   if (column.temperature !== null) body.temperature = column.temperature;
-  if (Object.keys(column.guidance).length) body.guidance = column.guidance;
+  if (guidance === null && Object.keys(column.guidance).length) body.guidance = { method: "none" };
+  else if (Object.keys(column.guidance).length) body.guidance = column.guidance;
   return { path: chat ? "v1/chat/completions" : "v1/completions", body };
 }
 
@@ -43,10 +46,14 @@ export function streamed(body, guided) {
 
 /** The request for a terminal. A key is an environment variable, and never the key itself. */
 export function asCurl({ path, body }) {
-  const quoted = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
-  const lines = [`curl ${endpoint(path)}`, "-H 'Content-Type: application/json'"];
+  const lines = [`curl ${quoted(endpoint(path))}`, "-H 'Content-Type: application/json'"];
   if (hasKey()) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
-  return [...lines, `-d '${quoted}'`].join(" \\\n  ");
+  return [...lines, `-d ${quoted(JSON.stringify(body, null, 2))}`].join(" \\\n  ");
+}
+
+/** A text as a shell's word. */
+function quoted(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
 const CLIENT_FIELDS = ["model", "messages", "prompt", "max_tokens", "seed", "temperature"];
@@ -68,6 +75,7 @@ export function asPython({ path, body }) {
     ...lines,
     ")",
     `print(answer.choices[0].${chat ? "message.content" : "text"})`,
+    ...(body.guidance?.trace ? ['print(answer.guidance["tree"])'] : []),
   ].join("\n");
 }
 

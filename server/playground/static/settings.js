@@ -31,12 +31,13 @@ export function renderSettings(form, column, model, changed) {
     changed();
     renderSettings(form, column, model, changed);
   };
+  const id = (key) => `${column.letter}-${key}`;
   const set = (key, value) => {
-    if (JSON.stringify(value) === JSON.stringify(own[key])) delete column.guidance[key];
+    if (key !== "method" && JSON.stringify(value) === JSON.stringify(own[key])) delete column.guidance[key];
     else column.guidance[key] = value;
+    document.getElementById(id("method")).value = effectiveGuidance(column, model)?.method ?? "none";
     changed();
   };
-  const id = (key) => `${column.letter}-${key}`;
   const setMethod = (key, value) => (set(key, value), again());
   form.replaceChildren(
     group("Steering", ...weights(column, model, own, now, id, set), field(FIELDS[0], now.method, id("method"), setMethod)),
@@ -101,7 +102,7 @@ function weights(column, model, own, now, id, set) {
   return SCORER_KEYS.flatMap((key) =>
     [...new Set([...(known[key] ?? []), ...Object.keys(now[key])])].map((name) => {
       const write = (text) => {
-        const { [name]: _, ...others } = { ...own[key], ...column.guidance[key] };
+        const { [name]: _, ...others } = column.guidance[key] ?? own[key];
         const weight = Number(text);
         set(key, weight === 0 ? others : sorted({ ...others, [name]: weight }, own[key]));
       };

@@ -112,3 +112,34 @@ async def test_code_and_link_reach_the_clipboard(visit: Visiting) -> None:
     await page.page.click("#share")
     await page.page.wait_for_selector("#share:text-is('Copied')")
     assert await page.page.evaluate("navigator.clipboard.readText()") == page.page.url
+
+
+@pytest.mark.parametrize("link", ["#b.chunk_length=0", "#max_tokens=Infinity", "#b.chunk_length=0.0000001"])
+async def test_no_link_freezes_the_page(visit: Visiting, link: str) -> None:
+    page = await visit(searching(), link)
+    await page.ask_and_wait()
+    assert await page.page.evaluate("1 + 1") == 2
+
+
+async def test_weights_stay_as_they_are_set(visit: Visiting) -> None:
+    engine = FakeEngine(scorer_keys={"positive": "pairs", "polite": "pairs"})
+    page = await visit(engine)
+    await page.page.click("section:has(#title-b) summary")
+    await page.page.fill("#b-pairs-positive", "0")
+    assert await page.text("#title-b") == "Plain", "nothing steers"
+    assert await page.page.input_value("#b-method") == "none"
+    await page.page.fill("#b-pairs-polite", "2")
+    assert await page.page.input_value("#b-method") == "cbs"
+    await page.ask_and_wait()
+    (guided,) = [request for request in engine.requests if request.guidance is not None]
+    assert guided.guidance.pairs == {"polite": 2.0}
+
+
+async def test_a_plain_model_without_weights_stays_plain(visit: Visiting) -> None:
+    engine = FakeEngine()
+    page = await visit(engine, "#a.beam_width=3&b.pairs=")
+    await page.page.fill("#max-tokens", "")
+    await page.ask_and_wait()
+    assert [await page.text(f"#title-{column}") for column in "ab"] == ["Plain", "Plain"]
+    assert [request.guidance.method for request in engine.requests] == ["none", "none"]
+    assert all(request.sampling.max_tokens != 0 for request in engine.requests)

@@ -191,7 +191,7 @@ def test_a_template_of_null_and_an_empty_one_differ(tmp_path: Path) -> None:
         ),
         (
             demo_with(**{"served_models__smollm2-positive__guidance__beam_width": 0}),
-            "guidance.beam_width: must be at least 1",
+            "guidance.beam_width: must be between 1 and 2,147,483,647",
         ),
         (demo_with(server={"max_rows_per_request": 7}), "takes 8 rows, more than server.max_rows_per_request"),
         (demo_with(workers={"threads": 0}), "workers.threads: must be above 0"),
