@@ -26,8 +26,10 @@ def trace(file: Path, out: Path, prompt: int, title: str | None) -> None:
     from server.commands.trace_file import read_search
 
     drawing = draw_search(read_search(file, prompt), title if title is not None else file.name)
-    if out.exists() and (not out.is_file() or out.samefile(file)):
-        raise ConfigurationError(f"--out {out}: is {'the file to read' if out.is_file() else 'a directory or no plain file'}")
+    if out.exists() and not out.is_file():
+        raise ConfigurationError(f"--out {out}: is a directory or no plain file")
+    if out.exists() and out.samefile(file):
+        raise ConfigurationError(f"--out {out}: is the file to read")
     out = out.resolve()  # where it is a link, what it names is written
     unfinished = out.with_name(f"{out.name}.new")
     try:
