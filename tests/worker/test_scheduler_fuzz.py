@@ -30,7 +30,7 @@ from w2s_core.worker.loading import make_runner
 from w2s_core.worker.lora import SharedBase
 from w2s_core.worker.models import WorkerModels
 
-AT_ONCE = (2, 2, 3, 12)  # clients, changed from time to time
+AT_ONCE = (2, 2, 3, 12)  # clients per model, changed from time to time
 SLOTS = 170  # of KV: enough for each client alone, and for two or three together
 SLOT_BYTES = 512  # in float64
 FAULTS = 0.01  # share of calls that an injected fault fails
@@ -106,7 +106,7 @@ class Fuzz:
         silent = 0
         while self._clients or self.jobs < jobs:
             if self._chance.random() < 0.02:
-                self._at_once = self._chance.choice(AT_ONCE)
+                self._at_once = self._chance.choice(AT_ONCE) * len(names_of(self._subject))
             if len(self._clients) < self._at_once and self.jobs < jobs and self._chance.random() < 0.5:
                 self._open()
             silent = 0 if self._step() else silent + 1
