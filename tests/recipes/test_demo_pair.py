@@ -20,6 +20,7 @@ from w2s_core.pairs.report import summary
 from w2s_core.pairs.run import check_pair
 from w2s_core.recipes.demo_base import new_model, write_base
 from w2s_core.recipes.demo_pair import documents
+from w2s_core.training.models import BaseModel
 from w2s_core.types import Hypothesis, TextPrompt
 
 TEXTS = ["A warm, funny film.", "It isn't worth your time - or mine!", "na\u00efve  \u65e5\u672c \U0001f389", ""]
@@ -93,3 +94,7 @@ def test_the_base_depends_on_the_seed_alone_and_knows_its_tokenizer(tmp_path: Pa
     one, same, other = (new_model(seed).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_tied_embeddings_count_once() -> None:
+    assert round(BaseModel(str(WEIGHTS / "reviews-positive")).parameters / 1e6, 2) == 2.56

@@ -35,6 +35,7 @@ class BaseModel:
             config = AutoConfig.from_pretrained(source)
             with init_empty_weights():
                 empty = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            empty.tie_weights()  # shared ones count once
             self.context_length = context_length(config)
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"--base: {source} cannot be loaded: {_one_line(error)}") from None
