@@ -40,8 +40,12 @@ export function showLineage(tree, node, chosen, choose) {
   byId("lineage-back").hidden = !chosen;
   byId("lineage-back").onclick = () => choose(null);
   const steps = node === null ? [] : lineage(node).filter((step) => !step.carried);
-  byId("lineage").replaceChildren(...steps.map((step) => chunk(tree, step, choose)));
-  byId("lineage").dataset.text = node?.text ?? "";
+  const list = byId("lineage");
+  const focused = [...list.querySelectorAll("button")].indexOf(document.activeElement);
+  list.replaceChildren(...steps.map((step) => chunk(tree, step, choose)));
+  list.dataset.text = node?.text ?? "";
+  const buttons = list.querySelectorAll("button");
+  if (focused >= 0 && buttons.length > 0) buttons[Math.min(focused, buttons.length - 1)].focus({ preventScroll: true });
 }
 
 function titleOf(tree, node, chosen) {

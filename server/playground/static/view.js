@@ -10,6 +10,9 @@ import { Viewport } from "./viewport.js";
 const ZOOM = 1.25;
 const CLICK = 4; // px that a pointer may move and still click
 
+const LONG = 100; // rounds, from which on the lineage is written less often: each time takes as long as it is
+const PAUSE_MS = 250;
+
 /** Shows one tree. The lineage that is followed is the best candidate's, until a person chooses another. */
 export class TreeView {
   #host = byId("tree");
@@ -19,6 +22,7 @@ export class TreeView {
   #tree = new Tree(0);
   #marks = { path: new Set(), focus: null, hover: null, byRound: false };
   #chosen = null; // the candidate that a person follows
+  #followedAt = 0;
   #answer = null; // the candidate that the answer is, once it is known
   #pointers = new Map();
   #moved = 0;
@@ -49,6 +53,10 @@ export class TreeView {
     if (this.#view.following) this.#view.fit(tree);
     byId("tree-empty").hidden = tree.size > 0;
     byId("tree-truncated").hidden = !tree.truncated;
+    const now = performance.now();
+    const waits = this.#answer === null && tree.rounds.length > LONG && now - this.#followedAt < PAUSE_MS;
+    if (waits) return this.redraw();
+    this.#followedAt = now;
     this.#follow();
   }
 

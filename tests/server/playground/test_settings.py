@@ -143,3 +143,12 @@ async def test_a_plain_model_without_weights_stays_plain(visit: Visiting) -> Non
     assert [await page.text(f"#title-{column}") for column in "ab"] == ["Plain", "Plain"]
     assert [request.guidance.method for request in engine.requests] == ["none", "none"]
     assert all(request.sampling.max_tokens != 0 for request in engine.requests)
+
+
+async def test_a_chunk_of_the_lineage_that_was_followed_keeps_the_focus(visit: Visiting) -> None:
+    page = await visit(searching())
+    await page.ask_and_wait()
+    await page.page.focus("#lineage li:nth-child(1) button")
+    await page.page.keyboard.press("Enter")
+    await page.page.wait_for_selector("#lineage-back:not([hidden])")
+    assert await page.page.evaluate("document.activeElement.className") == "chunk"
