@@ -91,7 +91,7 @@ async def test_guidance_raises_the_pairs_score(demo: Demo) -> None:
         settings: Any = {"prompt": REVIEW, "max_tokens": 30, "seed": 5, "temperature": 1}
         settings["extra_body"] = {"guidance": guidance | as_published, "min_p": 0}
         answer = await demo.client.completions.create(model="smollm2-positive", **settings)
-        scores.append(answer.choices[0].guidance["score"])  # type: ignore[attr-defined]
+        scores.append(answer.choices[0].guidance["scores"]["positive"])  # type: ignore[attr-defined]
     assert scores[1] > scores[0] + 3
 
 

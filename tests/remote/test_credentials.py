@@ -15,8 +15,6 @@ from w2s_core.errors import ConfigurationError, UpstreamError
 from w2s_core.remote.http_client import read_api_key
 from w2s_core.remote.provider import Provider
 
-CONFIG = ProviderConfig(base_url="http://host/v1", model="m", api_key_env="LLM_KEY")
-
 
 def echo(status: int, shape: str) -> Behaviour:
     """Sends our Authorization header back: in an error's message, as a page, in a header, in the status line."""
@@ -79,9 +77,9 @@ async def test_without_a_key_none_is_sent(world: World) -> None:
 
 def test_the_key_comes_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_KEY", f" {KEY}\n")
-    assert read_api_key(CONFIG, "large_models.llama") == KEY
-    assert read_api_key(ProviderConfig(base_url="http://host", model="m"), "large_models.llama") is None
-    assert KEY not in repr(CONFIG)
+    assert read_api_key("LLM_KEY", "large_models.llama.api_key_env") == KEY
+    assert read_api_key(None, "large_models.llama.api_key_env") is None
+    assert KEY not in repr(ProviderConfig(base_url="http://host/v1", model="m", api_key_env="LLM_KEY"))
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "secret\x00", "secret\nsecret", "secrét", "secret key"])
@@ -92,5 +90,5 @@ def test_a_key_that_cannot_be_one_is_refused_unseen(monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         ConfigurationError, match=r"large_models\.llama\.api_key_env: set the environment variable LLM_KEY"
     ) as caught:
-        read_api_key(CONFIG, "large_models.llama")
+        read_api_key("LLM_KEY", "large_models.llama.api_key_env")
     assert "secr" not in str(caught.value)
