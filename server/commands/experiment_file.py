@@ -81,7 +81,9 @@ def load_file(path: Path | None, flags: Mapping[str, Any]) -> ExperimentFile:
     except ValidationError as error:
         where = f"{path}: " if path is not None else ""
         raise ConfigurationError(where + describe_validation_error(error)) from None
-    own = "split" in content and flags.get("prompts") is None  # a preset's split is for its data set
+    own = (
+        content.get("split", "train") != "train" and flags.get("prompts") is None
+    )  # a preset's split is for its data set
     if (own or flags.get("split") is not None) and file.prompts is not None and not has_splits(file.prompts):
         raise ConfigurationError("split: only a data set has splits, not a file of prompts.")
     return file

@@ -154,3 +154,9 @@ def test_answers_of_models_that_have_changed(experiment: Path, tmp_path: Path) -
     found = run(*asked, "--config", served, "--out", out)
     assert found.exit_code == 2
     assert f"{out}: has the answers of another experiment, which differs in config. Choose" in found.stderr
+
+
+def test_the_split_of_a_file_may_be_the_default(experiment: Path, tmp_path: Path) -> None:
+    experiment.write_text(experiment.read_text(encoding="utf-8") + "split: train\n", encoding="utf-8")
+    found = run(experiment, "--url", "http://127.0.0.1:9", "--out", tmp_path / "out")
+    assert "cannot be reached" in found.stderr
