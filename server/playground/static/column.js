@@ -64,7 +64,9 @@ export class Column {
     const known = this.#models.has(this.model) || this.model === "";
     this.#part("title").textContent = !known ? "Not served" : guidance === null ? "Plain" : "Guided";
     this.#part("summary").textContent = summarize(guidance);
-    this.#part("cost").textContent = `Cost: ${count(rowsOf(guidance))} ${rowsOf(guidance) === 1 ? "row" : "rows"} at once`;
+    const rows = rowsOf(guidance);
+    const least = (guidance?.schedule ?? "constant") === "constant" ? "" : "at least "; // a schedule begins with more
+    this.#part("cost").textContent = `Cost: ${least}${count(rows)} ${rows === 1 ? "row" : "rows"} at once`;
   }
 
   /** Asks for an answer and shows it while it comes. Returns when it is complete, stopped or failed. */
@@ -94,7 +96,7 @@ export class Column {
   /** The request to show as code, and its title: the shown answer's, or the next one's if there is none. */
   code(shared) {
     const request = this.request ?? { ...buildRequest(shared, this, this.effective), guided: this.effective !== null };
-    return [request, `${this.#part("title").textContent}: ${request.body.model}`];
+    return [request, `${request.guided ? "Guided" : "Plain"}: ${request.body.model}`];
   }
 
   #begin(guidance, maxTokens) {

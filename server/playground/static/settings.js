@@ -132,8 +132,9 @@ function sorted(map, order) {
 export function summarize(guidance) {
   if (guidance === null) return "plain sampling";
   const { method, beam_width: w, successors: k, chunk_length: l } = guidance;
-  const shape = { cbs: `W ${w} · K ${k} · L ${l}`, best_of_n: `best of ${k}`, eft: "every token" }[method] ?? method;
+  const shapes = { cbs: `W ${w} · K ${k} · L ${l}`, best_of_n: `best of ${k}`, eft: "every token" };
   const steering = SCORER_KEYS.flatMap((key) => Object.entries(guidance[key])).map(([name, weight]) => `${name} ${nice(weight)}`);
+  const shape = Object.hasOwn(shapes, method) ? shapes[method] : method;
   return [shape, ...steering].join(" · ");
 }
 
