@@ -22,6 +22,14 @@ from w2s_core.errors import ConfigurationError
 KEY = "sk-secret"
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Prints no traceback for a client that has left: it would stand in the output of the command under test."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class FakeOpenAI:
     """Serves `m`, which answers with as many words as `max_tokens`, and `judge`, which prefers what stands first and
     wants a key."""
@@ -61,7 +69,7 @@ class FakeOpenAI:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = QuietServer(("127.0.0.1", 0), Handler)
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
