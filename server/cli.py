@@ -46,6 +46,9 @@ def main() -> None:
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Data type of the weights."
 )
+@click.option(
+    "--quantization", type=click.Choice(["none", "int8"]), help="int8 multiplies 8-bit integers, on CPUs only."
+)
 @click.option("--threads", help="CPU threads per worker, or auto.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe level to log."
@@ -71,7 +74,7 @@ def nest_flags(options: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given, nested like the configuration file."""
     sections: dict[str, dict[str, Any]] = {
         "server": {key: options[key] for key in SERVER_FLAGS},
-        "workers": {key: options[key] for key in ("dtype", "threads")},
+        "workers": {key: options[key] for key in ("dtype", "quantization", "threads")},
     }
     devices = options["devices"]
     sections["workers"]["devices"] = None if not devices else "auto" if devices == ("auto",) else devices

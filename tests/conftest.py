@@ -40,7 +40,12 @@ NOT_FAST = (
     *("structured/test_grammar_checker.py", "telemetry/test_tracing.py"),
     *("worker/test_adapters_on_workers.py", "worker/test_eft_on_workers.py", "worker/test_eft_over_http.py"),
     *("worker/test_engine_on_workers.py", "worker/test_grammar_on_workers.py", "worker/test_grammar_over_http.py"),
-    *("worker/test_logprobs_on_workers.py", "worker/test_required_tools.py", "worker/test_sampling_extras.py"),
+    *(
+        "worker/test_int8.py",
+        "worker/test_logprobs_on_workers.py",
+        "worker/test_required_tools.py",
+        "worker/test_sampling_extras.py",
+    ),
     *("worker/test_reward_models_on_workers.py", "worker/test_reward_models_over_http.py"),
     *("worker/test_refusals_on_workers.py", "worker/test_scoring_fixed_texts.py", "worker/test_soak.py"),
     *("worker/test_sentencepiece_over_http.py", "worker/test_vocabularies_on_workers.py"),

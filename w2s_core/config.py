@@ -28,6 +28,7 @@ ReasoningFormatName: TypeAlias = Literal[
     "qwen3",
     "seed_oss",
 ]
+QuantizationName: TypeAlias = Literal["none", "int8"]
 GenerationConfigName: TypeAlias = Literal["auto", "ignore", "vllm"]
 _FORBID: dict[str, str] = {"extra": "forbid"}
 
@@ -53,11 +54,11 @@ class LargeModelConfig:
     """A large model that runs in our own workers.
 
     `model`: a folder, a Hugging Face hub id, or "demo:NAME"; that of an adapter means its base with the adapter.
-    `trust_remote_code` runs Python code from the model's folder. `devices`: those of `workers.devices` that load it,
-    None = all. `tool_format`: how the model writes tool calls, and `reasoning_format`: how it marks its thoughts
-    ("none" = not), by the names of vLLM's parsers; "auto" = detected from its chat template. `generation_config`:
-    "auto" takes sampling defaults from the model's `generation_config.json`, "ignore" (or "vllm", as vLLM calls it)
-    does not.
+    `trust_remote_code` runs Python code from the model's folder. `devices`: those of `workers.devices` that load
+    it, None = all. `quantization`: None = `workers.quantization`. `tool_format`: how the model writes tool calls,
+    and `reasoning_format`: how it marks its thoughts ("none" = not), by the names of vLLM's parsers; "auto" =
+    detected from its chat template. `generation_config`: "auto" takes sampling defaults from the model's
+    `generation_config.json`, "ignore" (or "vllm", as vLLM calls it) does not.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
@@ -68,6 +69,7 @@ class LargeModelConfig:
     tool_format: ToolFormatName = "auto"
     reasoning_format: ReasoningFormatName = "auto"
     generation_config: GenerationConfigName = "auto"
+    quantization: QuantizationName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class PairConfig:
     prompt_template: str | None = None
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
+    quantization: QuantizationName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,7 @@ class RewardModelConfig:
     prompt_template: str | None = None
     trust_remote_code: bool = False
     devices: tuple[str, ...] | None = None
+    quantization: QuantizationName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,15 +181,18 @@ class ServedModelConfig:
 class WorkersConfig:
     """The worker processes, one per entry of `devices`.
 
-    `devices`: torch device names; "auto" = all GPUs, or the CPU if there are none. `dtype`: "auto" = bfloat16 if the
-    processor has instructions for it, else float32. `threads`: CPU threads of each worker; "auto" = the cores divided
-    by the workers. `max_rows`: sequences decoded at once. `kv_cache_gb`: memory for the KV cache of each model, in 10⁹
-    bytes. `heartbeat_timeout_s`: a worker that does not answer for so long is restarted.
+    `devices`: torch device names; "auto" = all GPUs, or the CPU if there are none. `dtype`: "auto" = bfloat16 if
+    the processor has instructions for it, else float32. `quantization`: "int8" rounds the weights of linear layers
+    to 8 bits and multiplies integers, on CPUs only; "auto" of `dtype` is then float32. `threads`: CPU threads of
+    each worker; "auto" = the cores divided by the workers. `max_rows`: sequences decoded at once. `kv_cache_gb`:
+    memory for the KV cache of each model, in 10⁹ bytes. `heartbeat_timeout_s`: a worker that does not answer for so
+    long is restarted.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
     devices: Literal["auto"] | tuple[str, ...] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: QuantizationName = "none"
     threads: Literal["auto"] | int = "auto"
     max_rows: int = 256
     kv_cache_gb: Literal["auto"] | float = "auto"

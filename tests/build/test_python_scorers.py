@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from w2s_core.build.engine import build_engine
-from w2s_core.build.local import _reward_name
 from w2s_core.build.python_scorers import load_python_scorer
 from w2s_core.config import EngineConfig, PairConfig, PythonScorerConfig, RewardModelConfig
 from w2s_core.errors import ConfigurationError
@@ -98,12 +97,6 @@ def test_a_label_that_yaml_made_a_boolean_is_refused(label: bool) -> None:
     config = EngineConfig({}, {}, reward_models={"r": RewardModelConfig("demo:reviews-negative", label=label)})
     with pytest.raises(ConfigurationError, match=r"reward_models\.r\.label: is a boolean; put quotes"):
         build_engine(config)
-
-
-def test_a_number_and_a_text_are_different_labels() -> None:
-    """The text may be the name of another output."""
-    one, other = (RewardModelConfig("x", label=label) for label in (1, "1"))
-    assert _reward_name(one) != _reward_name(other)
 
 
 @pytest.mark.usefixtures("_modules")

@@ -72,7 +72,7 @@ def test_an_address_in_use(runner: CliRunner) -> None:
 
 
 def test_flags_are_nested_like_the_file() -> None:
-    nothing = dict.fromkeys([*SERVER_FLAGS, "dtype", "threads"]) | {"devices": ()}
+    nothing = dict.fromkeys([*SERVER_FLAGS, "dtype", "quantization", "threads"]) | {"devices": ()}
     assert nest_flags(nothing) == {}
     assert nest_flags({**nothing, "port": 0, "threads": "auto"}) == {
         "server": {"port": 0},

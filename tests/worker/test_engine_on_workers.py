@@ -24,6 +24,7 @@ from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitte
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt
+from w2s_core.worker.int8 import can_multiply
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -151,6 +152,25 @@ async def test_a_request_is_answered_the_same_alone_and_among_others(engine: Eng
     for before, after in zip(alone, together, strict=False):
         assert [y.text for y in before] == [y.text for y in after]
     await assert_nothing_is_held(engine)
+
+
+@pytest.mark.skipif(not can_multiply(torch.device("cpu")), reason="this processor has no VNNI")
+async def test_an_int8_answer_is_the_same_to_the_last_bit_alone_and_among_31_others(config: EngineConfig) -> None:
+    """A token's log-probability tells more than the token: that of other rounding is another one."""
+    workers = replace(config.workers, quantization="int8")
+    kinds = [replace(ASK, model="plain"), replace(ASK, guidance=FOREIGN), replace(ASK, n=2)]
+    others = [
+        replace(
+            ASK, model="plain", prompts=(TextPrompt("x" * size),), sampling=SamplingParams(max_tokens=33, seed=size)
+        )
+        for size in range(1, 30)
+    ]
+    async with build_engine(replace(config, workers=workers)) as engine:
+        alone = [await answer(engine, request) for request in kinds]
+        together = await asyncio.gather(*(answer(engine, request) for request in kinds + others))
+    for before, after in zip(alone, together, strict=False):
+        assert [y.tokens for y in before] == [y.tokens for y in after]
+        assert [y.logprobs for y in before] == [y.logprobs for y in after]
 
 
 async def test_greedy_is_transformers_greedy(engine: Engine, folders: dict[str, Path]) -> None:

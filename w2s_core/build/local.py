@@ -7,15 +7,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from w2s_core.build.generation_config import read_generation_config
-from w2s_core.build.model_sources import model_source
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
     ModelReference,
     PairConfig,
+    QuantizationName,
     RemotePairConfig,
     RewardModelConfig,
     WorkersConfig,
@@ -34,6 +35,8 @@ from w2s_core.telemetry.metrics import Metrics
 from w2s_core.text.reasoning import resolve_reasoning_format
 from w2s_core.text.tokenizer import HFTokenizer
 
+_Entry: TypeAlias = LargeModelConfig | PairConfig | RewardModelConfig
+
 
 class LocalModels:
     """Builds the large models, pairs and reward models that run in the worker pool. Raises ConfigurationError.
@@ -46,11 +49,13 @@ class LocalModels:
         pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
         devices = _detect_devices() if config.workers.devices == "auto" else list(config.workers.devices)
         rewards = {name: model for name, model in config.reward_models.items() if isinstance(model, RewardModelConfig)}
+        names = _PoolNames(tokenizers, config.workers.quantization)
         local = large or pairs or rewards
-        self._models = _device_assignment(large, pairs, rewards, devices, tokenizers) if local else {}
+        self._models = _device_assignment(large, pairs, rewards, devices, names) if local else {}
         self.pool = _pool(config.workers, devices, self._models, metrics) if self._models else None
         self.checkers: list[GrammarChecker] = []
         self._tokenizers = tokenizers
+        self._names = names
 
     def large_model(self, config: LargeModelConfig) -> LocalLargeModel:
         assert self.pool is not None
@@ -60,7 +65,12 @@ class LocalModels:
         source = self._tokenizers.source(config.model)
         defaults = read_generation_config(source.model) if config.generation_config == "auto" else None
         model = LocalLargeModel(
-            source.pool_name, tokenizer, self.pool, tool_format, defaults, reasoning_format=reasoning_format
+            self._names.of(config, config.model),
+            tokenizer,
+            self.pool,
+            tool_format,
+            defaults,
+            reasoning_format=reasoning_format,
         )
         self.checkers.append(model.checker)
         return model
@@ -76,7 +86,8 @@ class LocalModels:
         """`shares_tokens`: as for `scorer`."""
         assert self.pool is not None
         tokenizer = self._tokenizers.of_model(config.model)
-        model = PairModel(name, tokenizer, shares_tokens(tokenizer), _reward_name(config), section="reward_models")
+        pool_name = self._names.of(config, config.model)
+        model = PairModel(name, tokenizer, shares_tokens(tokenizer), pool_name, section="reward_models")
         return RewardModelScorer(self.pool, model, config.prompt_template)
 
     def proxy_tuner(
@@ -93,9 +104,8 @@ class LocalModels:
         return LocalProxyTuner(large, self.pool, usable)
 
     def _proxy_pair(self, name: str, large: LargeModelConfig, pair: PairConfig) -> ProxyPair:
-        references = (large.model, pair.tuned, pair.untuned)
-        names = [self._tokenizers.source(reference).pool_name for reference in references if reference is not None]
-        devices = [self._models[model][1] for model in names]
+        roles = [self._names.of(pair, model) for model in (pair.tuned, pair.untuned) if model is not None]
+        devices = [self._models[model][1] for model in (self._names.of(large, large.model), *roles)]
         tuned, untuned = self._pair_models(name, pair, lambda _: True)
         return ProxyPair(tuned, untuned, pair.prompt_template, frozenset(set.intersection(*devices)))
 
@@ -105,10 +115,31 @@ class LocalModels:
         """The pair's tuned and untuned model."""
 
         def model(role: str, reference: ModelReference) -> PairModel:
-            tokenizer, source = self._tokenizers.of_model(reference), self._tokenizers.source(reference)
-            return PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), source.pool_name)
+            tokenizer = self._tokenizers.of_model(reference)
+            return PairModel(f"{name}.{role}", tokenizer, shares_tokens(tokenizer), self._names.of(config, reference))
 
         return model("tuned", config.tuned), model("untuned", config.untuned) if config.untuned is not None else None
+
+
+class _PoolNames:
+    """Names of models in the pool: their sources, with what an entry of the configuration makes of them."""
+
+    def __init__(self, tokenizers: TokenizerCache, quantization: QuantizationName) -> None:
+        """`quantization`: of the models whose entry names none."""
+        self.tokenizers = tokenizers
+        self._quantization = quantization
+
+    def quantization(self, entry: _Entry) -> QuantizationName:
+        return entry.quantization or self._quantization
+
+    def of(self, entry: _Entry, reference: ModelReference) -> str:
+        """The name of a model of this entry. Raises ConfigurationError where its source is none."""
+        uses = []
+        if isinstance(entry, RewardModelConfig):  # its folder may also be loaded with logits, or for another label
+            uses.append("reward" if entry.label is None else f"reward, {entry.label!r}")
+        if (quantization := self.quantization(entry)) != self._quantization:
+            uses.append(f"quantization: {quantization}")
+        return self.tokenizers.source(reference).pool_name + "".join(f" ({use})" for use in uses)
 
 
 def _pool(
@@ -125,14 +156,11 @@ def _device_assignment(
     pairs: Mapping[str, PairConfig],
     reward_models: Mapping[str, RewardModelConfig],
     devices: Sequence[str],
-    tokenizers: TokenizerCache,
+    names: _PoolNames,
 ) -> dict[str, tuple[ModelSpec, set[str]]]:
-    """Every model by its name in the pool, once however many entries use it, with the set of devices that load it.
-
-    The name is that of the model's source, or `_reward_name`.
-    """
+    """Every model by its name in the pool, once however many entries use it, with the set of devices that load it."""
     models: dict[str, tuple[ModelSpec, set[str]]] = {}
-    entries: list[tuple[str, LargeModelConfig | PairConfig | RewardModelConfig, dict[str, ModelReference]]] = [
+    entries: list[tuple[str, _Entry, dict[str, ModelReference]]] = [
         (f"large_models.{name}", config, {"model": config.model}) for name, config in large.items()
     ]
     for name, pair in pairs.items():
@@ -145,36 +173,30 @@ def _device_assignment(
             raise ConfigurationError(f"{key}.devices: must be some of workers.devices ({', '.join(devices)}).")
         for role, reference in references.items():
             try:
-                name, spec = _model_spec(key, role, reference, entry, tokenizers)
+                spec = _model_spec(f"{key}.{role}", reference, entry, names)
+                models.setdefault(names.of(entry, reference), (spec, set()))[1].update(chosen)
             except ConfigurationError as error:
                 raise ConfigurationError(f"{key}.{role}: {error}") from None
-            models.setdefault(name, (spec, set()))[1].update(chosen)
     return models
 
 
-def _model_spec(
-    key: str,
-    role: str,
-    reference: ModelReference,
-    entry: LargeModelConfig | PairConfig | RewardModelConfig,
-    tokenizers: TokenizerCache,
-) -> tuple[str, ModelSpec]:
-    """The model that `role` of the entry `key` of the configuration names, behind its name in the pool."""
-    source, tokenizer = tokenizers.source(reference), tokenizers.of_model(reference)
-    name, reward = source.pool_name, None
+def _model_spec(key: str, reference: ModelReference, entry: _Entry, names: _PoolNames) -> ModelSpec:
+    """The model to load. `key` is its place in the configuration."""
+    source, tokenizer = names.tokenizers.source(reference), names.tokenizers.of_model(reference)
+    reward = None
     if isinstance(entry, RewardModelConfig):
         if source.adapter is not None:
             raise ConfigurationError(f"{reference} is an adapter. Merge it into its base; reward models take none.")
-        name, reward = _reward_name(entry), RewardHead(key, entry.label)
-    adapter = None if source.adapter is None else AdapterSpec(f"{key}.{role}", source.adapter)
-    return name, ModelSpec(
-        source.model, entry.trust_remote_code, tokenizer.size, tokenizer.eos, reward=reward, adapter=adapter
+        reward = RewardHead(key.removesuffix(".model"), entry.label)
+    return ModelSpec(
+        source.model,
+        entry.trust_remote_code,
+        tokenizer.size,
+        tokenizer.eos,
+        reward=reward,
+        adapter=None if source.adapter is None else AdapterSpec(key, source.adapter),
+        quantization=names.quantization(entry),
     )
-
-
-def _reward_name(config: RewardModelConfig) -> str:
-    """The name of a reward model in the pool, where its folder may also be loaded with logits or for another label."""
-    return f"{model_source(config.model)} (reward{'' if config.label is None else f', {config.label!r}'})"
 
 
 def _worker_specs(

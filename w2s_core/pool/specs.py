@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class ModelSpec:
     Its tokenizer may say otherwise than its configuration. `tokens` is the tokenizer's size: the model may have more
     logits, which then are never drawn (None keeps all). `eos` is the tokenizer's EOS token, which ends answers, too.
     `reward`: None unless it is a reward model. `adapter`: None unless it is an adapted model, whose base is `source`.
+    `quantization`: of its linear layers, when it is loaded.
     """
 
     source: str
@@ -40,6 +42,7 @@ class ModelSpec:
     eos: int | None = None
     reward: RewardHead | None = None
     adapter: AdapterSpec | None = None
+    quantization: Literal["none", "int8"] = "none"
 
 
 @dataclass(frozen=True, slots=True)

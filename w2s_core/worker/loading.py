@@ -13,6 +13,8 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import ModelInfo, ModelSpec, RewardHead, WorkerSpec
 from w2s_core.worker.attention import TREE_ATTENTION
 from w2s_core.worker.batch import Batch
+from w2s_core.worker.int8 import can_multiply, quantize_linears
+from w2s_core.worker.joined_linears import join_linears
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.lora import SharedBase, read_adapter
 from w2s_core.worker.model_runner import ModelRunner
@@ -30,15 +32,20 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     Raises transformers' errors, mostly OSError or ValueError, and ConfigurationError if one fails.
     """
     device = torch.device(spec.device)
+    int8 = any(model.quantization == "int8" for model in spec.models.values())
+    if int8 and not can_multiply(device):
+        raise ConfigurationError(
+            f"quantization: int8 is for CPUs whose torch has oneDNN. Leave it out for models on {spec.device}."
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else kernels that models bring along run on the first GPU
-    dtype = pick_dtype(spec.dtype, device)
+    dtype = torch.float32 if int8 and spec.dtype == "auto" else pick_dtype(spec.dtype, device)
     adapters = {name: read_adapter(model.adapter) for name, model in spec.models.items() if model.adapter}
-    bases: dict[tuple[str, RewardHead | None], SharedBase] = {}  # a base and its adapters share its weights
+    bases: dict[tuple[str, RewardHead | None, str], SharedBase] = {}  # a base and its adapters share its weights
     models: dict[str, tuple[SharedBase, str | None]] = {}
     for name, model in spec.models.items():
         source = os.path.realpath(model.source) if Path(model.source).is_dir() else model.source
-        key = source, model.reward
+        key = source, model.reward, model.quantization
         if key not in bases:
             bases[key] = SharedBase(_load(model, dtype, device))
         adapter = bases[key].add(adapters[name], model.source) if name in adapters else None
@@ -115,6 +122,9 @@ def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrain
         raise ConfigurationError(f"{spec.source}: is or has an adapter. Write {{model: BASE, adapter: FOLDER}}.")
     loaded: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
     layers = loaded if spec.reward is None else loaded.base_model  # not the head, which has a few outputs
+    join_linears(layers)
+    if spec.quantization == "int8":
+        quantize_linears(layers)
     if can_pack(layers):
         pack_linears(layers)
     elif device.type == "cpu":

@@ -23,6 +23,8 @@ from transformers.pytorch_utils import Conv1D
 
 from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import AdapterSpec
+from w2s_core.worker.int8 import Int8Linear
+from w2s_core.worker.joined_linears import LinearPart
 from w2s_core.worker.packing import PackedLinear
 
 N = TypeVar("N", int, float)
@@ -209,7 +211,7 @@ def _linear_layer(
 
 def _size(layer: torch.nn.Module) -> tuple[int, int] | None:
     """Outputs and inputs of a linear layer, None for another one."""
-    if isinstance(layer, torch.nn.Linear | PackedLinear):
+    if isinstance(layer, torch.nn.Linear | PackedLinear | LinearPart | Int8Linear):
         return layer.out_features, layer.in_features
     if isinstance(layer, Conv1D):  # GPT-2's linear layers, whose weights are transposed
         return layer.nf, layer.nx
