@@ -64,7 +64,7 @@ def rounds(count: int, width: int, beam: int) -> list[dict[str, Any]]:
             candidate["fate"] = "kept"
         parents = [candidate["id"] for candidate in best]
         cost = {"committed": 0, "sampled_tokens": 5 * width * (number + 1), "scored_tokens": 0, "seconds": 0.1}
-        round_ = {"prompt": 0, "choices": [0], "chunk": number, "candidates": candidates, **cost}
+        round_ = {"prompt": 0, "choices": [0], "chunk": number + 1, "candidates": candidates, **cost}
         chunks.append({"id": "x", "choices": [], "guidance": {"round": round_}})
     return chunks
 
