@@ -135,7 +135,7 @@ function listen() {
     copy(endpoint("playground") + fragment, byId("share"), "It is in the address bar");
   });
   for (const column of Object.values(columns)) {
-    byId(`code-${column.letter}`).addEventListener("click", () => showCode(...column.code(shared)));
+    byId(`code-${column.letter}`).addEventListener("click", () => showCode(column.requests(shared)));
   }
   window.addEventListener("hashchange", () => location.reload()); // a link that was pasted over this page's
 }

@@ -23,6 +23,7 @@ export class Tree {
     this.committed = 0;
     this.truncated = false;
     this.size = 0;
+    this.growing = true; // until its search has ended
   }
 
   /** Takes `guidance.round` of a chunk (docs/api.md). */
@@ -89,7 +90,7 @@ function makeNode(candidate, previous, round) {
 }
 
 /** A candidate with all its ancestors, the first round first. */
-export function lineage(node) {
+export function pathTo(node) {
   const nodes = [];
   for (let step = node; step !== null; step = step.parent) nodes.unshift(step);
   return nodes;

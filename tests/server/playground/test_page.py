@@ -111,13 +111,12 @@ async def test_stop_ends_the_search(visit: Visiting) -> None:
     engine = FakeEngine([TextCommitted(0, "Hello"), Block()])
     page = await visit(engine)
     await page.ask()
-    await asyncio.wait_for(engine.blocked.wait(), SOON)
-    await page.page.wait_for_selector("#committed-b:text-is('Hello')")
+    for column in "ab":
+        await page.page.wait_for_selector(f"#committed-{column}:text-is('Hello')")
     await page.page.click("#stop")
     await page.answered()
-    await asyncio.wait_for(engine.closed.wait(), SOON)
-    while engine.open:  # the other column's
-        await asyncio.sleep(0)
+    await asyncio.wait_for(engine.idle.wait(), SOON)
+    assert len(engine.requests) == 2
     assert await page.answers() == ("Hello", "Hello")
     assert "stopped by you" in await page.text("#stats-b")
     assert await page.page.is_hidden("#error-b")
@@ -219,7 +218,7 @@ async def test_thoughts_are_shown_apart_from_the_answer(visit: Visiting) -> None
 async def test_a_tree_that_is_too_large_says_so(visit: Visiting) -> None:
     def script(request: GenerationRequest) -> list[Event]:
         first, *rest = saying("Hello").script(request)
-        return [first, replace(first, chunk=1, candidates=[], truncated=True), *rest]
+        return [first, replace(first, chunk=2, candidates=[], truncated=True), *rest]
 
     page = await visit(FakeEngine(script))
     await page.ask_and_wait()
