@@ -167,7 +167,7 @@ def main(*, device: str, dtype: str, threads: int, rows: tuple[int, ...], tokens
     for what, seconds in zip(("Selection", "Streaming its trace"), round_seconds(512), strict=True):
         click.echo(
             f"{what} (4/4/5, at 512 tokens): {1e3 * seconds:.2f} ms of a chunk's {1e3 * chunk:.1f} ms of sampling, "
-            f"{seconds / chunk:.1%}, promised under 2 %"
+            f"{seconds / chunk:.2%}, promised under 2 %"
         )
 
 

@@ -184,7 +184,7 @@ def _description(y: SavedCandidate) -> str:
 
 
 def _number(value: float) -> str:
-    return (f"{value:.2f}" if abs(value) < 1e6 else f"{value:.2e}").replace("-", "−")
+    return (f"{value:z.2f}" if abs(value) < 1e6 else f"{value:.2e}").replace("-", "−")
 
 
 def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: object) -> None:

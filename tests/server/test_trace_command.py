@@ -235,6 +235,14 @@ def test_the_lowest_score_is_the_darkest(tmp_path: Path) -> None:
     assert (colours[0], colours[2]) == ("#00224e", "#fee838")
 
 
+def test_no_score_is_less_than_zero_by_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "answer.json"
+    path.write_text(with_tree([{**NODE, "id": i, "score": s} for i, s in enumerate((-0.001, -0.01))]), encoding="utf-8")
+    run(path, "--out", tmp_path / "tree.svg")
+    scores = [text.text for text in drawn(tmp_path / "tree.svg").iter(f"{SVG}text") if text.get("class") == "score"]
+    assert scores[:2] == ["0.00", "−0.01"]
+
+
 def test_the_page_shows_the_drawing_of_its_example(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     answers = re.findall(r"^```json\n(\{\n \"id\".*?)^```", page, re.MULTILINE | re.DOTALL)

@@ -62,7 +62,7 @@ async function errorOf(response) {
   const title = TITLES[response.status] ?? `The server answered ${response.status}`;
   const wait = response.headers.get("retry-after");
   const parts = [details.message ?? `HTTP ${response.status} ${response.statusText}`.trim()];
-  if (details.param) parts.push(`(field: ${details.param})`);
+  if (details.param && !parts[0].includes(details.param)) parts.push(`(field: ${details.param})`);
   if (wait && response.status === 429) parts.push(`Try again in ${wait} s.`);
   return new ApiError(response.status, title, parts.join(" "));
 }

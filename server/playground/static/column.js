@@ -100,6 +100,12 @@ export class Column {
     return { shown: this.request, now: this.#nextRequest(shared) };
   }
 
+  /** Says whether the settings are other than those of the answer that is shown. */
+  compare(shared) {
+    const same = this.request === null || JSON.stringify(this.request) === JSON.stringify(this.#nextRequest(shared));
+    this.#part("changed").hidden = same;
+  }
+
   #nextRequest(shared) {
     const guidance = this.effective;
     return { ...structuredClone(buildRequest(shared, this, guidance)), guided: guidance !== null };
@@ -113,6 +119,7 @@ export class Column {
     this.tree = guidance === null || guidance.method === "eft" ? null : new Tree(expectedRounds(guidance, maxTokens));
     for (const part of ["committed", "thoughts"]) this.#part(part).replaceChildren(document.createTextNode(""));
     this.#part("error").hidden = true;
+    this.#part("changed").hidden = true;
     this.#part("answer").setAttribute("aria-busy", "true");
     this.#part("answer").classList.remove("idle");
     this.redraw();

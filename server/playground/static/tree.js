@@ -22,6 +22,7 @@ export class Tree {
     this.widest = 1;
     this.committed = 0;
     this.truncated = false;
+    this.ranked = false; // whether ranks are other than scores
     this.size = 0;
     this.growing = true; // until its search has ended
   }
@@ -38,6 +39,7 @@ export class Tree {
     for (const node of nodes) {
       this.low = Math.min(this.low, node.score);
       this.high = Math.max(this.high, node.score);
+      this.ranked ||= node.rank !== node.score;
     }
     // Children stand in their parents' order, so that no two lines cross; among siblings the best is on top.
     nodes.sort((one, other) => slotOf(one.parent) - slotOf(other.parent) || other.rank - one.rank);

@@ -53,6 +53,7 @@ export class TreeView {
     if (this.#view.following) this.#view.fit(tree);
     byId("tree-empty").hidden = tree.size > 0;
     byId("tree-truncated").hidden = !tree.truncated;
+    byId("tree-ranked").hidden = !tree.ranked;
     const now = performance.now();
     const waits = tree.growing && tree.rounds.length > LONG && now - this.#followedAt < PAUSE_MS;
     if (waits) return this.redraw();

@@ -172,13 +172,26 @@ async def test_what_is_copied_is_the_answer_shown_or_the_settings_now(visit: Vis
     assert await copied() == ("The request of the answer shown (guided, steered)", body)
     assert await page.page.is_hidden("#code-of")
     await page.page.click("#code-close")
-    await page.page.select_option("#model-b", "plain")
+    assert await page.page.is_hidden("#changed-b")
     await page.page.fill("#seed", "5")
+    assert await page.page.is_visible("#changed-a")
+    await page.page.select_option("#model-b", "plain")
+    assert await page.page.is_visible("#changed-b")
     await page.page.click("#code-b")
     assert await copied() == ("The request of the answer shown (guided, steered)", body)
     await page.page.click("#code-of label:has(input[value=now])")
     now = {**body, "model": "plain", "seed": 5}
     assert await copied() == ("The request with the settings as they are now (plain, plain)", now)
+    await page.page.click("#code-close")
+    await page.ask_and_wait()
+    assert await page.page.is_hidden("#changed-b")
+
+
+@pytest.mark.parametrize(("link", "said"), [("", False), ("#b.fluency=0.3", True)])
+async def test_where_ranks_are_not_scores_the_page_says_so(visit: Visiting, link: str, said: bool) -> None:
+    page = await visit(searching(), link)
+    await page.ask_and_wait()
+    assert await page.page.is_visible("#tree-ranked") == said
 
 
 async def test_scores_are_written_for_people(visit: Visiting) -> None:
