@@ -119,7 +119,7 @@ overlap: install ## measure what early scoring saves with a slow provider (about
 	$(BIN)/python -m benchmarks.overlap $(ARGS)
 
 .PHONY: steering
-steering: install ## measure what EFT adds to its forwards, and selection to a chunk (2 minutes)
+steering: install ## measure what EFT adds to its forwards, selection and a streamed trace to a chunk (2 minutes)
 	$(BIN)/python -m benchmarks.steering $(ARGS)
 
 .PHONY: frames

@@ -24,7 +24,7 @@ from playwright.async_api import Page, async_playwright
 from benchmarks.chromium import MISSING, find_chromium
 from benchmarks.machine import machine
 from server.access.policy import Policy
-from server.playground import routes
+from server.playground.routes import mount_playground
 from server.settings.config import ServerConfig
 
 _WORDS = ("a", "film", "that", "is", "warm", "and", "funny", "with", "an", "actor", "who", "plays", "his", "life")
@@ -64,7 +64,7 @@ def rounds(count: int, width: int, beam: int) -> list[dict[str, Any]]:
             candidate["fate"] = "kept"
         parents = [candidate["id"] for candidate in best]
         cost = {"committed": 0, "sampled_tokens": 5 * width * (number + 1), "scored_tokens": 0, "seconds": 0.1}
-        round_ = {"prompt": 0, "choices": [0], "chunk": number, "candidates": candidates, **cost}
+        round_ = {"prompt": 0, "choices": [0], "chunk": number + 1, "candidates": candidates, **cost}
         chunks.append({"id": "x", "choices": [], "guidance": {"round": round_}})
     return chunks
 
@@ -83,7 +83,7 @@ def fake_api(chunks: list[dict[str, Any]], pause_s: float) -> FastAPI:
     """The playground over an API that answers every request with these chunks, one each `pause_s`."""
     app = FastAPI()
     app.state.policy = Policy(ServerConfig())
-    app.include_router(routes.router)
+    mount_playground(app)
 
     @app.get("/v1/models")
     async def models() -> JSONResponse:

@@ -21,7 +21,7 @@ from server.http.compression import BodyDecompression
 from server.http.cors import JsonCORSMiddleware
 from server.http.middleware import AdminPortFilter, BodyLimit, HeaderLimit, HeadRequests, RequestContext
 from server.logs.request_log import RequestLog
-from server.playground import routes as playground
+from server.playground.routes import mount_playground
 from server.settings.config import ServerConfig
 
 VERSION = version("w2s-server")
@@ -93,7 +93,7 @@ def _add_routes(app: FastAPI) -> None:
     documentation.mount_assets(app)
     for router in (health.router, metrics.router, documentation.router):
         app.include_router(router, tags=["operations"])
-    app.include_router(playground.router)
+    mount_playground(app)
     dependencies = [Security(bearer), Security(api_key_header), Depends(require_engine)]
     for router, tag, statuses in (
         (completions.router, "OpenAI", GENERATION_ERRORS),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from server.commands.errors import reports_errors
 from w2s_core.errors import ConfigurationError
+from w2s_core.files.durable import replace_file
 
 
 @click.command()
@@ -30,12 +30,7 @@ def trace(file: Path, out: Path, prompt: int, title: str | None) -> None:
         raise ConfigurationError(f"--out {out}: is a directory or no plain file")
     if out.exists() and out.samefile(file):
         raise ConfigurationError(f"--out {out}: is the file to read")
-    out = out.resolve()  # where it is a link, what it names is written
-    unfinished = out.with_name(f"{out.name}.new")
     try:
-        unfinished.write_text(drawing, encoding="utf-8")
-        unfinished.replace(out)
+        replace_file(out, drawing)
     except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
         raise ConfigurationError(f"--out {out}: cannot be written: {error.strerror}") from None

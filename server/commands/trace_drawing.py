@@ -51,7 +51,7 @@ def draw_search(search: SavedSearch, title: str) -> str:
     _Tree(search, rows, height).draw(svg)
     _draw_legend(svg, _score_range(search), height - 24)
     if search.truncated:
-        _add(svg, "text", "Later rounds are missing.", x=_MARGIN + 560, y=height - 24, **{"class": "note"})
+        _add(svg, "text", "Later chunks are missing.", x=_MARGIN + 560, y=height - 24, **{"class": "note"})
     ET.indent(svg)
     return ET.tostring(svg, encoding="unicode") + "\n"
 
@@ -64,7 +64,7 @@ class _Tree:
         self._rows = rows
         self._middle = (_TOP + height - _FOOT) / 2
         self._range = _score_range(search)
-        self._answer = set(_lineage(search.rounds))
+        self._answer = set(_answer_path(search.rounds))
 
     def draw(self, svg: ET.Element) -> None:
         """Adds the edges, and the boxes over them."""
@@ -75,15 +75,15 @@ class _Tree:
         heights: Mapping[int, float] = {}
         for number, (candidates, rows) in enumerate(zip(self._rounds, self._rows, strict=True)):
             x = _MARGIN + _PROMPT + _GAP + number * (_GAP + _WIDTH)
-            _add(svg, "text", f"round {number}", x=x, y=48, **{"class": "note"})
+            _add(svg, "text", f"chunk {number + 1}", x=x, y=48, **{"class": "note"})
             top = middle - len(rows) * _ROW / 2
-            parents, heights = heights, {place: top + (row + 0.5) * _ROW for row, place in enumerate(rows)}
-            for place in rows:
-                y, candidate = candidates[place], candidates[place]
-                kind = " answer" if (number, place) in self._answer else ""
+            parents, heights = heights, {position: top + (row + 0.5) * _ROW for row, position in enumerate(rows)}
+            for position in rows:
+                y, candidate = candidates[position], candidates[position]
+                kind = " answer" if (number, position) in self._answer else ""
                 start = middle if candidate.parent is None else parents[candidate.parent]
-                _draw_edge(edges, x, start, heights[place], f"edge {candidate.fate}{kind}")
-                self._draw_box(svg, y, x, heights[place])
+                _draw_edge(edges, x, start, heights[position], f"edge {candidate.fate}{kind}")
+                self._draw_box(svg, y, x, heights[position])
 
     def _draw_box(self, svg: ET.Element, y: SavedCandidate, x: float, middle: float) -> None:
         box = ET.SubElement(svg, "g", {"class": y.fate})
@@ -99,21 +99,21 @@ def _rows(rounds: Sequence[Sequence[SavedCandidate]]) -> list[list[int]]:
     """The positions of each round's candidates from top to bottom: beside their parents, best first."""
     rows: list[list[int]] = []
     for candidates in rounds:
-        above = {place: row for row, place in enumerate(rows[-1])} if rows else {}
+        above = {position: row for row, position in enumerate(rows[-1])} if rows else {}
         row_of = [-1 if y.parent is None else above[y.parent] for y in candidates]
         rows.append(sorted(range(len(candidates)), key=lambda i: (row_of[i], -candidates[i].rank, i)))
     return rows
 
 
-def _lineage(rounds: Sequence[Sequence[SavedCandidate]]) -> Iterator[tuple[int, int]]:
+def _answer_path(rounds: Sequence[Sequence[SavedCandidate]]) -> Iterator[tuple[int, int]]:
     """(round, position) of the best candidate in the last beam, which is the answer, and of all that it continues."""
     beam = [i for i, y in enumerate(rounds[-1]) if y.fate in ("kept", "finished")]
-    place = max(beam, key=lambda i: rounds[-1][i].rank, default=None)
+    position = max(beam, key=lambda i: rounds[-1][i].rank, default=None)
     for number in range(len(rounds) - 1, -1, -1):
-        if place is None:
+        if position is None:
             return
-        yield number, place
-        place = rounds[number][place].parent
+        yield number, position
+        position = rounds[number][position].parent
 
 
 def _draw_edge(edges: ET.Element, x: float, start: float, end: float, kind: str) -> None:
@@ -153,9 +153,9 @@ def _colour(score: float, ends: tuple[float, float]) -> str:
     """The colour of a score between the lowest and the highest; the middle one if all are the same."""
     low, high = ends
     low, high, score = low / 2, high / 2, score / 2  # whose difference is finite
-    place = (score - low) / (high - low) if high > low else 0.5
-    index = min(int(place * (len(_CIVIDIS) - 1)), len(_CIVIDIS) - 2)
-    rest = place * (len(_CIVIDIS) - 1) - index
+    scaled = (score - low) / (high - low) if high > low else 0.5
+    index = min(int(scaled * (len(_CIVIDIS) - 1)), len(_CIVIDIS) - 2)
+    rest = scaled * (len(_CIVIDIS) - 1) - index
     below, above = (bytes.fromhex(colour) for colour in _CIVIDIS[index : index + 2])
     return "#" + bytes(round(a + (b - a) * rest) for a, b in zip(below, above, strict=True)).hex()
 
@@ -184,7 +184,7 @@ def _description(y: SavedCandidate) -> str:
 
 
 def _number(value: float) -> str:
-    return (f"{value:.2f}" if abs(value) < 1e6 else f"{value:.2e}").replace("-", "−")
+    return (f"{value:z.2f}" if abs(value) < 1e6 else f"{value:.2e}").replace("-", "−")
 
 
 def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: object) -> None:

@@ -49,23 +49,27 @@ class SavedSearch:
     def add(self, nodes: Sequence[CandidateNode | RoundCandidateNode]) -> None:
         """Appends a round. Raises ValueError if it does not continue the one before."""
         if not nodes:
-            raise ValueError(f"round {len(self.rounds)} has no candidates")
+            raise ValueError(f"{self._next_chunk} has no candidates")
         candidates = [self._candidate(node) for node in nodes]
         self.rounds.append(candidates)
         self._positions = {node.id: position for position, node in enumerate(nodes)}
 
+    @property
+    def _next_chunk(self) -> str:
+        return f"chunk {len(self.rounds) + 1}"
+
     def _candidate(self, node: CandidateNode | RoundCandidateNode) -> SavedCandidate:
         if not isfinite(node.score):
-            raise ValueError(f"round {len(self.rounds)}: the score of candidate {node.id} is too large")
+            raise ValueError(f"{self._next_chunk}: the score of candidate {node.id} is too large")
         parent = None if node.parent is None else self._positions.get(node.parent)
         if node.parent is not None and parent is None:
-            raise ValueError(f"round {len(self.rounds)}: candidate {node.id} has a parent ({node.parent}) that is none")
+            raise ValueError(f"{self._next_chunk}: candidate {node.id} has a parent ({node.parent}) that is none")
         before = "" if parent is None else self.rounds[-1][parent].text
         if isinstance(node, CandidateNode):
             text, offset = node.text, len(commonprefix([before, node.text]))  # noqa: RUF071
             fate: Fate = "pruned" if not node.kept else "kept" if node.finish_reason is None else "finished"
         elif not 0 <= node.offset <= len(before):
-            raise ValueError(f"round {len(self.rounds)}: the offset of candidate {node.id} is not in its parent's text")
+            raise ValueError(f"{self._next_chunk}: the offset of candidate {node.id} is not in its parent's text")
         else:
             text, offset, fate = before[: node.offset] + node.text, node.offset, node.fate
         return SavedCandidate(parent, text, offset, node.score, node.rank, node.scores, node.finish_reason, fate)
@@ -83,8 +87,8 @@ def read_search(path: Path, prompt: int) -> SavedSearch:
         raise ConfigurationError(f"{path}: cannot be read: not UTF-8 at byte {error.start}") from None
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise ConfigurationError(f"{path}: has no valid search tree: {place}: {problem['msg']}") from None
+        field_path = ".".join(map(str, problem["loc"]))
+        raise ConfigurationError(f"{path}: has no valid search tree: {field_path}: {problem['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
     if prompt not in searches:
@@ -148,6 +152,6 @@ def _add_round(found: Mapping[int, SavedSearch], round_: SearchRound) -> None:
     if round_.truncated:
         search.truncated = True
         return
-    if round_.chunk != len(search.rounds):
-        raise ValueError(f"round {len(search.rounds)} of prompt {round_.prompt} is missing")
+    if round_.chunk != len(search.rounds) + 1:
+        raise ValueError(f"chunk {len(search.rounds) + 1} of prompt {round_.prompt} is missing")
     search.add(round_.candidates or [])

@@ -51,13 +51,13 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_and_note_status)
         finally:
-            level = logging.DEBUG if _is_frequent(scope["path"]) else logging.INFO
+            level = logging.DEBUG if _is_frequent(scope["path"], status) else logging.INFO
             total_s = round(time.perf_counter() - began, _DECIMALS)
             logger.log(level, {**_http_fields(scope, status), **_engine_fields(record), "total_s": total_s})
 
 
-def _is_frequent(path: str) -> bool:
-    return path in _PROBES or path.startswith(_PAGE_FILES)
+def _is_frequent(path: str, status: int | None) -> bool:
+    return path in _PROBES or (path.startswith(_PAGE_FILES) and status in (200, 304))
 
 
 def _trace_headers(scope: Scope) -> dict[str, str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser
@@ -21,6 +21,8 @@ from tests.e2e.conftest import Demo
 
 __all__ = ["browser"]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SOON = 120  # seconds; only a failing test waits that long
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -54,13 +56,28 @@ async def test_one_button_shows_both_answers_and_the_tree(demo: Demo, visit: Vis
     await demo.assert_nothing_is_held()
 
 
+async def change_settings(visit: Visit) -> None:
+    await visit.page.fill("#a-temperature", "0.3")
+    await visit.page.fill("#b-temperature", "0.9")
+    settings = {"pairs-positive": "-0.5", "beam_width": "3", "successors": "2", "chunk_length": "4"}
+    settings |= {"repetition": "0.7", "fluency": "0.05", "length_penalty": "0.5", "max_sampled_tokens": "60"}
+    for name, value in settings.items():
+        await visit.page.fill(f"#b-{name}", value)
+    await visit.page.check("#b-early_stopping")
+
+
 async def test_the_copied_code_gives_the_same_answers(visit: Visit, tmp_path: Path) -> None:
     await visit.page.fill("#prompt", "It's a film's \"end\" that ... $HOME `id` 😀")
     await visit.page.fill("#max-tokens", "12")
     await visit.page.fill("#seed", "5")
+    for column in "ab":
+        await visit.page.click(f"section:has(#title-{column}) summary")
     for mode in ("chat", "completion"):
         await visit.page.click(f"label:has(input[value={mode}])")
+        if mode == "completion":  # by then with settings of every sort
+            await change_settings(visit)
         await visit.ask_and_wait()
+        await visit.page.fill("#b-successors", "9")  # which the answer that is shown was not asked by
         answers = dict(zip("ab", await visit.answers(), strict=True))
         for column, answer in answers.items():
             await visit.page.click(f"#code-{column}")
@@ -85,19 +102,48 @@ async def test_the_copied_code_can_bring_the_tree(visit: Visit) -> None:
     assert content in [candidate["text"] for candidate in tree[-1] if candidate["kept"]]
 
 
-async def test_stop_stops_the_search_in_the_worker(demo: Demo, visit: Visit) -> None:
-    """A search of a thousand tokens that is stopped after its first round gives back what it held, and runs no more."""
+class EndedRequests(logging.Handler):
+    """The request log's entries, one by one, each when its request has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entries: asyncio.Queue[Any] = asyncio.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._entries.put_nowait(record.msg)
+
+    async def of(self, model: str) -> dict[str, Any]:
+        """The next entry of a request to this model."""
+        while True:
+            entry: dict[str, Any] = await self._entries.get()
+            if entry.get("served_model") == model:
+                return entry
+
+
+@pytest.fixture
+def ended(caplog: pytest.LogCaptureFixture) -> Iterator[EndedRequests]:
+    log = logging.getLogger("w2s.request")
+    caplog.set_level(logging.INFO, log.name)
+    handler = EndedRequests()
+    log.addHandler(handler)
+    yield handler
+    log.removeHandler(handler)
+
+
+async def test_stop_stops_the_search_in_the_worker(demo: Demo, visit: Visit, ended: EndedRequests) -> None:
+    """A search of a thousand tokens that is stopped after its first round ends as cancelled, long before it is done.
+
+    The worker has no job of it any more, and no KV.
+    """
     await visit.page.fill("#max-tokens", "1000")
     await visit.ask()
     await visit.page.wait_for_selector("#tree[data-rounds]:not([data-rounds='0'])")
     assert demo.engine.admission.rows_running > 0
     await visit.page.click("#stop")
     await visit.answered()
-    while demo.engine.admission.rows_running:
-        await asyncio.sleep(0.01)
+    entry = await asyncio.wait_for(ended.of("smollm2-positive"), SOON)
+    assert entry["outcome"] == "cancelled"
+    assert entry["chunks"] < 100
+    await asyncio.wait_for(ended.of("smollm2"), SOON)
     await demo.assert_nothing_is_held()
-    async with httpx.AsyncClient(base_url=demo.url) as client:
-        metrics = (await client.get("/metrics")).text
-    cancelled = [line for line in metrics.splitlines() if line.startswith("w2s_requests_total{") and "cancel" in line]
-    assert cancelled
     assert "stopped by you" in await visit.text("#stats-b")

@@ -67,7 +67,7 @@ async def both(engine: Engine, request: GenerationRequest) -> tuple[list[Event],
 def check_is_the_tree(rounds: Sequence[RoundFinished], tree: Sequence[Sequence[Candidate]]) -> list[list[str]]:
     """The rounds say what the tree says. Returns their texts."""
     texts = texts_of(rounds)
-    assert [round_.chunk for round_ in rounds] == list(range(len(tree)))
+    assert [round_.chunk for round_ in rounds] == list(range(1, len(tree) + 1))
     for round_, chunk, whole in zip(rounds, tree, texts, strict=True):
         assert [node.id for node in round_.candidates] == list(range(len(whole)))
         for node, text, known in zip(round_.candidates, whole, chunk, strict=False):
@@ -205,9 +205,9 @@ async def test_rounds_end_where_there_is_no_room_and_say_so(monkeypatch: pytest.
     events = await events_of(engine, replace(request, guidance=replace(DEFAULT_GUIDANCE, trace="stream")))
     for prompt in (0, 1):
         *complete, last = rounds_of(events, prompt)
-        assert [round_.chunk for round_ in complete] == [0, 1, 2]
+        assert [round_.chunk for round_ in complete] == [1, 2, 3]
         assert not any(round_.truncated for round_ in complete)
-        assert (last.chunk, last.truncated, list(last.candidates)) == (3, True, [])
+        assert (last.chunk, last.truncated, list(last.candidates)) == (4, True, [])
     assert all(len(choice.hypothesis.text) == 15 for choice in choices(events).values())
     report = last_of(events).guidance
     assert report is not None

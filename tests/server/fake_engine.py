@@ -1,6 +1,7 @@
 """A fake engine that plays a script of events, for tests of the HTTP side without a model.
 
-It keeps the requests that it gets. `closed` is set when a generation has ended or was cancelled.
+It keeps the requests that it gets. `closed` is set when a generation has ended or was cancelled, `idle` while none is
+running.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self.blocked = asyncio.Event()
         self.closed = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     async def __aenter__(self) -> FakeEngine:
         self.entered = True
@@ -101,6 +104,7 @@ class FakeEngine:
     async def generate(self, request: GenerationRequest, record: RequestRecord | None = None) -> AsyncIterator[Event]:
         self.requests.append(request)
         self.open += 1
+        self.idle.clear()
         try:
             for step in self.script(request) if callable(self.script) else self.script:
                 if isinstance(step, Exception):
@@ -114,3 +118,5 @@ class FakeEngine:
             await asyncio.sleep(0)  # an engine may await while it frees its rows; a second cancellation would show here
             self.open -= 1
             self.closed.set()
+            if self.open == 0:
+                self.idle.set()

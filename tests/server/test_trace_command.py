@@ -98,7 +98,7 @@ async def test_a_tree_that_was_cut_says_so(connect: Connect, tmp_path: Path, mon
     for trace, stream in ((True, False), ("stream", True)):
         await saved(connect, tmp_path / "saved", trace, eos=0.0, stream=stream)
         assert run(tmp_path / "saved", "--out", tmp_path / "tree.svg").exit_code == 0
-        assert "Later rounds are missing." in (tmp_path / "tree.svg").read_text(encoding="utf-8")
+        assert "Later chunks are missing." in (tmp_path / "tree.svg").read_text(encoding="utf-8")
 
 
 TREE = {"id": 0, "parent": None, "text": "a", "score": 1.0, "rank": 1.0, "scores": {}, "finish_reason": None}
@@ -111,7 +111,9 @@ def with_tree(*chunks: list[Any]) -> str:
 
 
 def with_rounds(*rounds: dict[str, Any]) -> str:
-    found = [{"prompt": 0, "choices": [0], "chunk": i, "candidates": [DELTA], **r} for i, r in enumerate(rounds)]
+    found = [
+        {"prompt": 0, "choices": [0], "chunk": i, "candidates": [DELTA], **r} for i, r in enumerate(rounds, start=1)
+    ]
     return "\n".join("data: " + json.dumps({"id": "x", "guidance": {"round": r}}) + "\n" for r in found)
 
 
@@ -126,19 +128,19 @@ def with_rounds(*rounds: dict[str, Any]) -> str:
         ('{"choices": [], "guidance": null}', "holds no search tree"),
         ("[" * 100_000, "recursion"),
         (with_tree(), "holds no search tree"),
-        (with_tree([]), "round 0 has no candidates"),
+        (with_tree([]), "chunk 1 has no candidates"),
         (with_tree([{**NODE, "id": "0"}, {}]), "0.0.1.id: Field required"),
         (with_tree([{**NODE, "score": "much"}]), "tree: 0.0.0.score: "),
         (with_tree([{**NODE, "score": float("nan")}]), "NaN is not JSON"),
         (with_tree([NODE]).replace("1.0", "1e999"), "the score of candidate 0 is too large"),
-        (with_tree([NODE], [{**NODE, "parent": 3}]), "round 1: candidate 0 has a parent (3) that is none"),
+        (with_tree([NODE], [{**NODE, "parent": 3}]), "chunk 2: candidate 0 has a parent (3) that is none"),
         (
             with_rounds({"candidates": [{**DELTA, "offset": 1}]}),
             "the offset of candidate 0 is not in its parent's text",
         ),
         (with_rounds({}, {"candidates": [{**DELTA, "parent": 0, "offset": 2}]}), "the offset of candidate 0"),
-        (with_rounds({"chunk": 1}), "round 0 of prompt 0 is missing"),
-        (with_rounds({}, {"chunk": 0}), "round 1 of prompt 0 is missing"),
+        (with_rounds({"chunk": 0}), "chunk 1 of prompt 0 is missing"),
+        (with_rounds({}, {"chunk": 1}), "chunk 2 of prompt 0 is missing"),
         (with_rounds({"candidates": [{**DELTA, "fate": "lost"}]}), "candidates.0.fate: "),
         (with_rounds({}) + with_rounds({}).replace('"x"', '"y"'), "holds more than one response"),
         (with_rounds({"truncated": True}), "holds no search tree"),
@@ -231,6 +233,14 @@ def test_the_lowest_score_is_the_darkest(tmp_path: Path) -> None:
     run(path, "--out", tmp_path / "tree.svg")
     colours = [str(circle.get("fill")) for circle in drawn(tmp_path / "tree.svg").iter(f"{SVG}circle")]
     assert (colours[0], colours[2]) == ("#00224e", "#fee838")
+
+
+def test_no_score_is_less_than_zero_by_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "answer.json"
+    path.write_text(with_tree([{**NODE, "id": i, "score": s} for i, s in enumerate((-0.001, -0.01))]), encoding="utf-8")
+    run(path, "--out", tmp_path / "tree.svg")
+    scores = [text.text for text in drawn(tmp_path / "tree.svg").iter(f"{SVG}text") if text.get("class") == "score"]
+    assert scores[:2] == ["0.00", "−0.01"]
 
 
 def test_the_page_shows_the_drawing_of_its_example(tmp_path: Path) -> None:

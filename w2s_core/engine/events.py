@@ -48,10 +48,11 @@ class PromptRead:
 class RoundFinished:
     """A round of a prompt's search, sent if `Guidance.trace` is "stream", and before the text that the round commits.
 
-    `prompt` is the number of the prompt, `choices` are the indices of its choices and `chunk` is the number of the
-    round, all from 0. The first `committed` characters are the same in every candidate of the beam, and are committed.
-    `sampled_tokens` and `scored_tokens` are what the prompt has cost so far, `seconds` the time since the request's
-    arrival. `truncated`: the rounds have grown too large; this one has no candidates, and no more are sent.
+    `prompt` is the number of the prompt, `choices` are the indices of its choices, all from 0, and `chunk` is the
+    number of the chunk that the round has chosen, from 1. The first `committed` characters are the same in every
+    candidate of the beam, and are committed. `sampled_tokens` and `scored_tokens` are what the prompt has cost so far,
+    `seconds` the time since the request's arrival. `truncated`: the rounds have grown too large; this one has no
+    candidates, and no more are sent.
     """
 
     prompt: int

@@ -29,7 +29,7 @@ class RoundEvents:
         return RoundFinished(
             prompt=self._prompt,
             choices=self._choices,
-            chunk=self._chunk - 1,
+            chunk=self._chunk,
             candidates=candidates,
             committed=committed,
             sampled_tokens=proposals.sampled_tokens,

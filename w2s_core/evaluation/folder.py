@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from w2s_core.errors import ConfigurationError
 from w2s_core.evaluation.experiment import Experiment, Task, differences
 from w2s_core.evaluation.records import AnswerRecord, EvalPrompt, LeftOut, as_lines, read_records
+from w2s_core.files.durable import open_log, replace_file
 
 _EXPERIMENT, _PROMPTS, _ANSWERS, _LEFT_OUT = "experiment.json", "prompts.jsonl", "answers.jsonl", "left_out.jsonl"
 _LOCK = ".lock"
@@ -75,8 +76,8 @@ def open_folder(path: Path, experiment: Experiment) -> Iterator[AnswerFolder]:
             _check_same(path, experiment)
             stack.callback(_remove_without_answers, path)
             # First what `_check_ours` knows the folder by: a run may be killed between the two.
-            _replace(path / _EXPERIMENT, json.dumps(experiment.as_json(), ensure_ascii=False, indent=1) + "\n")
-            _replace(path / _PROMPTS, "".join(as_lines(experiment.prompts)))
+            replace_file(path / _EXPERIMENT, json.dumps(experiment.as_json(), ensure_ascii=False, indent=1) + "\n")
+            replace_file(path / _PROMPTS, "".join(as_lines(experiment.prompts)))
             files = [stack.enter_context(open_log(path / name)) for name in (_ANSWERS, _LEFT_OUT)]
         except Timeout:
             raise ConfigurationError(f"{path}: another run is writing into it.") from None
@@ -132,18 +133,3 @@ def _check_same(path: Path, experiment: Experiment) -> None:
 
 def _records(path: Path) -> list[AnswerRecord | LeftOut]:
     return [*read_records(path / _ANSWERS, AnswerRecord), *read_records(path / _LEFT_OUT, LeftOut)]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that it is always whole, whenever this process ends."""
-    new = path.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
-
-
-def open_log(path: Path) -> IO[bytes]:
-    """Opens a log for appending, without the line that a killed run left unfinished."""
-    file = path.open("a+b")
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
-    return file

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from w2s_core.aio import gather_all
 from w2s_core.errors import ConfigurationError, W2SError
-from w2s_core.evaluation.folder import open_log
 from w2s_core.evaluation.records import AnswerRecord, as_lines, read_records
 from w2s_core.evaluation.run import Evaluation
+from w2s_core.files.durable import open_log
 from w2s_core.judges.judge import Case, Judge, JudgeFunction, Opinion
 
 FILE = "judgements.jsonl"

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from w2s_core.errors import ConfigurationError
+from w2s_core.files.durable import replace_file
 from w2s_core.training.settings import TrainingSettings
 
 _WORK, _SETTINGS, _LOCK = ".training", "settings.json", "lock"
@@ -51,9 +52,7 @@ def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
 
 def _check_settings(path: Path, settings: Mapping[str, Any], out: Path) -> None:
     if not path.exists():
-        whole = path.with_suffix(".new")  # so that a killed process leaves no half of it
-        whole.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        whole.replace(path)
+        replace_file(path, json.dumps(settings, indent=1))
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     different = [name for name, value in settings.items() if before.get(name) != value]

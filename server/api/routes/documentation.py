@@ -20,12 +20,11 @@ def mount_assets(app: FastAPI) -> None:
 async def documentation(request: Request) -> HTMLResponse:
     """The page."""
     app: FastAPI = request.app
-    root = request.scope.get("root_path", "")
-    return get_swagger_ui_html(
-        openapi_url=f"{root}{app.openapi_url}",
+    return get_swagger_ui_html(  # with addresses relative to the page's own, which hold behind any path prefix
+        openapi_url="openapi.json",
         title=app.title,
-        swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
-        swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
-        swagger_favicon_url=f"{root}{ASSETS}/favicon.png",
+        swagger_js_url=f".{ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f".{ASSETS}/swagger-ui.css",
+        swagger_favicon_url=f".{ASSETS}/favicon.png",
         swagger_ui_parameters={"validatorUrl": "none"},  # or the page would send the description's URL to swagger.io
     )

@@ -99,12 +99,12 @@ class RoundCandidateNode(ResponseModel):
 
 
 class SearchRound(ResponseModel):
-    """A round of a search, for `guidance.trace` `stream`: `chunk` of `prompt`, both from 0.
+    """A round of a search, for `guidance.trace` `stream`: the candidates of chunk number `chunk`, from 1.
 
-    `choices` are the indices of the choices that the search answers. The first `committed` characters of every
-    candidate in the beam are final. `sampled_tokens` and `scored_tokens` are those of the prompt so far, and `seconds`
-    the time since the request's arrival. `truncated` is there, and true, in a round without any of these that says that
-    the rounds have grown too large; none follows.
+    `prompt` is the prompt's number and `choices` are the indices of the choices that the search answers, from 0. The
+    first `committed` characters of every candidate in the beam are final. `sampled_tokens` and `scored_tokens` are
+    those of the prompt so far, and `seconds` the time since the request's arrival. `truncated` is there, and true, in a
+    round without any of these that says that the rounds have grown too large; none follows.
     """
 
     prompt: int

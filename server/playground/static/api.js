@@ -53,16 +53,16 @@ async function send(path, options) {
 }
 
 async function errorOf(response) {
-  let said = {};
+  let details = {};
   try {
-    said = (await response.json()).error ?? {};
+    details = (await response.json()).error ?? {};
   } catch {
     // a proxy's page, say
   }
   const title = TITLES[response.status] ?? `The server answered ${response.status}`;
   const wait = response.headers.get("retry-after");
-  const parts = [said.message ?? `HTTP ${response.status} ${response.statusText}`.trim()];
-  if (said.param) parts.push(`(field: ${said.param})`);
+  const parts = [details.message ?? `HTTP ${response.status} ${response.statusText}`.trim()];
+  if (details.param && !parts[0].includes(details.param)) parts.push(`(field: ${details.param})`);
   if (wait && response.status === 429) parts.push(`Try again in ${wait} s.`);
   return new ApiError(response.status, title, parts.join(" "));
 }

@@ -1,7 +1,7 @@
 // One of the two columns: a served model with its settings, its answer, and what the answer cost.
 import { ApiError, stream } from "./api.js";
 import { announce, byId, count, h, nats, perFrame, seconds } from "./dom.js";
-import { buildRequest, effectiveGuidance, rowsOf, streamed } from "./request.js";
+import { STEERING, buildRequest, effectiveGuidance, rowsOf, streamed } from "./request.js";
 import { renderSettings, summarize } from "./settings.js";
 import { Tree, tail } from "./tree.js";
 
@@ -27,6 +27,7 @@ export class Column {
     this.redraw = perFrame(() => this.#draw());
     this.#part("model").addEventListener("change", (event) => {
       this.model = event.target.value;
+      for (const key of STEERING) delete this.guidance[key]; // a model is chosen for its own
       this.showSettings();
       this.onChange();
     });
@@ -72,31 +73,42 @@ export class Column {
   /** Asks for an answer and shows it while it comes. Returns when it is complete, stopped or failed. */
   async run(shared, signal) {
     const guidance = this.effective;
-    this.request = { ...structuredClone(buildRequest(shared, this, guidance)), guided: guidance !== null };
+    this.request = this.#nextRequest(shared);
     this.#begin(guidance, this.request.body.max_tokens);
     const began = performance.now();
-    const said = { rows: rowsOf(guidance), finish: null, score: null, usage: null, report: null };
-    const clock = setInterval(() => this.#showStats(said, performance.now() - began), 100);
+    const progress = { rows: rowsOf(guidance), finish: null, score: null, usage: null, report: null };
+    const clock = setInterval(() => this.#showStats(progress, performance.now() - began), 100);
     try {
       for await (const chunk of stream(this.request.path, streamed(this.request.body, guidance !== null), signal)) {
-        this.#take(chunk, said);
+        this.#take(chunk, progress);
       }
       this.#finish();
     } catch (error) {
       if (error.name !== "AbortError") this.#fail(error);
-      else said.finish = "stopped by you";
+      else progress.finish = "stopped by you";
     } finally {
       clearInterval(clock);
-      this.#showStats(said, performance.now() - began);
+      this.#showStats(progress, performance.now() - began);
       this.#part("answer").setAttribute("aria-busy", "false");
+      if (this.tree !== null) this.#endTree();
       this.redraw();
     }
   }
 
-  /** The request to show as code, and its title: the shown answer's, or the next one's if there is none. */
-  code(shared) {
-    const request = this.request ?? { ...buildRequest(shared, this, this.effective), guided: this.effective !== null };
-    return [request, `${request.guided ? "Guided" : "Plain"}: ${request.body.model}`];
+  /** What can be copied: the request of the answer that is shown (null if there is none), and the next one. */
+  requests(shared) {
+    return { shown: this.request, now: this.#nextRequest(shared) };
+  }
+
+  /** Says whether the settings are other than those of the answer that is shown. */
+  compare(shared) {
+    const same = this.request === null || JSON.stringify(this.request) === JSON.stringify(this.#nextRequest(shared));
+    this.#part("changed").hidden = same;
+  }
+
+  #nextRequest(shared) {
+    const guidance = this.effective;
+    return { ...structuredClone(buildRequest(shared, this, guidance)), guided: guidance !== null };
   }
 
   #begin(guidance, maxTokens) {
@@ -107,29 +119,30 @@ export class Column {
     this.tree = guidance === null || guidance.method === "eft" ? null : new Tree(expectedRounds(guidance, maxTokens));
     for (const part of ["committed", "thoughts"]) this.#part(part).replaceChildren(document.createTextNode(""));
     this.#part("error").hidden = true;
+    this.#part("changed").hidden = true;
     this.#part("answer").setAttribute("aria-busy", "true");
     this.#part("answer").classList.remove("idle");
     this.redraw();
   }
 
-  #take(chunk, said) {
+  #take(chunk, progress) {
     const round = chunk.guidance?.round;
     if (round !== undefined) {
       this.tree?.add(round);
-      Object.assign(said, { sampled: round.sampled_tokens ?? said.sampled });
+      Object.assign(progress, { sampled: round.sampled_tokens ?? progress.sampled });
       this.onTree(this);
     } else if (chunk.guidance) {
-      said.report = chunk.guidance;
-      said.sampled = chunk.guidance.sampled_tokens;
+      progress.report = chunk.guidance;
+      progress.sampled = chunk.guidance.sampled_tokens;
     }
     for (const choice of chunk.choices) {
       if (choice.index !== 0) continue;
       this.#thoughts += choice.delta?.reasoning_content ?? "";
       this.#text += choice.delta?.content ?? choice.text ?? "";
-      said.finish = choice.finish_reason ?? said.finish;
-      said.score = choice.guidance?.score ?? said.score;
+      progress.finish = choice.finish_reason ?? progress.finish;
+      progress.score = choice.guidance?.score ?? progress.score;
     }
-    said.usage = chunk.usage ?? said.usage;
+    progress.usage = chunk.usage ?? progress.usage;
     this.redraw();
   }
 
@@ -137,9 +150,14 @@ export class Column {
     if (this.tree !== null && this.tree.size > 0) {
       this.answerNode = this.tree.leafOf(this.#text);
       this.tree.committed = Array.from(this.#text).length;
-      this.onTree(this);
     }
-    announce(`${this.#part("title").textContent} answer: ${this.#text}`);
+    announce(`${this.request.guided ? "Guided" : "Plain"} answer: ${this.#text}`, this.letter);
+  }
+
+  /** The search has ended, in whatever way: nothing is left to be drawn later. */
+  #endTree() {
+    this.tree.growing = false;
+    this.onTree(this);
   }
 
   #fail(error) {
@@ -160,13 +178,13 @@ export class Column {
     if (atEnd) box.scrollTop = box.scrollHeight;
   }
 
-  #showStats(said, elapsedMs) {
+  #showStats(progress, elapsedMs) {
     const facts = [
       ["time", seconds(elapsedMs / 1000)],
-      ["rows", count(said.rows)],
-      ["tokens", tokensOf(said)],
-      ["score", said.score === null ? null : `${nats(said.score)} nats`],
-      ["end", said.finish],
+      ["rows", count(progress.rows)],
+      ["tokens", tokensOf(progress)],
+      ["score", progress.score === null ? null : `${nats(progress.score)} nats`],
+      ["end", progress.finish],
     ];
     const shown = facts.filter(([, value]) => value !== null && value !== undefined);
     this.#part("stats").replaceChildren(

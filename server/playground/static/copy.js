@@ -2,19 +2,21 @@
 import { byId } from "./dom.js";
 import { asCurl, asPython } from "./request.js";
 
-const SAID_MS = 1800;
-let request = null;
+const COPIED_MS = 1800;
+const TITLES = { shown: "The request of the answer shown", now: "The request with the settings as they are now" };
+let requests = null;
 
-/** Shows the request: what the answer on the page was asked by. */
-export function showCode(shown, title) {
-  request = shown;
-  byId("code-title").textContent = title;
+/** Shows a request as code: that of the answer on the page or, where one is chosen or there is no answer yet, the next. */
+export function showCode({ shown, now }) {
+  requests = { shown: shown ?? now, now };
+  byId("code-of").hidden = JSON.stringify(requests.shown) === JSON.stringify(now);
+  for (const radio of document.querySelectorAll("input[name=code-of]")) radio.checked = radio.value === (shown === null ? "now" : "shown");
   render();
   byId("code-dialog").showModal();
 }
 
 export function listenForCopies() {
-  for (const radio of document.querySelectorAll("input[name=code]")) radio.addEventListener("change", render);
+  for (const radio of document.querySelectorAll("#code-dialog input[type=radio]")) radio.addEventListener("change", render);
   byId("code-tree").addEventListener("change", render);
   byId("code-close").addEventListener("click", () => byId("code-dialog").close());
   byId("code-copy").addEventListener("click", () => {
@@ -24,6 +26,9 @@ export function listenForCopies() {
 }
 
 function render() {
+  const which = document.querySelector("input[name=code-of]:checked").value;
+  const request = requests[which];
+  byId("code-title").textContent = `${TITLES[which]} (${request.guided ? "guided" : "plain"}, ${request.body.model})`;
   const python = document.querySelector("input[name=code]:checked").value === "python";
   const withTree = byId("code-tree").checked;
   const body = withTree ? { ...request.body, guidance: { ...request.body.guidance, trace: true } } : request.body;
@@ -40,5 +45,5 @@ export async function copy(text, button, otherwise) {
   } catch {
     button.textContent = otherwise;
   }
-  setTimeout(() => (button.textContent = button.dataset.label), SAID_MS);
+  setTimeout(() => (button.textContent = button.dataset.label), COPIED_MS);
 }

@@ -29,11 +29,13 @@ export function perFrame(draw) {
   };
 }
 
-/** A number for people: 3.14, −0.50, 12.3, 1,234. */
+const [FINE, COARSE] = [2, 0].map((digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+
+/** A score for people: 3.14, −0.50, 12.30, 1,234. */
 export function nats(value) {
   if (value === null || value === undefined) return "–";
-  const digits = Math.abs(value) < 100 ? 2 : 0;
-  return value.toFixed(digits).replace("-", "−");
+  const text = (Math.abs(value) < 100 ? FINE : COARSE).format(value);
+  return /[1-9]/.test(text) ? text.replace("-", "−") : text.replace("-", "");
 }
 
 export function count(value) {
@@ -44,7 +46,7 @@ export function seconds(value) {
   return `${value.toFixed(value < 10 ? 1 : 0)} s`;
 }
 
-/** Has a screen reader say something, politely. */
-export function announce(text) {
-  byId("announcer").textContent = text;
+/** Has a screen reader say something, politely. `source` is a column's letter: what one says does not cut off another. */
+export function announce(text, source = "") {
+  byId(source === "" ? "news" : `news-${source}`).textContent = text;
 }

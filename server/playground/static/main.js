@@ -1,5 +1,5 @@
 // The playground: asks two served models the same thing at once, and shows the search of the guided one.
-import { endpoint, fetchModels } from "./api.js";
+import { endpoint, fetchModels, setKey } from "./api.js";
 import { Column } from "./column.js";
 import { copy, listenForCopies, showCode } from "./copy.js";
 import { byId } from "./dom.js";
@@ -33,8 +33,9 @@ function showTree(letter) {
   view.show(column.tree ?? new Tree(0), column.answerNode);
 }
 
-/** Writes the settings into the address, at once or after a pause in typing: browsers limit how often that may be. */
+/** A setting has changed. It is written into the address after a pause in typing: browsers limit how often that may be. */
 function changed(pauseMs = PAUSE_MS) {
+  for (const column of Object.values(columns)) column.compare(shared);
   clearTimeout(writing);
   writing = setTimeout(() => history.replaceState(null, "", toFragment(shared, columns)), pauseMs);
 }
@@ -52,7 +53,7 @@ async function connect() {
     models = await fetchModels();
   } catch (error) {
     showState(STATES[error.status] ?? `${error.title}. ${error.message}`);
-    if (error.status === 401) askForKey(byId("key-dialog").dataset.tried ? error.message : "");
+    if (error.status === 401) keyRefused(byId("key-dialog").dataset.tried ? error.message : "");
     else if (PASSING.includes(error.status)) retry();
     byId("key-dialog").dataset.tried = "yes";
     return;
@@ -66,7 +67,14 @@ async function connect() {
   columns.b.model ||= (guided[0] ?? models.at(-1)).id;
   const named = new Map(models.map((model) => [model.id, model]));
   for (const column of Object.values(columns)) column.offer(named);
-  byId("run").disabled = false;
+  for (const id of ["run", "code-a", "code-b"]) byId(id).disabled = false;
+}
+
+/** Forgets the key, if there is one, and asks for another. */
+function keyRefused(why) {
+  setKey(null);
+  showKeyState();
+  askForKey(why);
 }
 
 function showState(text) {
@@ -91,7 +99,7 @@ async function run() {
   byId("stop").hidden = true;
   byId("run").hidden = false;
   if (document.activeElement === document.body) byId("run").focus({ preventScroll: true });
-  if (Object.values(columns).some((column) => column.failure?.status === 401)) askForKey("This key is not one of the server's.");
+  if (Object.values(columns).some((column) => column.failure?.status === 401)) keyRefused("This key is not one of the server's.");
 }
 
 function drawSeed() {
@@ -135,7 +143,7 @@ function listen() {
     copy(endpoint("playground") + fragment, byId("share"), "It is in the address bar");
   });
   for (const column of Object.values(columns)) {
-    byId(`code-${column.letter}`).addEventListener("click", () => showCode(...column.code(shared)));
+    byId(`code-${column.letter}`).addEventListener("click", () => showCode(column.requests(shared)));
   }
   window.addEventListener("hashchange", () => location.reload()); // a link that was pasted over this page's
 }

@@ -174,7 +174,7 @@ function labelOf(node, view) {
 
 /** Breaks a text between words into at most so many lines; what does not fit is cut. */
 function wrap(text, room, most) {
-  const fits = (piece) => ruler.measureText(piece).width <= room;
+  const fits = (part) => ruler.measureText(part).width <= room;
   if (fits(text)) return [text];
   const words = most > 1 ? text.split(" ") : [];
   let line = "";

@@ -3,6 +3,7 @@ import { endpoint, hasKey } from "./api.js";
 
 const KEY_VARIABLE = "W2S_API_KEY";
 export const SCORER_KEYS = ["pairs", "reward_models", "scorers"];
+export const STEERING = ["method", ...SCORER_KEYS];
 
 /** The guidance that holds for a column: the served model's, changed by the column's. Null: plain sampling. */
 export function effectiveGuidance(column, model) {
@@ -34,8 +35,14 @@ export function buildRequest(shared, column, guidance) {
   if (shared.max_tokens !== null) body.max_tokens = shared.max_tokens;
   if (column.temperature !== null) body.temperature = column.temperature;
   if (guidance === null && Object.keys(column.guidance).length) body.guidance = { method: "none" };
-  else if (Object.keys(column.guidance).length) body.guidance = column.guidance;
+  else if (Object.keys(column.guidance).length) body.guidance = usedBy(guidance.method, column.guidance);
   return { path: chat ? "v1/chat/completions" : "v1/completions", body };
+}
+
+/** The settings that a method can use, in one order: the server refuses others. */
+function usedBy(method, guidance) {
+  const used = Object.keys(DEFAULTS).filter((key) => key in guidance && (key !== "early_rejection" || method === "best_of_n"));
+  return Object.fromEntries(used.map((key) => [key, guidance[key]]));
 }
 
 /** The same request as a stream, with its rounds if it is a search. */

@@ -9,16 +9,19 @@ const METHODS = {
   none: "plain sampling",
 };
 
-const FIELDS = [
-  { key: "method", label: "Method", options: METHODS, hint: "How the pairs steer: they choose chunks, whole answers or tokens." },
+const METHOD = { key: "method", label: "Method", options: METHODS, hint: "How the pairs steer: they choose chunks, whole answers or tokens. Without a weight it is plain sampling." };
+const SEARCH = [
   { key: "beam_width", label: "W, beam width", min: 1, max: 64, hint: "Hypotheses kept after each chunk. More search wider and stream later." },
   { key: "successors", label: "K, successors", min: 1, max: 64, hint: "Continuations drawn of each hypothesis; answers, for best of N." },
   { key: "chunk_length", label: "L, chunk length", min: 1, max: 200, hint: "Tokens per chunk. Short chunks select more often." },
+];
+const BRAKES = [
   { key: "repetition", label: "Repetition brake", min: 0, step: 0.1, hint: "Nats that each repeated word trigram costs. 1 is a good value." },
   { key: "fluency", label: "Fluency", min: 0, step: 0.05, hint: "Weight of what the large model finds likely; keeps facts right." },
   { key: "length_penalty", label: "Length penalty", min: -4, max: 4, step: 0.1, hint: "Ranks are divided by tokens to this power; 1 is the mean per token." },
   { key: "early_stopping", label: "Early stopping", toggle: true, hint: "End when the best hypothesis is finished: shorter and cheaper." },
-  { key: "max_sampled_tokens", label: "Sampled tokens, at most", min: 1, optional: true, hint: "What the search may draw, pruned tokens included." },
+  { key: "early_rejection", label: "Early rejection", min: 0, max: 0.99, step: 0.05, method: "best_of_n", hint: "Best of N gives up this share of the answers, the lowest in rank, after each L tokens." },
+  { key: "max_sampled_tokens", label: "Sampled tokens, at most", min: 1, hint: "What the search may draw, pruned tokens included." },
 ];
 const TEMPERATURE = { label: "Temperature", min: 0, max: 2, step: 0.05, hint: "How much the large model's draws vary; 0 is greedy." };
 const KINDS = { pairs: "pair", reward_models: "reward model", scorers: "scorer" };
@@ -26,10 +29,12 @@ const KINDS = { pairs: "pair", reward_models: "reward model", scorers: "scorer" 
 /** Fills `form` with a column's settings. `changed` is called after each change. */
 export function renderSettings(form, column, model, changed) {
   const own = { ...DEFAULTS, ...(model?.default_guidance ?? { method: "none" }) };
-  const now = { ...own, ...(effectiveGuidance(column, model) ?? {}) };
+  const now = { ...own, ...column.guidance, method: effectiveGuidance(column, model)?.method ?? "none" };
   const again = () => {
+    const focused = document.activeElement.id;
     changed();
     renderSettings(form, column, model, changed);
+    document.getElementById(focused)?.focus();
   };
   const id = (key) => `${column.letter}-${key}`;
   const set = (key, value) => {
@@ -39,12 +44,13 @@ export function renderSettings(form, column, model, changed) {
     changed();
   };
   const setMethod = (key, value) => (set(key, value), again());
+  const fields = (specs) => specs.filter(({ method }) => method === undefined || method === now.method).map((spec) => field(spec, now[spec.key], own[spec.key], id(spec.key), set));
   form.replaceChildren(
-    group("Steering", ...weights(column, model, own, now, id, set), field(FIELDS[0], now.method, id("method"), setMethod)),
-    group("Search", ...FIELDS.slice(1, 4).map((each) => field(each, now[each.key], id(each.key), set))),
-    group("Brakes", ...FIELDS.slice(4).map((each) => field(each, now[each.key], id(each.key), set))),
+    group("Steering", ...weights(column, model, own, now, id, set), field(METHOD, now.method, own.method, id("method"), setMethod)),
+    group("Search", ...fields(SEARCH)),
+    group("Brakes", ...fields(BRAKES)),
     group("Sampling", temperature(column, model, id("temperature"), changed)),
-    h("p", { class: "reset" }, h("button", { type: "button", class: "quiet", onclick: () => (reset(column), again()) }, "Back to the model's own settings")),
+    h("p", { class: "reset" }, h("button", { type: "button", id: id("reset"), class: "quiet", onclick: () => (reset(column), again()) }, "Back to the model's own settings")),
   );
 }
 
@@ -62,7 +68,8 @@ function labelled(id, label, input, hint, output = null) {
   return h("div", { class: "field" }, h("label", { for: id }, label), input, output, h("p", { class: "hint", id: `${id}-hint` }, hint));
 }
 
-function field(spec, value, id, set) {
+/** A setting's field. Emptied, it has the served model's `own` value again, as the API has it for what is not given. */
+function field(spec, value, own, id, set) {
   const described = { id, "aria-describedby": `${id}-hint` };
   if (spec.options) {
     const options = Object.entries(spec.options).map(([name, text]) => h("option", { value: name, selected: name === value }, text));
@@ -73,11 +80,8 @@ function field(spec, value, id, set) {
     input.checked = value;
     return labelled(id, spec.label, input, spec.hint);
   }
-  const read = (event) => {
-    const number = event.target.value === "" ? null : Number(event.target.value);
-    if (number !== null || spec.optional) set(spec.key, number);
-  };
-  return labelled(id, spec.label, numberInput(spec, value, described, read), spec.hint);
+  const read = (event) => set(spec.key, event.target.value === "" ? own : Number(event.target.value));
+  return labelled(id, spec.label, numberInput(spec, value, { ...described, placeholder: own }, read), spec.hint);
 }
 
 function numberInput({ min, max, step = 1 }, value, more, read) {

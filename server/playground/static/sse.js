@@ -1,15 +1,15 @@
-// Server-sent events from a fetch response, whatever pieces the network cuts the stream into.
+// Server-sent events from a fetch response, however the network cuts the stream.
 
 /** Splits a text stream into the data of its events (https://html.spec.whatwg.org/multipage/server-sent-events.html). */
 export class EventParser {
   #rest = "";
   #data = [];
 
-  /** Takes the next piece of the stream; returns the data of each event that is complete by now. */
-  push(piece) {
-    this.#rest += piece;
+  /** Takes the next part of the stream; returns the data of each event that is complete by now. */
+  push(text) {
+    this.#rest += text;
     const events = [];
-    // A \r at the very end may be half of a \r\n, so it waits for the next piece.
+    // A \r at the very end may be half of a \r\n, so it waits for the next part.
     const lines = this.#rest.split(/\r\n|\n|\r(?!$)/);
     this.#rest = lines.pop();
     for (const line of lines) {

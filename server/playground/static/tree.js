@@ -22,7 +22,9 @@ export class Tree {
     this.widest = 1;
     this.committed = 0;
     this.truncated = false;
+    this.ranked = false; // whether ranks are other than scores
     this.size = 0;
+    this.growing = true; // until its search has ended
   }
 
   /** Takes `guidance.round` of a chunk (docs/api.md). */
@@ -37,6 +39,7 @@ export class Tree {
     for (const node of nodes) {
       this.low = Math.min(this.low, node.score);
       this.high = Math.max(this.high, node.score);
+      this.ranked ||= node.rank !== node.score;
     }
     // Children stand in their parents' order, so that no two lines cross; among siblings the best is on top.
     nodes.sort((one, other) => slotOf(one.parent) - slotOf(other.parent) || other.rank - one.rank);
@@ -89,7 +92,7 @@ function makeNode(candidate, previous, round) {
 }
 
 /** A candidate with all its ancestors, the first round first. */
-export function lineage(node) {
+export function pathTo(node) {
   const nodes = [];
   for (let step = node; step !== null; step = step.parent) nodes.unshift(step);
   return nodes;

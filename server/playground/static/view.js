@@ -1,10 +1,10 @@
 // The tree on the page: drawing when something changed, the pointer, the keyboard, and what a screen reader hears.
 import { announce, byId, nats, perFrame } from "./dom.js";
-import { describe, showLineage } from "./lineage.js";
+import { describe, showLineage } from "./candidate.js";
 import { colours, onThemeChange } from "./palette.js";
 import { paint } from "./paint.js";
 import { paintPlot } from "./plot.js";
-import { Tree, lineage } from "./tree.js";
+import { Tree, pathTo } from "./tree.js";
 import { Viewport } from "./viewport.js";
 
 const ZOOM = 1.25;
@@ -49,12 +49,13 @@ export class TreeView {
   changed(tree, answer = null) {
     if (tree !== this.#tree) return;
     this.#answer = answer ?? this.#answer;
-    if (this.#answer !== null) tree.expected = tree.rounds.length;
+    if (!tree.growing) tree.expected = tree.rounds.length;
     if (this.#view.following) this.#view.fit(tree);
     byId("tree-empty").hidden = tree.size > 0;
     byId("tree-truncated").hidden = !tree.truncated;
+    byId("tree-ranked").hidden = !tree.ranked;
     const now = performance.now();
-    const waits = this.#answer === null && tree.rounds.length > LONG && now - this.#followedAt < PAUSE_MS;
+    const waits = tree.growing && tree.rounds.length > LONG && now - this.#followedAt < PAUSE_MS;
     if (waits) return this.redraw();
     this.#followedAt = now;
     this.#follow();
@@ -73,7 +74,7 @@ export class TreeView {
 
   #follow() {
     const node = this.#chosen ?? this.#answer ?? this.#tree.best;
-    this.#marks.path = new Set(node === null ? [] : lineage(node));
+    this.#marks.path = new Set(node === null ? [] : pathTo(node));
     showLineage(this.#tree, node, this.#chosen !== null, (step) => this.#choose(step));
     this.redraw();
   }
@@ -111,9 +112,9 @@ export class TreeView {
   }
 
   #plotInWords() {
-    const bests = this.#tree.rounds.map((round) => nats(round.high));
-    if (bests.length === 0) return "Score over chunks: nothing yet";
-    return `Score over ${bests.length} chunks: the best candidate's goes from ${bests[0]} to ${bests.at(-1)} nats`;
+    const rounds = this.#tree.rounds;
+    if (rounds.length === 0) return "Score over chunks: nothing yet";
+    return `Score over ${rounds.length} chunks: the best candidate's goes from ${nats(rounds[0].high)} to ${nats(rounds.at(-1).high)} nats`;
   }
 
   #showLegend() {

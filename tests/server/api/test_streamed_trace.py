@@ -127,7 +127,7 @@ async def test_the_rounds_are_the_tree_of_the_same_request(client: httpx.AsyncCl
     [tree] = last["guidance"].pop("tree")
     assert last["guidance"] == traced[-1]["guidance"]
     rounds = [chunk["guidance"]["round"] for chunk in traced if is_round(chunk)]
-    assert [round_["chunk"] for round_ in rounds] == list(range(len(tree)))
+    assert [round_["chunk"] for round_ in rounds] == list(range(1, len(tree) + 1))
     for round_, chunk, whole in zip(rounds, tree, whole_texts(rounds), strict=True):
         for node, known in zip(round_["candidates"], chunk, strict=False):
             assert whole[node["id"]] == known["text"]
@@ -143,7 +143,7 @@ async def test_several_prompts_tell_their_rounds_apart(client: httpx.AsyncClient
     assert {(round_["prompt"], *round_["choices"]) for round_ in rounds} == {(0, 0, 1), (1, 2, 3)}
     for prompt in (0, 1):
         own = [round_ for round_ in rounds if round_["prompt"] == prompt]
-        assert [round_["chunk"] for round_ in own] == list(range(len(own)))
+        assert [round_["chunk"] for round_ in own] == list(range(1, len(own) + 1))
         assert texts(chunks)[2 * prompt] in whole_texts(own)[-1].values()
 
 
@@ -155,7 +155,7 @@ async def test_rounds_beyond_the_bound_are_left_out(
     chunks = await chunks_of(client, path, guidance={**SEARCH, "trace": "stream"})
     *complete, last = [chunk["guidance"]["round"] for chunk in chunks if is_round(chunk)]
     assert all(round_["candidates"] for round_ in complete)
-    assert last == {"prompt": 0, "choices": [0], "chunk": len(complete), "truncated": True}
+    assert last == {"prompt": 0, "choices": [0], "chunk": len(complete) + 1, "truncated": True}
     assert chunks[-1]["guidance"]["chunks"] > len(complete) + 1
     assert texts(chunks) == texts(await chunks_of(client, path, guidance=SEARCH))
     assert sum(len(json.dumps(round_)) for round_ in complete) < 20 * 200
@@ -197,7 +197,7 @@ async def test_the_official_client_reads_such_a_stream(serve: Serve) -> None:
         parts = [chunk async for chunk in completion]
     for found in (chunks, parts):
         rounds = [chunk.model_extra["guidance"]["round"] for chunk in found if not chunk.choices]
-        assert [round_["chunk"] for round_ in rounds] == list(range(len(rounds)))
+        assert [round_["chunk"] for round_ in rounds] == list(range(1, len(rounds) + 1))
         assert len(rounds) > 2
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text

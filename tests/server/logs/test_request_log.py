@@ -107,6 +107,14 @@ async def test_probes_and_scrapes_do_not_flood_it(connect: Connect, caplog: pyte
     assert [line["message"] for line in lines(caplog)] == ["GET /health"]
 
 
+async def test_a_file_that_the_page_lacks_is_a_line(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    client = await connect()
+    for path in ("/playground", "/playground/dom.js", "/playground/gone.js", "/playground/"):
+        await client.get(path)
+    found = [(line["message"], line["status"]) for line in lines(caplog)]
+    assert found == [("GET /playground", 200), ("GET /playground/gone.js", 404), ("GET /playground/", 307)]
+
+
 async def test_a_client_that_left_is_a_line(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     reached = asyncio.Event()
 

@@ -24,7 +24,7 @@ def saying(text: str) -> Any:
         scores = MappingProxyType({text[:20]: 1.0})
         one = RoundCandidate(0, None, 0, text, 1.0, 1.0, scores, "stop", "finished")
         return [
-            RoundFinished(0, [0], 0, [one], len(text), 4, 4, 0.1),
+            RoundFinished(0, [0], 1, [one], len(text), 4, 4, 0.1),
             TextCommitted(0, text, prompt_tokens=3, completion_tokens=4),
             ChoiceFinished(0, hypothesis(text, guided=True), True),
             RequestFinished(3, 4, REPORT),

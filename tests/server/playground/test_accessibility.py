@@ -56,6 +56,11 @@ async def test_it_works_behind_a_path_prefix(visit: Visiting) -> None:
     assert all("/models/w2s/" in request for request in page.requests if not request.startswith("data:"))
     await page.page.click("#code-b")
     assert "/models/w2s/v1/chat/completions" in await page.text("#code-text")
+    await page.page.click("#code-close")
+    await page.page.click("a:text-is('API')")
+    await page.page.wait_for_selector("[data-path='/v1/chat/completions']")
+    assert all("/models/w2s/" in request for request in page.requests if not request.startswith("data:"))
+    await page.page.go_back()
 
 
 async def test_the_first_load_is_under_300_kb(visit: Visiting) -> None:

@@ -46,10 +46,12 @@ async def test_a_wrong_key_and_then_the_right_one(visit: Visiting) -> None:
     await page.page.keyboard.press("Enter")
     await page.page.wait_for_selector("#key-error:not([hidden])")
     assert "Incorrect API key" in await page.text("#key-error")
-    assert await page.page.is_disabled("#run")
+    assert [await page.page.is_disabled(button) for button in ("#run", "#code-a", "#code-b")] == [True] * 3
+    assert await page.text("#key-button") == "API key"
     await page.page.fill("#key", KEY)
     await page.page.keyboard.press("Enter")
     await page.ask_and_wait()
+    assert await page.text("#key-button") == "API key ✓"
     assert await page.answers() == ("Hello wörld\n", "Hello wörld\n")
     kept = await page.page.evaluate(
         "[location.href, document.cookie, document.documentElement.outerHTML,"
@@ -81,6 +83,7 @@ async def test_a_model_that_is_not_there(visit: Visiting) -> None:
     [
         (RequestError("That cannot be searched.", "guidance.beam_width"), ("refuses", "guidance.beam_width")),
         (OverloadedError("The queue is full.", retry_after_s=7), ("Too many requests", "queue is full", "in 7 s")),
+        (RequestError("`guidance.x` is wrong.", "guidance.x"), ("refuses this request`guidance.x` is wrong.",)),
         (UpstreamError("The provider is down."), ("A provider failed", "provider is down")),
     ],
 )
@@ -90,6 +93,7 @@ async def test_what_the_server_answers_is_said_plainly(visit: Visiting, error: E
     for column in "ab":
         shown = await page.text(f"#error-{column}")
         assert all(part in shown for part in said), shown
+        assert shown.count("guidance.") <= 1
 
 
 async def test_a_stream_that_fails_keeps_what_came(visit: Visiting) -> None:
@@ -111,13 +115,12 @@ async def test_stop_ends_the_search(visit: Visiting) -> None:
     engine = FakeEngine([TextCommitted(0, "Hello"), Block()])
     page = await visit(engine)
     await page.ask()
-    await asyncio.wait_for(engine.blocked.wait(), SOON)
-    await page.page.wait_for_selector("#committed-b:text-is('Hello')")
+    for column in "ab":
+        await page.page.wait_for_selector(f"#committed-{column}:text-is('Hello')")
     await page.page.click("#stop")
     await page.answered()
-    await asyncio.wait_for(engine.closed.wait(), SOON)
-    while engine.open:  # the other column's
-        await asyncio.sleep(0)
+    await asyncio.wait_for(engine.idle.wait(), SOON)
+    assert len(engine.requests) == 2
     assert await page.answers() == ("Hello", "Hello")
     assert "stopped by you" in await page.text("#stats-b")
     assert await page.page.is_hidden("#error-b")
@@ -219,7 +222,7 @@ async def test_thoughts_are_shown_apart_from_the_answer(visit: Visiting) -> None
 async def test_a_tree_that_is_too_large_says_so(visit: Visiting) -> None:
     def script(request: GenerationRequest) -> list[Event]:
         first, *rest = saying("Hello").script(request)
-        return [first, replace(first, chunk=1, candidates=[], truncated=True), *rest]
+        return [first, replace(first, chunk=2, candidates=[], truncated=True), *rest]
 
     page = await visit(FakeEngine(script))
     await page.ask_and_wait()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from tests.server.fake_engine import FakeEngine
+from server.settings.config import ServerConfig
+from tests.server.fake_engine import MODELS, STEERED, Block, FakeEngine, FakeServedModel
 from tests.server.playground.conftest import Visiting
 from tests.server.playground.engines import saying, searching
+from w2s_core.engine.events import Event
+from w2s_core.types import GenerationRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -58,12 +65,153 @@ async def test_two_searches_have_a_tree_each(visit: Visiting) -> None:
 
 
 async def test_a_link_never_has_a_key_and_nonsense_in_it_is_left_out(visit: Visiting) -> None:
-    page = await visit(searching(), "#mode=dance&seed=x&b.beam_width=y&b.nothing=1&c.model=z&__proto__=1&b.__proto__=2")
+    nonsense = "#mode=dance&seed=x&b.beam_width=y&b.successors=&b.nothing=1&c.model=z&__proto__=1&b.__proto__=2"
+    key = "sk-secret"
+    config = ServerConfig(api_keys=(key,))
+    page = await visit(searching(), nonsense, config=config, permissions=["clipboard-read", "clipboard-write"])
+    await page.page.fill("#key-dialog[open] #key", key)
+    await page.page.keyboard.press("Enter")
     await page.ask_and_wait()
     assert all(await page.answers())
-    link = await page.page.evaluate("location.hash")
-    assert "dance" not in link
-    assert "nothing" not in link
+    await page.page.click("#share")
+    await page.page.wait_for_selector("#share:text-is('Copied')")
+    for link in (await page.page.evaluate("navigator.clipboard.readText()"), page.page.url):
+        assert "prompt=How+was+the+movie" in link
+        assert not [word for word in (key, "dance", "nothing", "beam_width", "successors") if word in link]
+
+
+async def test_what_is_left_empty_is_the_served_models_own_also_behind_a_link(visit: Visiting) -> None:
+    """As in the API, where null means "not given"."""
+    capped = FakeServedModel("steered", guidance=replace(STEERED, max_sampled_tokens=100))
+    engine = FakeEngine(served_models={"plain": MODELS["plain"], "steered": capped})
+    page = await visit(engine)
+    await page.page.click("section:has(#title-b) summary")
+    assert await page.page.input_value("#b-max_sampled_tokens") == "100"
+    for value in ("9", ""):
+        await page.page.fill("#b-max_sampled_tokens", value)
+        await page.page.fill("#b-beam_width", value)
+    assert await page.page.get_attribute("#b-max_sampled_tokens", "placeholder") == "100"
+    assert "W 4" in await page.text("#summary-b")
+    await page.page.fill("#max-tokens", "")
+    await page.page.fill("#seed", "7")
+    await page.ask_and_wait()
+    again = await visit(engine, await page.page.evaluate("location.hash"))
+    assert await again.page.input_value("#max-tokens") == ""
+    await again.ask_and_wait()
+    first, second = (sorted(engine.requests[at : at + 2], key=lambda request: request.model) for at in (0, 2))
+    assert first == second
+    assert [(request.sampling.max_tokens, request.sampling.seed) for request in first] == [(None, 7)] * 2
+    assert (first[1].guidance.max_sampled_tokens, first[1].guidance.beam_width) == (100, 4)
+
+
+async def test_early_rejection_is_for_best_of_n_alone(visit: Visiting) -> None:
+    engine = FakeEngine()
+    page = await visit(engine, "#b.model=best")
+    await page.page.click("section:has(#title-b) summary")
+    await page.page.fill("#b-early_rejection", "0.25")
+    await page.ask_and_wait()
+    await page.page.focus("#b-method")
+    await page.page.select_option("#b-method", "cbs")
+    assert await page.page.locator("#b-early_rejection").count() == 0
+    assert await page.page.evaluate("document.activeElement.id") == "b-method"
+    await page.ask_and_wait()
+    asked = [request.guidance for request in engine.requests if request.model == "best"]
+    assert [(guidance.method, guidance.early_rejection) for guidance in asked] == [("best_of_n", 0.25), ("cbs", 0)]
+
+
+async def test_another_model_steers_as_itself_and_other_settings_stay(visit: Visiting) -> None:
+    engine = FakeEngine()
+    page = await visit(engine, "#b.pairs.positive=-2&b.method=eft&b.chunk_length=7&b.temperature=0.5")
+    assert "positive −2" in await page.text("#summary-b")
+    await page.page.select_option("#model-b", "plain")
+    assert await page.text("#title-b") == "Plain"
+    await page.page.select_option("#model-b", "best")
+    assert await page.text("#summary-b") == "best of 8 · positive 1"
+    await page.ask_and_wait()
+    (guided,) = [request for request in engine.requests if request.model == "best"]
+    assert (guided.guidance.method, guided.guidance.pairs) == ("best_of_n", {"positive": 1.0})
+    assert (guided.guidance.chunk_length, guided.sampling.temperature) == (7, 0.5)
+
+
+async def test_a_search_of_many_chunks_that_is_stopped_shows_its_lineage_to_the_end(visit: Visiting) -> None:
+    """The lineage of a growing tree is written less often when it is long; when nothing comes any more, once again."""
+    count = 140
+
+    def script(request: GenerationRequest) -> list[Event | Block]:
+        [first, *_] = saying("x").script(request)
+        parents = [None, *[0] * (count - 1)]
+        nodes = [
+            replace(first.candidates[0], parent=parent, offset=number, finish_reason=None, fate="kept")
+            for number, parent in enumerate(parents)
+        ]
+        return [*(replace(first, chunk=i + 1, candidates=[node]) for i, node in enumerate(nodes)), Block()]
+
+    page = await visit(FakeEngine(script))
+    await page.ask()
+    await page.page.wait_for_selector(f"#tree[data-rounds='{count}']")
+    await page.page.click("#stop")
+    await page.answered()
+    assert await page.page.get_attribute("#lineage", "data-text") == "x" * count
+
+
+async def test_what_is_copied_is_the_answer_shown_or_the_settings_now(visit: Visiting) -> None:
+    page = await visit(FakeEngine())
+
+    async def copied() -> tuple[str, dict[str, Any]]:
+        code = await page.text("#code-text")
+        body = code[code.index("-d '") + 4 : -1]
+        return await page.text("#code-title"), json.loads(body)
+
+    await page.page.click("#code-b")
+    title, body = await copied()
+    assert title == "The request with the settings as they are now (guided, steered)"
+    assert await page.page.is_hidden("#code-of")
+    await page.page.click("#code-close")
+    await page.ask_and_wait()
+    await page.page.click("#code-b")
+    assert await copied() == ("The request of the answer shown (guided, steered)", body)
+    assert await page.page.is_hidden("#code-of")
+    await page.page.click("#code-close")
+    assert await page.page.is_hidden("#changed-b")
+    await page.page.fill("#seed", "5")
+    assert await page.page.is_visible("#changed-a")
+    await page.page.select_option("#model-b", "plain")
+    assert await page.page.is_visible("#changed-b")
+    await page.page.click("#code-b")
+    assert await copied() == ("The request of the answer shown (guided, steered)", body)
+    await page.page.click("#code-of label:has(input[value=now])")
+    now = {**body, "model": "plain", "seed": 5}
+    assert await copied() == ("The request with the settings as they are now (plain, plain)", now)
+    await page.page.click("#code-close")
+    await page.ask_and_wait()
+    assert await page.page.is_hidden("#changed-b")
+
+
+@pytest.mark.parametrize(("link", "said"), [("", False), ("#b.fluency=0.3", True)])
+async def test_where_ranks_are_not_scores_the_page_says_so(visit: Visiting, link: str, said: bool) -> None:
+    page = await visit(searching(), link)
+    await page.ask_and_wait()
+    assert await page.page.is_visible("#tree-ranked") == said
+
+
+async def test_scores_are_written_for_people(visit: Visiting) -> None:
+    page = await visit(FakeEngine())
+    written = """async (values) => {
+        const { nats } = await import(new URL("playground/dom.js", document.baseURI));
+        return values.map(nats);
+    }"""
+    values = {3.14159: "3.14", -0.5: "−0.50", 12.3: "12.30", 1234: "1,234", -1234.6: "−1,235", -0.001: "0.00"}
+    assert await page.page.evaluate(written, [*values, None]) == [*values.values(), "–"]
+
+
+async def test_both_answers_are_announced(visit: Visiting) -> None:
+    """Each in its own region, so that none takes the other's place before it is read."""
+    page = await visit(FakeEngine())
+    await page.ask_and_wait()
+    assert [await page.text(f"#news-{column}[role=status]") for column in "ab"] == [
+        "Plain answer: Hello wörld\n",
+        "Guided answer: Hello wörld\n",
+    ]
 
 
 async def test_the_keyboard_walks_through_the_tree(visit: Visiting) -> None:
@@ -72,9 +220,9 @@ async def test_the_keyboard_walks_through_the_tree(visit: Visiting) -> None:
     _, guided = await page.answers()
     await page.page.focus("#tree")
     heard = []
-    for key in ("End", "ArrowLeft", "ArrowRight", "Home", "ArrowDown", "ArrowUp", "+", "-", "0"):
+    for key in ("End", "ArrowLeft", "ArrowRight", "Home", "ArrowDown", "ArrowUp"):
         await page.page.keyboard.press(key)
-        heard.append(await page.text("#announcer"))
+        heard.append(await page.text("#news"))
     assert heard[3].startswith("Chunk 1, candidate ")
     assert all("score" in said for said in heard)
     await page.page.keyboard.press("ArrowDown")
@@ -82,6 +230,34 @@ async def test_the_keyboard_walks_through_the_tree(visit: Visiting) -> None:
     assert await page.page.get_attribute("#lineage", "data-text") != guided
     await page.page.keyboard.press("Escape")
     assert await page.page.get_attribute("#lineage", "data-text") == guided
+
+
+async def test_the_keyboard_zooms_as_the_buttons_do(visit: Visiting) -> None:
+    page = await visit(searching())
+    await page.ask_and_wait()
+    picture = """() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(
+        () => done(document.querySelector("#tree-canvas").toDataURL()))))"""
+
+    async def pressed(key: str) -> str:
+        await page.page.focus("#tree")
+        await page.page.keyboard.press(key)
+        return str(await page.page.evaluate(picture))
+
+    async def clicked(button: str) -> str:
+        await page.page.click(button)
+        return str(await page.page.evaluate(picture))
+
+    fitted = await clicked("#zoom-fit")
+    larger = await clicked("#zoom-in")
+    assert await clicked("#zoom-fit") == fitted
+    smaller = await clicked("#zoom-out")
+    assert len({fitted, larger, smaller}) == 3
+    assert await pressed("0") == fitted
+    assert await pressed("+") == larger
+    await pressed("0")
+    assert await pressed("=") == larger
+    await pressed("0")
+    assert await pressed("-") == smaller
 
 
 async def test_a_click_follows_and_a_drag_moves(visit: Visiting) -> None:

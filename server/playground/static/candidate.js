@@ -1,6 +1,6 @@
 // One candidate in words: in the tip beside the pointer, and its lineage below the tree.
 import { byId, h, nats } from "./dom.js";
-import { head, lineage, tail } from "./tree.js";
+import { head, pathTo, tail } from "./tree.js";
 
 const FATES = {
   kept: "kept in the beam",
@@ -39,7 +39,7 @@ export function showLineage(tree, node, chosen, choose) {
   byId("lineage-title").textContent = titleOf(tree, node, chosen);
   byId("lineage-back").hidden = !chosen;
   byId("lineage-back").onclick = () => choose(null);
-  const steps = node === null ? [] : lineage(node).filter((step) => !step.carried);
+  const steps = node === null ? [] : pathTo(node).filter((step) => !step.carried);
   const list = byId("lineage");
   const focused = [...list.querySelectorAll("button")].indexOf(document.activeElement);
   list.replaceChildren(...steps.map((step) => chunk(tree, step, choose)));

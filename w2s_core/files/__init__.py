@@ -1,0 +1,1 @@
+"""Files that stay whole, whenever the process that writes them ends."""
