@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +28,7 @@ from benchmarks.systems import VLLM_SYSTEMS, Systems, open_systems
 
 _WARM_UP_TOKENS = 10
 _ATTEMPT_SEED_STRIDE = 100  # each attempt has other prompts, so that the engine does not profit from its prefix cache
+_STEPS_OF_REPEAT = 5  # decode steps that are timed for each repeat
 _NOT_INSTALLED = "not at hand"
 Trials = dict[Run, list[Trial]]
 
@@ -87,13 +90,20 @@ def run(settings: Settings, only: Sequence[str], out: Path) -> list[Figure]:
     trials = asyncio.run(measure(settings, measured))
     figures = figures_of(selected, measured, trials)
     about = {"machine": before, "settings": asdict(settings), "seconds": round(time.perf_counter() - start)}
-    text = table(figures)
+    text = table(figures) if only else table(figures) + "\n\nWhat a step takes beyond its floor:\n\n" + floor(settings)
     click.echo(text)
     click.echo("\nWhere the naive system's time goes:\n" + phases(trials))
     write(out / "bench.json", as_json(about, figures, trials))
     write(out / "bench.md", text + "\n")
     click.echo(f"wrote {out}/bench.json and bench.md", err=True)
     return figures
+
+
+def floor(settings: Settings) -> str:
+    """The table of `step_floor`, which runs in a process of its own, because it computes."""
+    command = [sys.executable, "-m", "benchmarks.step_floor", "--model", settings.large]
+    command += ["--threads", str(settings.threads), "--repeats", str(settings.repeats * _STEPS_OF_REPEAT)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def _find_vllm() -> str | None:

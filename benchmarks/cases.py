@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.figures import Figure, Trial, ratios, speeds
 from benchmarks.settings import DEMO, EQUAL, Settings, Workload
@@ -66,7 +66,13 @@ def _note(trials: Sequence[Trial]) -> str:
 
 def cases(settings: Settings) -> list[Case]:
     """All cases, in the order of the table."""
-    return [*_speeds(settings), *_against_naive(settings), *_against_others(settings), *_through_vllm(settings)]
+    return [
+        *_speeds(settings),
+        *_in_int8(settings),
+        *_against_naive(settings),
+        *_against_others(settings),
+        *_through_vllm(settings),
+    ]
 
 
 def _speeds(settings: Settings) -> list[Case]:
@@ -80,6 +86,30 @@ def _speeds(settings: Settings) -> list[Case]:
         case("speed-445", f"4/4/5, T={t65}", 12, Workload(20, t65, DEMO)),
         case("speed-2230", f"2/2/30, T={t120}", 16, Workload(20, t120, DEMO, w=2, k=2, length=30)),
         case("speed-four", f"4/4/5, T={t65}, 4 requests at once", 25, Workload(20, t65, DEMO, streams=4)),
+    ]
+
+
+def _in_int8(settings: Settings) -> list[Case]:
+    """int8 against the precision of the run, and 16 rows at each engine's best on CPUs."""
+    t64, t65, t120 = settings.tokens(64), settings.tokens(65), settings.tokens(120)
+    plain = Workload(20, t64, None)
+
+    def case(name: str, title: str, target: float, load: Workload) -> Case:
+        return Case(name, _SHORT, f"int8 ÷ {settings.dtype}, {title}", target, Run("int8", load), Run("engine", load))
+
+    return [
+        case("int8-445", f"guided 4/4/5, T={t65}", 1.6, Workload(20, t65, DEMO)),
+        case("int8-2230", f"guided 2/2/30, T={t120}", 1.5, Workload(20, t120, DEMO, w=2, k=2, length=30)),
+        case("int8-four", f"guided 4/4/5, T={t65}, 4 requests at once", 1.4, Workload(20, t65, DEMO, streams=4)),
+        case("int8-plain", f"one plain stream, T={t64}", 1.3, replace(plain, w=1, k=1)),
+        Case(
+            "int8-vllm",
+            _SHORT,
+            "this engine's plain sampling of 16 rows in int8 ÷ vLLM's in bfloat16",
+            1.3,
+            Run("int8", plain),
+            Run("vllm bfloat16", plain),
+        ),
     ]
 
 
@@ -117,7 +147,7 @@ def _against_others(settings: Settings) -> list[Case]:
         Case("generate", _SHORT, generate, 1.3, engine, Run("generate", plain)),
         Case("own-plain", _SHORT, own, 0.9, engine, Run("engine", plain)),
         Case("http", "http", http, 0.95, Run("http", eight), Run("engine", eight)),
-        Case("vllm", _SHORT, vllm, 1.0, Run("engine", plain), Run("vllm", plain)),
+        Case("vllm", _SHORT, vllm, 1.15, Run("engine", plain), Run("vllm", plain)),
         Case("scoring-flat", "scoring", flat, 1.2, Run("scoring", short), Run("scoring", long), at_most=True),
     ]
 

@@ -21,14 +21,16 @@ from benchmarks.server_process import Server, server_process
 from benchmarks.settings import LARGE, Models, Settings, Workload
 from benchmarks.vllm_process import CONTEXT_LENGTH, MODEL, vllm_process
 from w2s_core.build.engine import build_engine
-from w2s_core.config import RemoteLargeModelConfig
+from w2s_core.config import EngineConfig, RemoteLargeModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TokenPrompt, Tokens
 
-System: TypeAlias = Literal["engine", "http", "naive", "generate", "scoring", "vllm", "bare client", "remote"]
-VLLM_SYSTEMS: frozenset[System] = frozenset(("vllm", "bare client", "remote"))
+System: TypeAlias = Literal[
+    "engine", "int8", "http", "naive", "generate", "scoring", "vllm", "vllm bfloat16", "bare client", "remote"
+]
+VLLM_SYSTEMS: frozenset[System] = frozenset(("vllm", "vllm bfloat16", "bare client", "remote"))
 _TIMEOUT_S = 600.0
 
 
@@ -38,27 +40,30 @@ class Systems:
 
     tokenizer: HFTokenizer
     engine: Engine | None
+    int8: Engine | None
     remote: Engine | None
     naive: NaiveProcess | None
     server: Server | None
     scoring: ScoringCost | None
     vllm: Server | None
+    vllm_bfloat16: Server | None
 
     async def measure(self, system: System, load: Workload, seed: int) -> Trial:
         """Measures one trial. Prompts and seeds depend on `seed` alone, so that all systems get the same ones."""
         prompts = [excerpt(self.tokenizer, load.prompt, seed + i) for i in range(load.streams)]
         match system:
-            case "engine" | "remote":
-                engine = self.engine if system == "engine" else self.remote
+            case "engine" | "int8" | "remote":
+                engine = {"engine": self.engine, "int8": self.int8, "remote": self.remote}[system]
                 assert engine is not None
                 return await through_engine(engine, load, prompts, seed)
             case "http":
                 assert self.server is not None
                 return await through_http(self.server.url, LARGE, load, prompts, seed)
-            case "vllm" | "bare client":
-                assert self.vllm is not None
-                through = through_vllm if system == "vllm" else bare_search
-                return await through(self.vllm.url, load, prompts, seed)
+            case "vllm" | "vllm bfloat16" | "bare client":
+                server = self.vllm_bfloat16 if system == "vllm bfloat16" else self.vllm
+                assert server is not None
+                through = bare_search if system == "bare client" else through_vllm
+                return await through(server.url, load, prompts, seed)
             case "scoring":
                 assert self.scoring is not None
                 return await self.scoring.measure(load, seed)
@@ -76,16 +81,23 @@ async def open_systems(settings: Settings, models: Models, needed: Collection[Sy
     config, plain = (m.engine_config(settings) for m in (models, replace(models, pairs={})))
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        vllm = await enter(_vllm(models, settings)) if VLLM_SYSTEMS & set(needed) else None
+        vllm = await enter(_vllm(models, settings)) if VLLM_SYSTEMS & set(needed) - {"vllm bfloat16"} else None
+        fast = replace(settings, dtype="bfloat16")
         yield Systems(
             tokenizer=HFTokenizer(models.large),
             engine=await enter(build_engine(config)) if "engine" in needed else None,
+            int8=await enter(build_engine(_quantized(config))) if "int8" in needed else None,
             remote=await enter(_remote(models, settings, vllm)) if vllm and "remote" in needed else None,
             naive=await enter(naive_process(models, settings)) if {"naive", "generate"} & set(needed) else None,
             server=await enter(server_process(plain)) if "http" in needed else None,
             scoring=await enter(scoring_cost(models, settings)) if "scoring" in needed else None,
             vllm=vllm,
+            vllm_bfloat16=await enter(_vllm(models, fast)) if "vllm bfloat16" in needed else None,
         )
+
+
+def _quantized(config: EngineConfig) -> EngineConfig:
+    return replace(config, workers=replace(config.workers, quantization="int8"))
 
 
 @asynccontextmanager

@@ -38,7 +38,7 @@ def test_every_side_is_measured_and_written(
     assert [figure.name for figure in figures] == [case.name for case in cases(settings)]
     unmeasured = [figure for figure in figures if figure.value is None]
     assert {figure.note for figure in unmeasured} == {"not at hand"}
-    assert [figure.name for figure in unmeasured] == ["vllm", "remote-445", "remote-2230"]
+    assert [figure.name for figure in unmeasured] == ["int8-vllm", "vllm", "remote-445", "remote-2230"]
     assert not [figure.note for figure in figures if "ended" in figure.note]
     content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     for system in content["trials"]:
@@ -50,6 +50,7 @@ def test_every_side_is_measured_and_written(
     printed = capsys.readouterr().out
     assert (tmp_path / "bench.md").read_text(encoding="utf-8").strip() in printed
     assert "gathering the cache" in printed
+    assert "step ÷ layers" in printed
 
 
 def test_only_what_is_wanted_is_measured(settings: Settings, tmp_path: Path) -> None:
