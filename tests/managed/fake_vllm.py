@@ -4,6 +4,7 @@ Where the model's folder has no tokenizer, it has its health alone.
 Like vLLM it has an engine in a process of its own, which would outlive it. The variable FAKE_VLLM is what it does:
 `serve`, `fail` before it is healthy, never become healthy (`wait`), or ignore SIGTERM (`stay`). A file named `then` in
 its model's folder says so for the next start. Its command line goes to the file `argv` there.
+With FAKE_VLLM_SESSION the engine leaves the process group.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def main() -> None:
     kind = behaviour(folder)
     (folder / "argv").write_text(json.dumps(sys.argv))
     os.environ["FAKE_VLLM_MODEL"] = str(folder)  # by which a test finds the engine
-    subprocess.Popen([sys.executable, "-c", ENGINE])
+    subprocess.Popen([sys.executable, "-c", ENGINE], start_new_session="FAKE_VLLM_SESSION" in os.environ)
     say(f"(APIServer pid={os.getpid()}) INFO 11-27 04:22:29 [api.py:1] this is a fake that will {kind}")
     say(f"WARNING 11-27 04:22:29 [api.py:2] the key is {os.environ['VLLM_API_KEY']}")
     if kind == "fail":

@@ -154,6 +154,23 @@ def its_guard(model: Path) -> psutil.Process:
     return parent
 
 
+@pytest.fixture
+def engine_in_a_session_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_VLLM_SESSION", "1")
+
+
+@pytest.mark.usefixtures("engine_in_a_session_of_its_own")
+async def test_an_engine_that_left_the_process_group_ends_too(model: Path) -> None:
+    async with running(managed(model)) as server:
+        before = processes_of(model)
+        assert len({os.getpgid(process.pid) for process in before}) == 2
+        vllm_of(model).kill()
+        await until(lambda: not server.ready)
+        await until(lambda: server.ready)
+        assert not [process for process in before if process.is_running()]
+    assert not processes_of(model)
+
+
 @pytest.mark.parametrize("victim", [vllm_of, its_guard], ids=["vllm", "guard"])
 async def test_one_that_is_killed_is_replaced_with_all_its_processes(
     model: Path, victim: Callable[[Path], psutil.Process], caplog: pytest.LogCaptureFixture
@@ -182,6 +199,7 @@ async def test_one_that_cannot_start_again_backs_off(model: Path, caplog: pytest
     assert "vLLM of llama could not be restarted: vLLM has ended before it was healthy" in caplog.text
 
 
+@pytest.mark.usefixtures("engine_in_a_session_of_its_own")
 async def test_one_that_is_silent_is_killed_and_replaced(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with running(managed(model, heartbeat_timeout_s=0.4)) as server:
         vllm = vllm_of(model)

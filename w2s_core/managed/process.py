@@ -59,21 +59,25 @@ class VLLMProcess:
         return tuple(self._output.last_lines)
 
     def kill(self) -> None:
-        """Kills vLLM at once, with all its processes."""
+        """Kills vLLM at once; its guard kills all its processes."""
         with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+            self._guard.terminate()
 
     async def stop(self) -> None:
         """Ends vLLM: SIGTERM by its guard, then SIGKILL if it does not end in time."""
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         await asyncio.wait([self.ended], timeout=STOP_TIMEOUT_S + _SPARE_S)
-        self.kill()
+        self._kill_group()
         await self.ended
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     async def _wait(self) -> None:
         await self._guard.wait()
         assert self._guard.stdin is not None
         self._guard.stdin.close()
-        self.kill()  # if the guard was killed itself, the others are still there
+        self._kill_group()  # if the guard was killed itself, the others are still there
         await asyncio.to_thread(self._output.finish)
