@@ -136,6 +136,7 @@ async def test_what_comes_while_it_is_down_is_refused_and_a_search_that_cannot_g
     assert "provider" in ready.json()["error"]["message"]
     refused = await client.post("/v1/completions", json=body)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    assert refused.json()["error"]["message"] == f"The provider of `{MODEL}` is down."
     answer = await asking
     assert answer.status_code == 503
     assert answer.json()["error"]["message"] == f"The vLLM of `{MODEL}` has not come back in time."
