@@ -24,7 +24,9 @@ from server.http.tls import load_certificate, tls_context
 from server.logs.format import configure_logging
 from server.settings.config import ServerConfig, Settings
 from server.settings.reload import changed_keys, keys_needing_restart
+from w2s_core.config import ManagedLargeModelConfig
 from w2s_core.errors import ConfigurationError, W2SError
+from w2s_core.managed.command import find_program
 
 if TYPE_CHECKING:
     from w2s_core.engine.engine import Engine
@@ -38,9 +40,13 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # for wildcard addresses, whi
 def run(settings: Settings, load_settings_again: Callable[[], Settings]) -> int:
     """Serves until a signal arrives, and returns the exit code: 0, or 1 when the models could not be loaded.
 
-    `load_settings_again` is called on SIGHUP. Raises ConfigurationError when the server cannot listen.
+    `load_settings_again` is called on SIGHUP. Raises ConfigurationError when the server cannot listen, or the program
+    of a managed vLLM is not there.
     """
     configure_logging(settings.server.log_level, settings.server.log_format)
+    for name, model in settings.large_models.items():
+        if isinstance(model, ManagedLargeModelConfig):
+            find_program(name, model)
     with ExitStack() as stack:
         sockets = [stack.enter_context(listen(settings.server, "port"))]
         if settings.server.admin_port is not None:

@@ -25,8 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What `pytest --fast` (`make test-fast`) leaves out: it starts processes, reads real models or imports big libraries.
 NOT_FAST = (
-    *("benchmarks", "clients", "demo", "deploy", "e2e", "evaluation", "gpu", "judges", "recipes", "surface"),
-    *("training", "vllm", "test_data_sets.py", "test_layering.py"),
+    *("benchmarks", "clients", "demo", "deploy", "e2e", "evaluation", "gpu", "judges", "managed", "recipes"),
+    *("surface", "training", "vllm", "test_data_sets.py", "test_layering.py"),
     "pairs/test_pair_commands.py",
     *(
         "server/playground/test_accessibility.py",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from w2s_core.provider_config import ProviderConfig as ProviderConfig  # noqa: PLC0414  (part of the configuration)
 from w2s_core.provider_config import RemoteModelConfig as RemoteModelConfig  # noqa: PLC0414
+from w2s_core.provider_config import VLLMConfig as VLLMConfig  # noqa: PLC0414
 from w2s_core.types import Guidance
 
 ToolFormatName: TypeAlias = Literal["auto", "hermes", "llama3_json", "mistral"]
@@ -103,6 +104,18 @@ class RemoteLargeModelConfig(RemoteModelConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ManagedLargeModelConfig(VLLMConfig):
+    """A large model in a vLLM that this server starts, watches, restarts and stops. `tool_format`, `reasoning_format`,
+    `generation_config`: as in `LargeModelConfig`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    backend: Literal["vllm"] = "vllm"
+    tool_format: ToolFormatName = "auto"
+    reasoning_format: ReasoningFormatName = "auto"
+    generation_config: GenerationConfigName = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemotePairConfig:
     """A pair at providers that return the log-probabilities of a prompt. `prompt_template`, `untuned`: as in
     `PairConfig`."""
@@ -185,8 +198,8 @@ class WorkersConfig:
     the processor has instructions for it, else float32. `quantization`: "int8" rounds the weights of linear layers
     to 8 bits and multiplies integers, on CPUs only; "auto" of `dtype` is then float32. `threads`: CPU threads of
     each worker; "auto" = the cores divided by the workers. `max_rows`: sequences decoded at once. `kv_cache_gb`:
-    memory for the KV cache of each model, in 10⁹ bytes. `heartbeat_timeout_s`: a worker that does not answer for so
-    long is restarted.
+    memory for the KV cache of each model, in 10⁹ bytes. `heartbeat_timeout_s`: a worker, or a managed
+    vLLM, that does not answer for so long is restarted.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
@@ -224,7 +237,7 @@ class EngineConfig:
     `traces` turns on OpenTelemetry tracing (see `telemetry.tracing`).
     """
 
-    large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig]
+    large_models: Mapping[str, LargeModelConfig | RemoteLargeModelConfig | ManagedLargeModelConfig]
     served_models: Mapping[str, ServedModelConfig]
     pairs: Mapping[str, PairConfig | RemotePairConfig] = field(default_factory=dict)
     workers: WorkersConfig = WorkersConfig()

@@ -1,4 +1,4 @@
-"""Configuration of a remote model and its provider, as frozen dataclasses (see `w2s_core.config`)."""
+"""Configuration of a remote model, its provider and a managed vLLM, as frozen dataclasses (see `w2s_core.config`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 _FORBID: dict[str, str] = {"extra": "forbid"}
+# Arguments of `vllm serve` that the server sets itself, by the key of `VLLMConfig` that sets them if there is one.
+_MANAGED_ARGUMENTS: dict[str, str | None] = {
+    "model": "model",
+    "tensor-parallel-size": "tensor_parallel_size",
+    "quantization": "quantization",
+    "max-model-len": "max_model_len",
+} | dict.fromkeys(
+    (
+        *("api-key", "config", "disable-uvicorn-access-log", "grpc", "grpc-port", "headless", "host", "port"),
+        *("root-path", "served-model-name", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tokenizer", "uds"),
+    )
+)
+_SHORT_ARGUMENTS = {"-q": "quantization", "-tp": "tensor-parallel-size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +88,56 @@ class RemoteModelConfig(ProviderConfig):
             yield "tokenizer: flavor vllm exchanges token ids and needs one"
         if self.context_length is not None and self.context_length < 1:
             yield "context_length: must be at least 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VLLMConfig:
+    """A vLLM that this server starts: its command line, and the calls to it. Times are in seconds.
+
+    `model`: a folder, a Hugging Face hub id, or "demo:NAME". `command`: the program `vllm`, by its name on PATH or its
+    path. `tensor_parallel_size`, `quantization` and `max_model_len`: as `vllm serve` takes them, None = its default.
+    `extra_args`: further arguments of `vllm serve`. `start_timeout_s`: how long it may take until it is healthy, a
+    download of the model included. `call_timeout_s`, `max_concurrency`: as in `ProviderConfig`; time in which vLLM is
+    restarted does not count.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
+    model: str
+    command: str = "vllm"
+    tensor_parallel_size: int = 1
+    quantization: str | None = None
+    max_model_len: int | None = None
+    extra_args: tuple[str, ...] = ()
+    start_timeout_s: float = 1800.0
+    call_timeout_s: float = 50.0
+    max_concurrency: int = 64
+
+    def problems(self) -> Iterator[str]:
+        """As `ProviderConfig.problems`."""
+        for key in ("model", "command"):
+            if not getattr(self, key).strip() or getattr(self, key).startswith("-"):
+                yield f"{key}: must not be empty or begin with -"
+        for key in ("start_timeout_s", "call_timeout_s"):
+            if not 0 < getattr(self, key) < float("inf"):
+                yield f"{key}: must be above 0"
+        for key in ("tensor_parallel_size", "max_model_len", "max_concurrency"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                yield f"{key}: must be at least 1"
+        for name in dict.fromkeys(filter(None, map(_managed_argument, self.extra_args))):
+            own_key = _MANAGED_ARGUMENTS[name]
+            instead = "the server sets it" if own_key is None else f"set the key {own_key}"
+            yield f"extra_args: must not have --{name}; {instead}"
+
+
+def _managed_argument(argument: str) -> str | None:
+    """The argument of `_MANAGED_ARGUMENTS` that `vllm serve` would read, None if it is another one.
+
+    vLLM takes `_` for `-`, and argparse a value behind `=` and any beginning of a long name.
+    """
+    if argument.startswith("--"):
+        name = argument[2:].partition("=")[0].replace("_", "-")
+        return next((full for full in _MANAGED_ARGUMENTS if name and full.startswith(name)), None)
+    return next((full for short, full in _SHORT_ARGUMENTS.items() if argument.startswith(short)), None)
 
 
 def _problem_of_url(url: str) -> str | None:

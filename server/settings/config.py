@@ -30,6 +30,7 @@ from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
     Limits,
+    ManagedLargeModelConfig,
     PairConfig,
     ProviderConfig,
     PythonScorerConfig,
@@ -37,6 +38,7 @@ from w2s_core.config import (
     RemotePairConfig,
     RemoteRewardModelConfig,
     RewardModelConfig,
+    VLLMConfig,
     WorkersConfig,
 )
 from w2s_core.errors import ConfigurationError
@@ -69,19 +71,23 @@ DEMO: Mapping[str, Any] = {
 }
 
 
-def _backend(value: Any) -> str | None:
-    """The `backend` of a model, `local` by default; None if it is unknown."""
-    backend = value.get("backend", "local") if isinstance(value, Mapping) else getattr(value, "backend", "local")
-    return backend if backend in ("local", "remote") else None
+def _by_backend(*backends: str) -> Discriminator:
+    """Tells a model's configuration by its `backend`, which is one of `backends` and `local` by default."""
+
+    def backend_of(value: Any) -> str | None:
+        backend = value.get("backend", "local") if isinstance(value, Mapping) else getattr(value, "backend", "local")
+        return backend if backend in backends else None
+
+    message = "must be " + " or ".join(f"`{backend}`" for backend in backends)
+    return Discriminator(backend_of, custom_error_type="backend", custom_error_message=message)
 
 
-_ByBackend = Discriminator(
-    _backend,
-    custom_error_type="backend",
-    custom_error_message="must be `local` or `remote`",
-)
+_ByBackend = _by_backend("local", "remote")
 AnyLargeModelConfig = Annotated[
-    Annotated[LargeModelConfig, Tag("local")] | Annotated[RemoteLargeModelConfig, Tag("remote")], _ByBackend
+    Annotated[LargeModelConfig, Tag("local")]
+    | Annotated[RemoteLargeModelConfig, Tag("remote")]
+    | Annotated[ManagedLargeModelConfig, Tag("vllm")],
+    _by_backend("local", "remote", "vllm"),
 ]
 AnyPairConfig = Annotated[Annotated[PairConfig, Tag("local")] | Annotated[RemotePairConfig, Tag("remote")], _ByBackend]
 AnyRewardModelConfig = Annotated[
@@ -199,7 +205,7 @@ class Settings(BaseSettings):
             models |= {f"pairs.{name}.tuned": pair.tuned, f"pairs.{name}.untuned": pair.untuned}
         models |= {f"reward_models.{name}": model for name, model in self.reward_models.items()}
         for key, model in models.items():
-            if isinstance(model, ProviderConfig):
+            if isinstance(model, ProviderConfig | VLLMConfig):
                 yield from (f"{key}.{problem}" for problem in model.problems())
 
     @property

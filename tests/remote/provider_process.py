@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -42,9 +43,11 @@ class Gate:
         self.held -= 1
 
 
-def application(tokenizer: HFTokenizer) -> FastAPI:
+LETTERS = {"large": "abcdé☃", "tuned": "cdab☃é", "untuned": "é☃abcd"}  # that each likes, by the part of its path
+
+
+def application(tokenizer: HFTokenizer, letters: Mapping[str, str] = LETTERS, gated: str = "large") -> FastAPI:
     app, gate = FastAPI(), Gate()
-    letters = {"large": "abcdé☃", "tuned": "cdab☃é", "untuned": "é☃abcd"}
     likes = partial(words, tokenizer, eos=0.0, turn=lambda context: crc32(repr(context).encode()))
     models = {name: FakeProvider(tokenizer, likes(tuple(order))) for name, order in letters.items()}
 
@@ -54,7 +57,7 @@ def application(tokenizer: HFTokenizer) -> FastAPI:
 
     @app.post("/{model}/completions")
     async def completions(model: str, body: dict[str, Any]) -> dict[str, Any]:
-        if model == "large" and len(body["prompt"]) > PROMPT_TOKENS:
+        if model == gated and len(body["prompt"]) > PROMPT_TOKENS:
             await gate()
         return await models[model].post("/completions", body)
 

@@ -256,3 +256,38 @@ async def test_a_body_that_cannot_be_said_in_json_is_our_bug(world: World) -> No
         await provider.post("/completions", {"temperature": float("nan")})
     assert await soon(provider.post("/completions", {"prompt": "half a pair: \ud800"})) == ANSWER
     assert server.calls[0].body == {"prompt": "half a pair: \ud800"}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_this_machine_is_not_asked_for_through_a_proxy(
+    world: World, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """The proxy would be sent our key, and would look for the provider on its own machine."""
+    server, proxy = await world.server(), await world.server()
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    provider = await world.provider(base_url=server.url.replace("127.0.0.1", host))
+    assert await soon(provider.post("/completions", BODY)) == ANSWER
+    assert not proxy.calls
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_choice_that_the_provider_gave_up_is_drawn_again(world: World, streamed: bool) -> None:
+    """vLLM ends what it is drawing so when it is stopped; a shorter chunk would be another answer."""
+    aborted = {"choices": [{"index": 0, "text": "abou", "finish_reason": "abort"}]}
+    provider = await world.provider(await world.server(answer(aborted), answer()))
+    if streamed:
+        assert (await soon(provider.stream("/completions", BODY, Events))).seen == [ANSWER]
+    else:
+        assert await soon(provider.post("/completions", BODY)) == ANSWER
+    assert world.statuses == ["dropped", "200"]
+
+
+class Events:
+    """Keeps the events of a stream."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def feed(self, event: dict[str, Any], /) -> None:
+        self.seen.append(event)

@@ -7,12 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from w2s_core.build.local import LocalModels
+from w2s_core.build.managed import ManagedModels
 from w2s_core.build.python_scorers import load_python_scorer
 from w2s_core.build.remote import RemoteModels
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     EngineConfig,
     LargeModelConfig,
+    ManagedLargeModelConfig,
     RemoteLargeModelConfig,
     RemotePairConfig,
     RemoteRewardModelConfig,
@@ -41,11 +43,14 @@ def build_engine(config: EngineConfig) -> Engine:
     tokenizers = TokenizerCache()
     local = LocalModels(config, tokenizers, metrics)
     remote = RemoteModels(tokenizers.load, partial(_on_attempt, metrics, tracing))
+    managed = ManagedModels(remote, tokenizers, config.workers.heartbeat_timeout_s, metrics)
     large_models: dict[str, LargeModel] = {}
     tuners: dict[str, LocalProxyTuner] = {}
     for name, large in config.large_models.items():
         if isinstance(large, RemoteLargeModelConfig):
             large_models[name] = remote.large_model(name, large)
+        elif isinstance(large, ManagedLargeModelConfig):
+            large_models[name] = managed.large_model(name, large)
         else:
             large_models[name] = model = local.large_model(large)
             tuners[name] = local.proxy_tuner(model, large, config.pairs)
@@ -58,7 +63,7 @@ def build_engine(config: EngineConfig) -> Engine:
         scorer_keys={name: key for key, name in _scorer_names(config)},
         limits=config.limits,
         worker_pool=local.pool,
-        components=[*remote.probes, *local.checkers],
+        components=[*managed.servers, *remote.probes, *local.checkers],
         metrics=metrics,
         tracing=tracing,
     )
@@ -105,7 +110,7 @@ def _shares_tokens(config: EngineConfig, tokenizers: TokenizerCache) -> Callable
     """
     vocabularies: list[Mapping[str, int] | None] = []
     for large in config.large_models.values():
-        if isinstance(large, LargeModelConfig):
+        if isinstance(large, LargeModelConfig | ManagedLargeModelConfig):
             vocabularies.append(tokenizers.of_model(large.model).vocabulary)
         else:
             own = large.tokenizer if large.flavor == "vllm" else None  # else it reads text, not token ids

@@ -27,6 +27,7 @@ from w2s_core.scorers.remote_reward_model import RemoteRewardModel
 from w2s_core.structured.tool_formats import resolve_tool_format
 from w2s_core.text.reasoning import resolve_reasoning_format
 from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.types import SamplingParams
 
 
 class RemoteModels:
@@ -41,19 +42,29 @@ class RemoteModels:
     ) -> None:
         self.probes: list[CapabilityProbe[Any]] = []
         self._load_tokenizer = load_tokenizer
-        self._on_attempt = on_attempt
+        self.on_attempt = on_attempt
         self._keys: dict[str, str] = {}  # by the providers' names
 
-    def large_model(self, name: str, config: RemoteLargeModelConfig) -> RemoteLargeModel:
+    def large_model(
+        self,
+        name: str,
+        config: RemoteLargeModelConfig,
+        provider: Provider | None = None,
+        default_sampling: SamplingParams | None = None,
+    ) -> RemoteLargeModel:
+        """`provider`: None for one of `config`. `default_sampling`: as of `LargeModel`."""
         key = f"large_models.{name}"
-        provider = self._provider(name, key, config)
+        self._reserve_label(name, key)
+        provider = provider or self._provider(name, key, config)
         tokenizer = self._load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
         probe = CapabilityProbe(provider, partial(probe_large_model, provider, config, tokenizer, key))
         self.probes.append(probe)
         template = tokenizer.chat_template if tokenizer else None
         tool_format = resolve_tool_format(config.tool_format, template)
         reasoning_format = resolve_reasoning_format(config.reasoning_format, template)
-        return RemoteLargeModel(provider, tokenizer, probe, tool_format, reasoning_format)
+        return RemoteLargeModel(
+            provider, tokenizer, probe, tool_format, reasoning_format, default_sampling=default_sampling
+        )
 
     def scorer(self, name: str, config: RemotePairConfig, shares_tokens: Callable[[HFTokenizer], bool]) -> RemoteScorer:
         """`shares_tokens(tokenizer)`: whether the large models use the same token ids as this tokenizer."""
@@ -83,14 +94,18 @@ class RemoteModels:
             encoder = PairModel(name, tokenizer, shares_tokens(tokenizer), section="reward_models")
         return RemoteRewardModel(provider, encoder, probe, config.prompt_template)
 
-    def _provider(self, name: str, key: str, config: ProviderConfig) -> Provider:
-        """The provider of the model at `key`. `name` is its label in metrics and traces, so no other may have it."""
+    def _reserve_label(self, name: str, key: str) -> None:
+        """Refuses a provider of the model at `key` if another one has its label in metrics and traces, `name`."""
         if (other := self._keys.setdefault(name, key)) != key:
             raise ConfigurationError(
                 f"{key}: metrics would count its calls with those of {other}, as `{name}`; rename one of them."
             )
+
+    def _provider(self, name: str, key: str, config: ProviderConfig) -> Provider:
+        """The provider of the model at `key`, called `name`."""
+        self._reserve_label(name, key)
         return Provider(
-            name, config, api_key=read_api_key(config.api_key_env, f"{key}.api_key_env"), on_attempt=self._on_attempt
+            name, config, api_key=read_api_key(config.api_key_env, f"{key}.api_key_env"), on_attempt=self.on_attempt
         )
 
     def _pair_model(

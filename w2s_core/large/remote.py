@@ -10,7 +10,7 @@ from itertools import repeat, takewhile
 from zlib import crc32
 
 from w2s_core.aio import merge
-from w2s_core.errors import RequestError, UpstreamError
+from w2s_core.errors import RequestError, UnavailableError, UpstreamError
 from w2s_core.interfaces import TokenDecoder
 from w2s_core.large.capabilities import LargeModelCapabilities
 from w2s_core.large.dialects import Dialect, DrawnChoice, TextDialect, TokenIdDialect
@@ -23,6 +23,7 @@ from w2s_core.search.randomness import call_seed
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Grammar, Hypothesis, Prompt, PromptLogprobs, ProviderUsage, SamplingParams, Tokens
 
+_RETRY_AFTER_S = 5
 _MAX_CALLS = 3  # calls to get all choices that were asked for
 _FIRST_CALL_TOKENS, _MAX_CALL_TOKENS = 4, 64  # tokens of one call while a plain answer streams
 
@@ -34,8 +35,6 @@ class RemoteLargeModel:
     raise UnavailableError.
     """
 
-    default_sampling = SamplingParams()  # a provider's files are not known
-
     def __init__(
         self,
         provider: Provider,
@@ -43,8 +42,11 @@ class RemoteLargeModel:
         probe: CapabilityProbe[LargeModelCapabilities],
         tool_format: str | None = None,
         reasoning_format: str | None = None,
+        *,
+        default_sampling: SamplingParams | None = None,
     ) -> None:
         self.tool_format, self.reasoning_format = tool_format, reasoning_format
+        self.default_sampling = default_sampling or SamplingParams()  # mostly a provider's files are not known
         self._provider = provider
         self._probe = probe
         self.tokenizer = tokenizer
@@ -60,6 +62,8 @@ class RemoteLargeModel:
         return self._dialect.decoder
 
     def check(self, sampling: SamplingParams) -> None:
+        if not self._provider.available:
+            raise UnavailableError(f"The provider of `{self._provider.name}` is down.", _RETRY_AFTER_S)
         self._dialect.check(sampling)
 
     @property

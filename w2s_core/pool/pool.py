@@ -175,17 +175,11 @@ class WorkerPool:
 
     async def _restart(self, index: int) -> None:
         """Starts workers, with back-off, until one is ready."""
-        backoff = self._backoffs[index]
-        while True:
-            await backoff.wait()
+
+        async def start() -> WorkerProcess:
             self._metrics.worker_restarted(str(index))
-            try:
-                worker = await self._start_worker(index)
-            except Exception as error:  # whatever it was (no memory, no descriptors), the place must not stay empty
-                _log.error("worker %d could not be restarted: %s", index, error)
-                continue
-            backoff.started()
-            self._workers[index] = worker
-            async with self._workers_changed:
-                self._workers_changed.notify_all()
-            return
+            return await self._start_worker(index)
+
+        self._workers[index] = await self._backoffs[index].restart(f"worker {index}", start)
+        async with self._workers_changed:
+            self._workers_changed.notify_all()

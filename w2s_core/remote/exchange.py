@@ -135,6 +135,8 @@ class Exchange:
             raise self._classifier.malformed("a response that is not a JSON object")
         if answer.get("error"):  # some gateways report failures with status 200
             raise self._classifier.from_response(_status_of(answer["error"]), response.headers, answer)
+        if _is_aborted(answer.get("choices")):
+            raise self._classifier.dropped()
         return answer
 
 
@@ -176,6 +178,12 @@ async def _drain(parts: AsyncIterator[bytes]) -> None:
 
 def _is_event_stream(response: httpx.Response) -> bool:
     return str(response.headers.get("content-type", "")).strip().lower().startswith("text/event-stream")
+
+
+def _is_aborted(choices: Any) -> bool:
+    """Whether a choice was given up, as vLLM and SGLang do when they are stopped. It may have any number of tokens."""
+    parts = choices if isinstance(choices, list) else []
+    return any(isinstance(part, dict) and part.get("finish_reason") == "abort" for part in parts)
 
 
 def _status_of(error: Any) -> int:

@@ -14,6 +14,7 @@ from w2s_core.config import ProviderConfig
 from w2s_core.errors import ConfigurationError
 
 _KEEPALIVE_S = 4.0  # uvicorn, which vLLM uses, closes idle connections after 5 s: we must close them first
+_LOOPBACK = ("127.0.0.1", "[::1]", "localhost")  # that a proxy from the environment would take for its own machine
 
 
 def read_api_key(variable: str | None, key: str) -> str | None:
@@ -41,6 +42,7 @@ def make_http_client(config: ProviderConfig, api_key: str | None) -> httpx.Async
         cookies=_NoCookies(),
         verify=_certificates(),
         timeout=httpx.Timeout(config.call_timeout_s, connect=config.connect_timeout_s),
+        mounts={f"all://{host}": None for host in _LOOPBACK},
         limits=httpx.Limits(max_keepalive_connections=config.max_concurrency, keepalive_expiry=_KEEPALIVE_S),
     )
 

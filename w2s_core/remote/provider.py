@@ -62,7 +62,7 @@ class Attempt:
 
 
 @dataclass(eq=False, slots=True)
-class _Call(Generic[T]):
+class Call(Generic[T]):
     """A call and its attempts so far. `attempt` makes one, at a base_url and within so many seconds."""
 
     attempt: Callable[[Exchange, str, float], Awaitable[T]]
@@ -161,7 +161,7 @@ class Provider:
         """
         content = _encode(body)
         attempt = lambda exchange, url, timeout_s: exchange("POST", url + path, content, timeout_s)  # noqa: E731
-        return await self._call(_Call(attempt, affinity, on_cancelled))
+        return await self._call(Call(attempt, affinity, on_cancelled))
 
     async def stream(
         self,
@@ -184,14 +184,14 @@ class Provider:
             await exchange.stream(url + path, content, events.feed, timeout_s, tokens * _STREAMED_TOKEN_BYTES)
             return events
 
-        return await self._call(_Call(attempt, affinity))
+        return await self._call(Call(attempt, affinity))
 
     async def get(self, path: str) -> dict[str, Any]:
         """Gets `base_url` + `path`, as `post` does."""
         attempt = lambda exchange, url, timeout_s: exchange("GET", url + path, None, timeout_s)  # noqa: E731
-        return await self._call(_Call(attempt, None))
+        return await self._call(Call(attempt, None))
 
-    async def _call(self, call: _Call[T]) -> T:
+    async def _call(self, call: Call[T]) -> T:
         def wait(state: RetryCallState) -> float:
             return self._wait_s(call, state)
 
@@ -207,17 +207,17 @@ class Provider:
         except Fault as fault:
             raise fault.error from None
 
-    def _may_retry(self, call: _Call[T], error: BaseException) -> bool:
+    def _may_retry(self, call: Call[T], error: BaseException) -> bool:
         """Whether another attempt may succeed. One that timed out would most likely do so again at its base_url."""
         if not isinstance(error, Fault) or not error.transient:
             return False
         return not isinstance(error.error, UpstreamTimeoutError) or self._endpoints.can_fail_over(call.tried)
 
-    def _is_over(self, call: _Call[T], state: RetryCallState) -> bool:
+    def _is_over(self, call: Call[T], state: RetryCallState) -> bool:
         """Whether the call may have no further attempt, or no time is left for one."""
         return call.attempts > self.config.max_retries or self._clock() + state.upcoming_sleep >= call.deadline
 
-    def _wait_s(self, call: _Call[T], state: RetryCallState) -> float:
+    def _wait_s(self, call: Call[T], state: RetryCallState) -> float:
         """Seconds before a retry: 0 where another base_url can take over, else `Retry-After` plus a random back-off."""
         if self._endpoints.can_fail_over(call.tried):
             return 0.0
@@ -225,7 +225,7 @@ class Provider:
         retry_after_s = fault.retry_after_s if isinstance(fault, Fault) and fault.retry_after_s else 0.0
         return min(retry_after_s, MAX_RETRY_AFTER_S) + _backoff(state)
 
-    async def _attempt(self, call: _Call[T]) -> T:
+    async def _attempt(self, call: Call[T]) -> T:
         # Checked before and after queueing: no call waits for a provider that is down.
         if not self._endpoints.available:
             raise self._unavailable()
@@ -239,7 +239,7 @@ class Provider:
             with self._recorded(endpoint, call):
                 return await call.attempt(self._exchange, endpoint.url, self._timeout_s(call, endpoint))
 
-    def _timeout_s(self, call: _Call[T], endpoint: Endpoint) -> float:
+    def _timeout_s(self, call: Call[T], endpoint: Endpoint) -> float:
         """Seconds that an attempt may take: half of what is left if another base_url is to have a turn."""
         if call.attempts == 1:
             call.deadline = self._clock() + self.config.call_timeout_s
@@ -247,7 +247,7 @@ class Provider:
         return left_s / 2 if self._endpoints.can_fail_over({*call.tried, endpoint}) else left_s
 
     @contextmanager
-    def _recorded(self, endpoint: Endpoint, call: _Call[T]) -> Iterator[None]:
+    def _recorded(self, endpoint: Endpoint, call: Call[T]) -> Iterator[None]:
         """Records an attempt's outcome in the endpoint, its circuit breaker and the metrics."""
         begun, probe, status = self._clock(), endpoint.breaker.begin_call(), "cancelled"
         endpoint.calls += 1
@@ -269,7 +269,7 @@ class Provider:
             endpoint.calls -= 1
             self._on_attempt(Attempt(self.name, status, self._clock() - begun, call.attempts))
 
-    def _record_fault(self, endpoint: Endpoint, fault: Fault, call: _Call[T], *, probe: bool) -> None:
+    def _record_fault(self, endpoint: Endpoint, fault: Fault, call: Call[T], *, probe: bool) -> None:
         if fault.retry_after_s is not None:
             endpoint.paused_until = self._clock() + min(fault.retry_after_s, MAX_RETRY_AFTER_S)
         if not fault.unhealthy:

@@ -112,7 +112,7 @@ class Metrics:
         self._remote_durations = self._seconds(
             "w2s_remote_request_duration", "Time of one call to a provider; each retry counts by itself."
         )
-        self._restarts = self._counter("w2s_worker_restarts_total", "Worker restarts.", "worker")
+        self._restarts = self._counter("w2s_worker_restarts_total", "Restarts of workers and managed vLLMs.", "worker")
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(name, help_text, labels, registry=self.registry)
@@ -202,6 +202,14 @@ class Metrics:
         """A worker process has been replaced; its KV cache is empty."""
         self._kv_usage.labels(worker).set(0)
         self._restarts.labels(worker).inc()
+
+    def vllm_added(self, large_model: str) -> None:
+        """A managed vLLM has been configured: its series starts at 0."""
+        self._restarts.labels(f"vllm:{large_model}")
+
+    def vllm_restarted(self, large_model: str) -> None:
+        """The managed vLLM of a large model is started again."""
+        self._restarts.labels(f"vllm:{large_model}").inc()
 
     def worker_reported(self, worker: str, kv_usage: float, steps: Iterable[tuple[StepKind, float]]) -> None:
         """A worker's heartbeat. `kv_usage` is a ratio; `steps` are (kind, seconds) since its last report."""
