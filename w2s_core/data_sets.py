@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from w2s_core.config import is_path
 from w2s_core.errors import ConfigurationError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -59,7 +60,10 @@ def has_splits(source: str | Path) -> bool:
     """Whether it is a data set in a folder or on the hub, which has splits, and not a file."""
     path = Path(source)
     return path.is_dir() or (
-        not path.exists() and _HUB_ID.fullmatch(str(source)) is not None and path.suffix not in _FILES
+        not is_path(str(source))
+        and not path.exists()
+        and _HUB_ID.fullmatch(str(source)) is not None
+        and path.suffix not in _FILES
     )
 
 

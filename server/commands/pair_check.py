@@ -65,6 +65,11 @@ def check(
     elif config is not None:
         raise ConfigurationError("--config: is only for a pair that --pair names.")
     else:
+        from w2s_core.build.model_sources import check_folder
+
+        check_folder(tuned, "--tuned")
+        if untuned is not None:
+            check_folder(untuned, "--untuned")
         pair, workers = PairConfig(tuned, untuned, prompt_template=prompt_template), WorkersConfig()
     from w2s_core.pairs import report
     from w2s_core.pairs.preferences import read_preferences

@@ -70,9 +70,10 @@ def test_a_hub_that_cannot_be_reached(base: str, tmp_path: Path, monkeypatch: py
     assert_refused(found, "nobody/nothing: cannot be loaded as a data set: ", tmp_path / "out")
 
 
-def test_a_base_that_cannot_be_used(write: Write, tmp_path: Path) -> None:
+def test_a_base_that_cannot_be_used(base: str, write: Write, tmp_path: Path) -> None:
     data, out = write(*comparisons()), tmp_path / "out"
-    assert_refused(train(str(tmp_path / "missing"), data, out), "missing: cannot load a fast tokenizer", out)
+    assert_refused(train(str(tmp_path / "missing"), data, out), "w2s: --base: no such folder: ", out)
+    assert_refused(train(base, data, out, "--large", "./gone"), "w2s: --large: no such folder: ./gone.", out)
     small = str(save_tiny(tmp_path / "small", vocabulary=280))
     message = "has 300 tokens, and the model knows only 280; it must be the model's own."
     assert_refused(train(small, data, out), message, out)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from w2s_core.build.generation_config import read_generation_config
-from w2s_core.build.model_sources import model_source
+from w2s_core.build.model_sources import check_folders, model_source
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     EngineConfig,
@@ -42,6 +42,7 @@ class LocalModels:
     """
 
     def __init__(self, config: EngineConfig, tokenizers: TokenizerCache, metrics: Metrics) -> None:
+        check_folders(config)  # before anything is fetched
         large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
         pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
         devices = _detect_devices() if config.workers.devices == "auto" else list(config.workers.devices)
