@@ -50,8 +50,7 @@ ModelReference: TypeAlias = str | AdapterConfig
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only mean a file or a folder, and no hub id: it begins with `.`, `/` or `~`, or in a folder that
-    is here."""
+    """Whether a name can only be a path, and no hub id: it begins with `.`, `/` or `~`, or its parent is here."""
     return name.startswith((".", "/", "~")) or (len(Path(name).parts) > 1 and Path(name).parent.is_dir())
 
 

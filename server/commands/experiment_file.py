@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from server.settings.files import describe_validation_error, read_yaml
+from server.settings.files import describe_validation_error, parse_yaml, read_yaml
 from w2s_core import evaluation
 from w2s_core.data_sets import has_splits
 from w2s_core.errors import ConfigurationError
@@ -104,7 +104,7 @@ def guidance_flags(flags: Sequence[str]) -> dict[str, Any]:
     for flag in flags:
         key, equals, text = flag.partition("=")
         try:
-            values = [yaml.safe_load(value) for value in text.split(",")]
+            values = [parse_yaml(value) for value in text.split(",")]
         except yaml.YAMLError:
             values = []
         if not (key and equals and values):

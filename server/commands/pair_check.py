@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from server.commands.errors import needs_extra, reports_errors
+from server.commands.errors import check_prompt_template, needs_extra, reports_errors
 from server.settings.config import load_settings
 from w2s_core.config import PairConfig, RemotePairConfig, WorkersConfig
 from w2s_core.data_sets import has_splits
@@ -54,6 +54,7 @@ def check(
     It counts how often the answer that people chose scores higher, how early in the answer the pair knows, and whether
     it likes more than length.
     """
+    check_prompt_template(prompt_template)
     if split is not None and not has_splits(data):
         raise ConfigurationError("--split: only a data set has splits, not a file.")
     if name is not None:

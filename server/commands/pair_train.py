@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from server.commands.errors import needs_extra, reports_errors, resumable
+from server.commands.errors import check_prompt_template, needs_extra, reports_errors, resumable
 from w2s_core.data_sets import has_splits
 from w2s_core.errors import ConfigurationError
 from w2s_core.training.settings import TrainingSettings
@@ -92,6 +92,7 @@ def _check_options(given: Mapping[str, Any]) -> None:
     for option, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"--{option.replace('_', '-')}: must be a number, not {value}.")
+    check_prompt_template(given.get("prompt_template"))
     data = [given["data"], *([given["check_data"]] if "check_data" in given else [])]
     useless = {
         "saved_dtype": ("lora" in given, "--lora writes adapters, which stay in float32"),

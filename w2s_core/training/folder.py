@@ -16,7 +16,7 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.training.settings import TrainingSettings
 
 _WORK, _SETTINGS, _LOCK = ".training", "settings.json", "lock"
-_FREE = ("out", "large")  # settings that may change in between: the trained models do not depend on them
+_FREE = ("out", "large", "saved_dtype")  # settings that may change in between: the trained models do not depend on them
 
 
 @contextlib.contextmanager

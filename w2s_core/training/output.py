@@ -14,6 +14,7 @@ import yaml
 
 from w2s_core.config import PairConfig
 from w2s_core.demo.convert import FILE_MODE
+from w2s_core.errors import ConfigurationError
 from w2s_core.pairs.check import PairCheck
 from w2s_core.pairs.report import summary
 from w2s_core.training.data import TrainingData
@@ -104,7 +105,10 @@ class PairOutput:
     def _write_model(self, source: Path | None, folder: Path) -> None:
         if self.settings.lora is None:
             dtype: torch.dtype = getattr(torch, self.settings.saved_dtype)
-            self.base.load(source, None).to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
+            model = self.base.load(source, None).to(dtype)  # type: ignore[arg-type]
+            if not all(weights.isfinite().all() for weights in model.parameters()):
+                raise ConfigurationError(f"--saved-dtype: weights overflow in {self.settings.saved_dtype}.")
+            model.save_pretrained(folder)
         else:
             assert source is not None
             shutil.copytree(source, folder)
