@@ -70,5 +70,7 @@ def resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\nStopped. What is done is in {out}; the same command goes on from there.", err=True)
+        kept = out.is_dir() and any(out.iterdir())
+        how = f" What is done is in {out}; the same command goes on from there." if kept else ""
+        click.echo(f"\nStopped.{how}", err=True)
         raise click.exceptions.Exit(_EXIT_INTERRUPTED) from None

@@ -43,7 +43,8 @@ def test_a_pair_that_knows_good_answers_it_has_not_seen(settings: Make, method: 
     assert check is not None
     assert check.accuracy is not None
     assert check.accuracy.mean == 1
-    assert (check.answers, check.verdict) == (16, "steers")
+    assert (check.answers, check.verdict) == (16, "too few")
+    assert "length_penalty" not in (made.out / "w2s.yaml").read_text(encoding="utf-8")
     assert {path.name for path in made.out.iterdir()} == FILES
     assert check.auc.mean == 1
 
@@ -72,8 +73,8 @@ def test_sft_trains_untuned_as_long_on_the_bad_answers(settings: Make, write: Wr
     assert equal(weights(made.out / "untuned"), weights(other.out / "tuned"))
 
 
-def test_adapters_of_a_pair_are_served_and_checked(settings: Make, base: str) -> None:
-    made = settings(lora=2, epochs=4, learning_rate=3e-2)
+def test_adapters_of_a_pair_are_served_and_checked(settings: Make, base: str, write: Write) -> None:
+    made = settings(lora=2, epochs=4, learning_rate=3e-2, data=write(*comparisons(60)))
     check = train_pair(made)
     assert check is not None
     assert check.verdict == "steers"

@@ -23,7 +23,7 @@ _FREE = ("out", "large", "saved_dtype")  # settings that may change in between: 
 def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
     """Yields the work folder, new or of a training with these settings and data that was stopped.
 
-    It is removed in the end, and after a ConfigurationError if nothing is trained yet; else it stays. Raises
+    It is removed in the end, and after a ConfigurationError or Ctrl-C if nothing is trained yet; else it stays. Raises
     ConfigurationError where the output folder has other contents, or is in use.
     """
     out, work = settings.out, settings.out / _WORK
@@ -42,8 +42,8 @@ def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
         _check_settings(work / _SETTINGS, {**deciding, "digest": digest}, out)
         try:
             yield work
-        except ConfigurationError:
-            if not any(path.is_dir() for path in work.iterdir()):  # of phases and their checkpoints
+        except (ConfigurationError, KeyboardInterrupt):
+            if not any(work.glob("*/*")):  # files of a phase, or its checkpoints
                 _remove(work, out)
             raise
         shutil.rmtree(work)

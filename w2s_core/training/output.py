@@ -161,4 +161,6 @@ def _roles(settings: TrainingSettings, data: TrainingData) -> tuple[str, str]:
 def _guidance(check: PairCheck | None) -> dict[str, Any]:
     """Guidance to begin with: brakes, and the length penalty with which the pair tells most."""
     brakes = {"beam_width": 4, "successors": 4, "chunk_length": 5, "repetition": 1.0, "early_stopping": True}
-    return brakes | ({"length_penalty": check.length_penalty} if check and check.length_penalty else {})
+    if check is None or check.verdict == "too few" or not check.length_penalty:
+        return brakes
+    return brakes | {"length_penalty": check.length_penalty}
