@@ -64,6 +64,18 @@ class ExperimentFile(_Section):
     _sampling = field_validator("sampling")(_check_sampling)
 
 
+def preset_needs(name: Path | None, experiment: Experiment) -> str:
+    """What a preset asks of the server, as the end of a message; nothing for another file."""
+    if name is None or name.exists() or str(name) not in PRESETS:
+        return ""
+    models = sorted({f"`{condition.model}`" for condition in experiment.conditions})
+    pairs = sorted({f"`{pair}`" for c in experiment.conditions for pair in (c.guidance or {}).get("pairs", {})})
+    return (
+        f" The preset {name} asks for a served model named {', '.join(models)} and a pair named {', '.join(pairs)}: "
+        f"see deploy/tasks/{name}.yaml."
+    )
+
+
 def load_file(path: Path | None, flags: Mapping[str, Any]) -> ExperimentFile:
     """The file, or the preset of that name, with `flags` over it, those of them that are not None.
 

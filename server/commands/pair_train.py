@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def train(**options: Any) -> None:
         found = train_pair(settings)
     if found is not None:
         click.echo(report.summary(found))
-    click.echo(f"wrote {settings.out}; serve it with: w2s serve --config {settings.out}/w2s.yaml", err=True)
+    config = shlex.quote(f"{settings.out}/w2s.yaml")
+    click.echo(f"wrote {settings.out}; serve it with: w2s serve --config {config}", err=True)
 
 
 def _check_options(given: Mapping[str, Any]) -> None:

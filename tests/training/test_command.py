@@ -24,7 +24,8 @@ def test_train_and_check(base: str, tmp_path: Path) -> None:
     made = runner.invoke(main, ["pair", "train", "--base", base, "--data", str(data), "--out", str(out), *options])
     assert made.exit_code == 0, made.output
     assert made.stdout.startswith("16 answers\nthe chosen answer scores higher   1.000")
-    assert f"wrote {out}; serve it with: w2s serve --config {out}/w2s.yaml\n" in made.stderr
+    assert f"wrote {out}; serve it with: w2s serve --config '{out}/w2s.yaml'\n" in made.stderr
+    assert f"`w2s serve --config '{out}/w2s.yaml'`" in (out / "README.md").read_text(encoding="utf-8")
     pair = ["--pair", "my-pair", "--config", str(out / "w2s.yaml")]
     checked = runner.invoke(main, ["pair", "check", *pair, "--data", str(data), "--json"])
     assert checked.exit_code == 0, checked.output

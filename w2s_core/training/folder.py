@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from w2s_core.errors import ConfigurationError
+from w2s_core.evaluation.experiment import changed
 from w2s_core.training.settings import TrainingSettings
 
 _WORK, _SETTINGS, _LOCK = ".training", "settings.json", "lock"
@@ -56,12 +57,15 @@ def _check_settings(path: Path, settings: Mapping[str, Any], out: Path) -> None:
         whole.replace(path)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    different = [name for name, value in settings.items() if before.get(name) != value]
+    different = [
+        "the data" if name == "digest" else changed(f"`{name}`", before.get(name), value)
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
     if different:
-        what = "the data" if different == ["digest"] else ", ".join(f"`{n}`" for n in different if n != "digest")
         raise ConfigurationError(
-            f"--out: {out} holds a training that was stopped, and {what} differ from its own. Remove {path.parent}, or "
-            "name another folder."
+            f"--out: {out} holds a training that was stopped, which differs in {', '.join(different)}. Remove "
+            f"{path.parent}, or name another folder."
         )
 
 

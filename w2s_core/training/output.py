@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ class PairOutput:
         path = Path(self.settings.base)
         return str(path.resolve()) if path.is_dir() else self.settings.base
 
+    @property
+    def _config(self) -> str:
+        """The configuration's path, for a shell."""
+        return shlex.quote(str(self.settings.out / CONFIG))
+
     def write_models(self, folder: Path, tuned: Path, untuned: Path | None) -> None:
         """Writes `folder`/tuned and, unless it is the base of an adapter, `folder`/untuned (None: the base)."""
         self._write_model(tuned, folder / TUNED)
@@ -97,9 +103,7 @@ class PairOutput:
                 },
             },
         }
-        text = f"# w2s serve --config {self.settings.out / CONFIG}\n" + yaml.safe_dump(
-            content, sort_keys=False, allow_unicode=True
-        )
+        text = f"# w2s serve --config {self._config}\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / CONFIG).write_text(text, encoding="utf-8")
 
     def _write_model(self, source: Path | None, folder: Path) -> None:
@@ -138,7 +142,7 @@ class PairOutput:
             tuned=tuned,
             untuned=untuned,
             template="null" if self.template is None else self.template or '""',
-            config=settings.out / CONFIG,
+            config=self._config,
             figures=f"```\n{summary(check)}\n```" if check else "This was not measured: no labelled data was held out.",
             settings=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
         )
