@@ -124,6 +124,8 @@ def _client(url: str, key_variable: str | None) -> httpx.AsyncClient:
     timeout, limits = httpx.Timeout(None, connect=10), httpx.Limits(max_connections=None)
     try:
         base = httpx.URL(url.rstrip("/").removesuffix("/v1"))
+        if base.scheme not in ("http", "https"):
+            raise ConfigurationError("--url: must begin with http:// or https://.")
         if base.userinfo:
             raise ConfigurationError("--url: must not contain a user name or password; use --api-key-env.")
         return httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits)

@@ -83,6 +83,8 @@ def load_file(path: Path | None, flags: Mapping[str, Any]) -> ExperimentFile:
     """
     if path is not None and not path.exists() and str(path) in PRESETS:
         path = PRESETS[str(path)]
+    if path is not None and not path.suffix and not path.exists():
+        raise ConfigurationError(f"{path}: no such file, nor a preset; those are {', '.join(sorted(PRESETS))}.")
     content = read_yaml(path, example_key="prompts") if path is not None else {}
     _check_plain(content, path)
     prompts = content.get("prompts")

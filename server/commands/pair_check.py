@@ -55,6 +55,8 @@ def check(
     it likes more than length.
     """
     check_prompt_template(prompt_template)
+    if plot is not None and not plot.parent.is_dir():
+        raise ConfigurationError(f"--plot: no such folder: {plot.parent}.")
     if split is not None and not has_splits(data):
         raise ConfigurationError("--split: only a data set has splits, not a file.")
     if name is not None:
@@ -66,12 +68,7 @@ def check(
     elif config is not None:
         raise ConfigurationError("--config: is only for a pair that --pair names.")
     else:
-        from w2s_core.build.model_sources import check_folder
-
-        check_folder(tuned, "--tuned")
-        if untuned is not None:
-            check_folder(untuned, "--untuned")
-        pair, workers = PairConfig(tuned, untuned, prompt_template=prompt_template), WorkersConfig()
+        pair, workers = _pair(tuned, untuned, prompt_template), WorkersConfig()
     from w2s_core.pairs import report
     from w2s_core.pairs.preferences import read_preferences
     from w2s_core.pairs.run import check_pair
@@ -81,6 +78,16 @@ def check(
     if plot is not None:
         with needs_extra("eval"):
             report.draw(found, plot)
+
+
+def _pair(tuned: str, untuned: str | None, prompt_template: str | None) -> PairConfig:
+    """The pair of these models. Raises ConfigurationError for one in a folder that is not there."""
+    from w2s_core.build.model_sources import check_folder
+
+    check_folder(tuned, "--tuned")
+    if untuned is not None:
+        check_folder(untuned, "--untuned")
+    return PairConfig(tuned, untuned, prompt_template=prompt_template)
 
 
 def _configured_pair(name: str, config: Path | None) -> tuple[PairConfig | RemotePairConfig, WorkersConfig]:

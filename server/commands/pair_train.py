@@ -16,6 +16,7 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.training.settings import TrainingSettings
 
 _POSITIVE = click.IntRange(1)
+_EPOCHS = 1_000  # the rows of all steps are in memory
 _RATE = click.FloatRange(min=0, min_open=True)
 
 
@@ -46,10 +47,12 @@ _RATE = click.FloatRange(min=0, min_open=True)
     help="Train LoRA adapters, of this rank (16 if none is given).  [default: all weights]",
 )
 @click.option(
-    "--adapt-epochs", type=click.IntRange(0), help="First train the base on all answers, good and bad.  [default: 0]"
+    "--adapt-epochs",
+    type=click.IntRange(0, _EPOCHS),
+    help="First train the base on all answers, good and bad.  [default: 0]",
 )
 @click.option("--adapt-learning-rate", type=_RATE, help="Its learning rate.  [default: 1e-4, with --lora 1e-3]")
-@click.option("--epochs", type=_POSITIVE, help="Times that each answer is trained on.  [default: 3]")
+@click.option("--epochs", type=click.IntRange(1, _EPOCHS), help="Times that each answer is trained on.  [default: 3]")
 @click.option(
     "--learning-rate", type=_RATE, help="The peak.  [default: sft 1e-4, dpo 5e-6; with --lora ten times that]"
 )

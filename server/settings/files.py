@@ -16,8 +16,8 @@ from w2s_core.errors import ConfigurationError
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which refuses a key that a mapping has twice; by itself it takes the last."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):

@@ -48,7 +48,8 @@ from tests.tiny import save_tiny
             "--api-key-env: set the environment variable NO_KEY to an API key",
         ),
         ({"prompts": "prompts.jsonl"}, ["--model", "m", "--url", "http://127.0.0.1:9"], "cannot be reached"),
-        ({"prompts": "prompts.jsonl"}, ["--model", "m", "--url", "127.0.0.1:9"], "cannot be reached"),
+        ({"prompts": "prompts.jsonl"}, ["--model", "m", "--url", "127.0.0.1:9"], "--url: must begin with http://"),
+        ({}, ["--url", "localhost:9"], "--url: must begin with http:// or https://."),
         (
             {"prompts": "prompts.jsonl", "conditions": {"x": {"model": "m"}}},
             ["--guidance", "beam_width=2"],
@@ -160,6 +161,13 @@ def test_the_split_of_a_file_may_be_the_default(experiment: Path, tmp_path: Path
     experiment.write_text(experiment.read_text(encoding="utf-8") + "split: train\n", encoding="utf-8")
     found = run(experiment, "--url", "http://127.0.0.1:9", "--out", tmp_path / "out")
     assert "cannot be reached" in found.stderr
+
+
+def test_a_mistyped_preset_is_told_the_presets(tmp_path: Path) -> None:
+    found = run("summarisation", "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    message = "no such file, nor a preset; those are instructions, summarization."
+    assert found.stderr == f"w2s: summarisation: {message}\n"
 
 
 def test_a_preset_says_what_it_asks_of_the_server(experiment: Path, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_an_adapter_by_its_folder_alone(folders: dict[str, str], data: str, tmp_
         (["--tuned", "x", "--config", "y"], "--config: is only for a pair that --pair names."),
         (["--tuned", "./x"], "--tuned: no such folder: ./x."),
         (["--tuned", "x", "--untuned", "/x"], "--untuned: no such folder: /x."),
+        (["--tuned", "x", "--plot", "/nowhere/plot.png"], "--plot: no such folder: /nowhere."),
         (["--tuned", "x"], "cannot be read: No such file or directory"),
     ],
 )

@@ -16,6 +16,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from server.cli import main
+from tests.adapters import save_adapter
 from tests.tiny import save_tiny
 from tests.training.conftest import Write, comparisons
 from w2s_core.training import run as training_run
@@ -78,6 +79,10 @@ def test_a_base_that_cannot_be_used(base: str, write: Write, tmp_path: Path) -> 
     data, out = write(*comparisons()), tmp_path / "out"
     assert_refused(train(str(tmp_path / "missing"), data, out), "w2s: --base: no such folder: ", out)
     assert_refused(train(base, data, out, "--large", "./gone"), "w2s: --large: no such folder: ./gone.", out)
+    (tmp_path / "empty").mkdir()
+    assert_refused(train(str(tmp_path / "empty"), data, out), "empty: cannot load a fast tokenizer", out)
+    adapter = str(save_adapter(tmp_path / "adapter", Path(base)))
+    assert_refused(train(adapter, data, out), f"--base: {adapter} is an adapter, and no model.", out)
     small = str(save_tiny(tmp_path / "small", vocabulary=280))
     message = "has 300 tokens, and the model knows only 280; it must be the model's own."
     assert_refused(train(small, data, out), message, out)

@@ -101,7 +101,7 @@ async def judge_all(judge: Judge, todo: Sequence[Case], log: JudgementLog, concu
                 async with judge.start as function:
                     await gather_all([work(function) for _ in range(min(concurrency, len(missing)))])
         except W2SError as error:
-            progress = kept(bar.n, len(todo), "judgements", log.path)
+            progress = kept(int(bar.n), len(todo), "judgements", log.path)
             kind = ConfigurationError if isinstance(error, ConfigurationError) else W2SError
             raise kind(f"{error} {progress}".rstrip()) from None
     return [record for basis in bases if (record := log.get(basis)) is not None]

@@ -112,7 +112,7 @@ class PairOutput:
             model = self.base.load(source, None).to(dtype)  # type: ignore[arg-type]
             if not all(weights.isfinite().all() for weights in model.parameters()):
                 raise ConfigurationError(f"--saved-dtype: weights overflow in {self.settings.saved_dtype}.")
-            model.save_pretrained(folder)
+            model.save_pretrained(str(folder))
         else:
             assert source is not None
             shutil.copytree(source, folder)
