@@ -63,9 +63,7 @@ def check(
         if (tuned, untuned, prompt_template) != (None, None, None):
             raise ConfigurationError("--pair: is configured; leave out --tuned, --untuned and --prompt-template.")
         pair, workers = _configured_pair(name, config)
-    elif tuned is None:
-        raise ConfigurationError("name a pair by --tuned and --untuned, or one of the configuration by --pair.")
-    elif config is not None:
+    elif config is not None and tuned is not None:
         raise ConfigurationError("--config: is only for a pair that --pair names.")
     else:
         pair, workers = _pair(tuned, untuned, prompt_template), WorkersConfig()
@@ -80,8 +78,10 @@ def check(
             report.draw(found, plot)
 
 
-def _pair(tuned: str, untuned: str | None, prompt_template: str | None) -> PairConfig:
-    """The pair of these models. Raises ConfigurationError for one in a folder that is not there."""
+def _pair(tuned: str | None, untuned: str | None, prompt_template: str | None) -> PairConfig:
+    """The pair of these models. Raises ConfigurationError where none are named, or one's folder is not there."""
+    if tuned is None:
+        raise ConfigurationError("name a pair by --tuned and --untuned, or one of the configuration by --pair.")
     from w2s_core.build.model_sources import check_folder
 
     check_folder(tuned, "--tuned")

@@ -49,7 +49,7 @@ _RATE = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--adapt-epochs",
     type=click.IntRange(0, _EPOCHS),
-    help="First train the base on all answers, good and bad.  [default: 0]",
+    help="First train the base on all answers.  [default: 0]",
 )
 @click.option("--adapt-learning-rate", type=_RATE, help="Its learning rate.  [default: 1e-4, with --lora 1e-3]")
 @click.option("--epochs", type=click.IntRange(1, _EPOCHS), help="Times that each answer is trained on.  [default: 3]")

@@ -218,6 +218,7 @@ def test_no_memory_in_a_later_phase_loses_nothing(
 
     def adapts_alone(runner: Any, *_: Any) -> None:
         (runner._work / "adapt").mkdir()
+        (runner._work / "adapt/model.safetensors").touch()
         raise RuntimeError(message)
 
     monkeypatch.setattr(training_run, "_train", adapts_alone)
