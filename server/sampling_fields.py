@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-INT32_MAX = 2**31 - 1
+from w2s_core.guidance import INT32_MAX
+
 INT64_MAX = 2**63 - 1
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 StopString = Annotated[str, Field(min_length=1)]

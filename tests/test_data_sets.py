@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from w2s_core.data_sets import DataError, read_records
+from w2s_core.data_sets import DataError, has_splits, read_records
 from w2s_core.pairs.preferences import Answer, read_answers, read_preferences
 from w2s_core.types import ChatPrompt, TextPrompt
 
@@ -111,3 +111,14 @@ def test_a_mark_in_front_of_utf_8_is_no_part_of_it_and_other_encodings_are_named
     path.write_bytes('{"text": "a"}'.encode("utf-16"))
     with pytest.raises(DataError, match=r"is not in UTF-8 \(at byte 0\); save it as UTF-8"):
         list(read_records(path))
+
+
+def test_a_name_in_a_folder_that_is_here_is_no_data_set_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reviews").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert has_splits("org/reviews")
+    assert not has_splits("reviews/gone")
+    with pytest.raises(DataError, match=r"reviews/gone: cannot be read: No such file or directory\.$"):
+        list(read_records("reviews/gone"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from w2s_core.provider_config import ProviderConfig as ProviderConfig  # noqa: PLC0414  (part of the configuration)
@@ -48,6 +49,11 @@ class AdapterConfig:
 
 
 ModelReference: TypeAlias = str | AdapterConfig
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path, and no hub id: it begins with `.`, `/` or `~`, or its parent is here."""
+    return name.startswith((".", "/", "~")) or (len(Path(name).parts) > 1 and Path(name).parent.is_dir())
 
 
 @dataclass(frozen=True, slots=True)

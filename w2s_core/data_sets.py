@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from w2s_core.config import is_path
 from w2s_core.errors import ConfigurationError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -57,10 +58,9 @@ def read_records(source: str | Path, split: str = "train") -> Iterator[Record]:
 
 def has_splits(source: str | Path) -> bool:
     """Whether it is a data set in a folder or on the hub, which has splits, and not a file."""
-    path = Path(source)
-    return path.is_dir() or (
-        not path.exists() and _HUB_ID.fullmatch(str(source)) is not None and path.suffix not in _FILES
-    )
+    path, name = Path(source), str(source)
+    is_hub_id = _HUB_ID.fullmatch(name) is not None and path.suffix not in _FILES
+    return path.is_dir() or (is_hub_id and not path.exists() and not is_path(name))
 
 
 def _is_unicode(fields: Fields) -> bool:

@@ -14,11 +14,11 @@ Trace: TypeAlias = bool | Literal["stream"]
 SCORER_KEYS = ("pairs", "reward_models", "scorers")
 MAX_LENGTH_PENALTY = 4
 MAX_EARLY_REJECTION = 0.99
-MAX_WEIGHT = 1e6  # of either sign; far above any useful one, and so small that a sum of scores is finite
-_MAX_COUNT = 2**31 - 1
+MAX_WEIGHT = 1_000_000  # of either sign; far above any useful one, and so small that a sum of scores is finite
+INT32_MAX = 2**31 - 1
 _RANGES = {
-    "repetition": (0, 1_000_000),
-    "fluency": (0, 1_000_000),
+    "repetition": (0, MAX_WEIGHT),
+    "fluency": (0, MAX_WEIGHT),
     "length_penalty": (-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
     "plausibility": (0, 1),
     "early_rejection": (0, MAX_EARLY_REJECTION),
@@ -95,12 +95,12 @@ class Guidance:
         """Yields (key, what is wrong with its value) for every value out of range; a weight's key is `pairs.NAME`."""
         for key, name, weight in self.named_weights():
             if not abs(weight) <= MAX_WEIGHT:  # nor is NaN
-                yield f"{key}.{name}", f"must be at most {MAX_WEIGHT:,.0f}, of either sign"
+                yield f"{key}.{name}", f"must be at most {MAX_WEIGHT:,}, of either sign"
         for key in ("beam_width", "successors", "chunk_length"):
-            if not 1 <= getattr(self, key) <= _MAX_COUNT:
-                yield key, f"must be between 1 and {_MAX_COUNT:,}"
-        if self.max_sampled_tokens is not None and not 1 <= self.max_sampled_tokens <= _MAX_COUNT:
-            yield "max_sampled_tokens", f"must be between 1 and {_MAX_COUNT:,}"
+            if not 1 <= getattr(self, key) <= INT32_MAX:
+                yield key, f"must be between 1 and {INT32_MAX:,}"
+        if self.max_sampled_tokens is not None and not 1 <= self.max_sampled_tokens <= INT32_MAX:
+            yield "max_sampled_tokens", f"must be between 1 and {INT32_MAX:,}"
         for key, (low, high) in _RANGES.items():
             if not low <= getattr(self, key) <= high:
                 yield key, f"must be between {low:,} and {high:,}"

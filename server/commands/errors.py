@@ -52,6 +52,12 @@ def needs_extra(extra: str) -> Iterator[None]:
         ) from None
 
 
+def check_prompt_template(template: str | None) -> None:
+    """Raises ConfigurationError for a `--prompt-template` that leaves the prompt out, which nobody means."""
+    if template and "{prompt}" not in template:
+        raise ConfigurationError("--prompt-template: must contain {prompt}, or be empty for nothing.")
+
+
 def run_resumable(work: Coroutine[Any, Any, R], out: Path) -> R:
     """Runs what keeps its progress in `out`, as `resumable`."""
     with resumable(out):
@@ -64,5 +70,7 @@ def resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\nStopped. What is done is in {out}; the same command goes on from there.", err=True)
+        kept = out.is_dir() and any(out.iterdir())
+        how = f" What is done is in {out}; the same command goes on from there." if kept else ""
+        click.echo(f"\nStopped.{how}", err=True)
         raise click.exceptions.Exit(_EXIT_INTERRUPTED) from None

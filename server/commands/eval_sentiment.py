@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from server.commands.errors import needs_extra, reports_errors, run_resumable
+from server.commands.errors import check_prompt_template, needs_extra, reports_errors, run_resumable
 from w2s_core.evaluation.prompts import OPENERS
 from w2s_core.evaluation.settings import Settings
 
@@ -63,6 +63,7 @@ def _positive(name: str, text: str, most: int | None = None) -> Callable[[_F], _
 @reports_errors
 def sentiment(out: Path, ablation: bool, **options: Any) -> None:
     """Run the paper's controlled-sentiment experiment in miniature; write tables, JSON and a chart to --out."""
+    check_prompt_template(options["prompt_template"])
     options["ablation_seeds"] = min(options["ablation_seeds"], options["seeds"]) if ablation else 0
     with needs_extra("eval"):
         from server.commands.in_process import in_process

@@ -64,7 +64,8 @@ def run_command(*, out: Path, concurrency: int | None, as_json: bool, **options:
     EXPERIMENT is a YAML file with the prompts, conditions and judges, or one of the paper's tasks, `summarization` and
     `instructions`; flags override it. The same command goes on where a stopped one left off, and asks nothing twice.
     """
-    from server.commands.experiment_file import guidance_flags, load_file, make_experiment
+    from server.commands.experiment_file import guidance_flags, load_file, make_experiment, preset_needs
+    from w2s_core.evaluation.client import NotServedError
     from w2s_core.evaluation.run import run
 
     server, setup, workers = _server(options["url"], options["api_key_env"], options["config"])
@@ -73,7 +74,10 @@ def run_command(*, out: Path, concurrency: int | None, as_json: bool, **options:
     guidance = guidance_flags(options["guidance"])
     experiment = make_experiment(file, options["models"], guidance, options["max_tokens"], setup)
     judging = _judging(experiment.judges, file.concurrency, workers)
-    results = run_resumable(run(experiment, out, server, file.concurrency, judging), out)
+    try:
+        results = run_resumable(run(experiment, out, server, file.concurrency, judging), out)
+    except NotServedError as error:
+        raise ConfigurationError(f"{error}{preset_needs(options['experiment'], experiment)}") from None
     click.echo(json.dumps(results.as_json(), ensure_ascii=False, indent=1) if as_json else results.as_text())
     click.echo(f"wrote {out}/report.html, results.json and alpaca_eval/", err=True)
 
@@ -93,7 +97,7 @@ def _judging(judges: Mapping[str, Mapping[str, Any]], concurrency: int, workers:
 
 def _server(
     url: str | None, key_variable: str | None, config: Path | None
-) -> tuple[AbstractAsyncContextManager[Any], Mapping[str, str], WorkersConfig]:
+) -> tuple[AbstractAsyncContextManager[Any], Mapping[str, Any], WorkersConfig]:
     """The running server at `url`, or one in this process that serves the configuration.
 
     With it, what is known of the models that it serves (for `Experiment.setup`), and the workers of local judges.
@@ -104,7 +108,7 @@ def _server(
         from server.commands.in_process import in_process
 
         settings = load_settings(config)
-        return in_process(settings.engine_config()), {"config": settings.fingerprint}, settings.workers
+        return in_process(settings.engine_config()), settings.deciding, settings.workers
     if config is not None:
         raise ConfigurationError("--config: is for a server in this process; --url names a running one.")
     return _client(url, key_variable), {}, WorkersConfig()
@@ -120,6 +124,8 @@ def _client(url: str, key_variable: str | None) -> httpx.AsyncClient:
     timeout, limits = httpx.Timeout(None, connect=10), httpx.Limits(max_connections=None)
     try:
         base = httpx.URL(url.rstrip("/").removesuffix("/v1"))
+        if base.scheme not in ("http", "https"):
+            raise ConfigurationError("--url: must begin with http:// or https://.")
         if base.userinfo:
             raise ConfigurationError("--url: must not contain a user name or password; use --api-key-env.")
         return httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from server.settings.files import describe_validation_error, read_yaml
+from server.settings.files import describe_validation_error, parse_yaml, read_yaml
 from w2s_core import evaluation
 from w2s_core.data_sets import has_splits
 from w2s_core.errors import ConfigurationError
@@ -64,6 +64,18 @@ class ExperimentFile(_Section):
     _sampling = field_validator("sampling")(_check_sampling)
 
 
+def preset_needs(name: Path | None, experiment: Experiment) -> str:
+    """What a preset asks of the server, as the end of a message; nothing for another file."""
+    if name is None or name.exists() or str(name) not in PRESETS:
+        return ""
+    models = sorted({f"`{condition.model}`" for condition in experiment.conditions})
+    pairs = sorted({f"`{pair}`" for c in experiment.conditions for pair in (c.guidance or {}).get("pairs", {})})
+    return (
+        f" The preset {name} asks for a served model named {', '.join(models)} and a pair named {', '.join(pairs)}: "
+        f"see deploy/tasks/{name}.yaml."
+    )
+
+
 def load_file(path: Path | None, flags: Mapping[str, Any]) -> ExperimentFile:
     """The file, or the preset of that name, with `flags` over it, those of them that are not None.
 
@@ -71,6 +83,8 @@ def load_file(path: Path | None, flags: Mapping[str, Any]) -> ExperimentFile:
     """
     if path is not None and not path.exists() and str(path) in PRESETS:
         path = PRESETS[str(path)]
+    if path is not None and not path.suffix and not path.exists():
+        raise ConfigurationError(f"{path}: no such file, nor a preset; those are {', '.join(sorted(PRESETS))}.")
     content = read_yaml(path, example_key="prompts") if path is not None else {}
     _check_plain(content, path)
     prompts = content.get("prompts")
@@ -104,7 +118,7 @@ def guidance_flags(flags: Sequence[str]) -> dict[str, Any]:
     for flag in flags:
         key, equals, text = flag.partition("=")
         try:
-            values = [yaml.safe_load(value) for value in text.split(",")]
+            values = [parse_yaml(value) for value in text.split(",")]
         except yaml.YAMLError:
             values = []
         if not (key and equals and values):

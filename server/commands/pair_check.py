@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from server.commands.errors import needs_extra, reports_errors
+from server.commands.errors import check_prompt_template, needs_extra, reports_errors
 from server.settings.config import load_settings
 from w2s_core.config import PairConfig, RemotePairConfig, WorkersConfig
 from w2s_core.data_sets import has_splits
@@ -54,18 +54,19 @@ def check(
     It counts how often the answer that people chose scores higher, how early in the answer the pair knows, and whether
     it likes more than length.
     """
+    check_prompt_template(prompt_template)
+    if plot is not None and not plot.parent.is_dir():
+        raise ConfigurationError(f"--plot: no such folder: {plot.parent}.")
     if split is not None and not has_splits(data):
         raise ConfigurationError("--split: only a data set has splits, not a file.")
     if name is not None:
         if (tuned, untuned, prompt_template) != (None, None, None):
             raise ConfigurationError("--pair: is configured; leave out --tuned, --untuned and --prompt-template.")
         pair, workers = _configured_pair(name, config)
-    elif tuned is None:
-        raise ConfigurationError("name a pair by --tuned and --untuned, or one of the configuration by --pair.")
-    elif config is not None:
+    elif config is not None and tuned is not None:
         raise ConfigurationError("--config: is only for a pair that --pair names.")
     else:
-        pair, workers = PairConfig(tuned, untuned, prompt_template=prompt_template), WorkersConfig()
+        pair, workers = _pair(tuned, untuned, prompt_template), WorkersConfig()
     from w2s_core.pairs import report
     from w2s_core.pairs.preferences import read_preferences
     from w2s_core.pairs.run import check_pair
@@ -75,6 +76,18 @@ def check(
     if plot is not None:
         with needs_extra("eval"):
             report.draw(found, plot)
+
+
+def _pair(tuned: str | None, untuned: str | None, prompt_template: str | None) -> PairConfig:
+    """The pair of these models. Raises ConfigurationError where none are named, or one's folder is not there."""
+    if tuned is None:
+        raise ConfigurationError("name a pair by --tuned and --untuned, or one of the configuration by --pair.")
+    from w2s_core.build.model_sources import check_folder
+
+    check_folder(tuned, "--tuned")
+    if untuned is not None:
+        check_folder(untuned, "--untuned")
+    return PairConfig(tuned, untuned, prompt_template=prompt_template)
 
 
 def _configured_pair(name: str, config: Path | None) -> tuple[PairConfig | RemotePairConfig, WorkersConfig]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from server.commands.errors import needs_extra, reports_errors, resumable
+from server.commands.errors import check_prompt_template, needs_extra, reports_errors, resumable
 from w2s_core.data_sets import has_splits
 from w2s_core.errors import ConfigurationError
 from w2s_core.training.settings import TrainingSettings
 
 _POSITIVE = click.IntRange(1)
+_EPOCHS = 1_000  # the rows of all steps are in memory
 _RATE = click.FloatRange(min=0, min_open=True)
 
 
@@ -45,10 +47,12 @@ _RATE = click.FloatRange(min=0, min_open=True)
     help="Train LoRA adapters, of this rank (16 if none is given).  [default: all weights]",
 )
 @click.option(
-    "--adapt-epochs", type=click.IntRange(0), help="First train the base on all answers, good and bad.  [default: 0]"
+    "--adapt-epochs",
+    type=click.IntRange(0, _EPOCHS),
+    help="First train the base on all answers.  [default: 0]",
 )
 @click.option("--adapt-learning-rate", type=_RATE, help="Its learning rate.  [default: 1e-4, with --lora 1e-3]")
-@click.option("--epochs", type=_POSITIVE, help="Times that each answer is trained on.  [default: 3]")
+@click.option("--epochs", type=click.IntRange(1, _EPOCHS), help="Times that each answer is trained on.  [default: 3]")
 @click.option(
     "--learning-rate", type=_RATE, help="The peak.  [default: sft 1e-4, dpo 5e-6; with --lora ten times that]"
 )
@@ -84,7 +88,8 @@ def train(**options: Any) -> None:
         found = train_pair(settings)
     if found is not None:
         click.echo(report.summary(found))
-    click.echo(f"wrote {settings.out}; serve it with: w2s serve --config {settings.out}/w2s.yaml", err=True)
+    config = shlex.quote(f"{settings.out}/w2s.yaml")
+    click.echo(f"wrote {settings.out}; serve it with: w2s serve --config {config}", err=True)
 
 
 def _check_options(given: Mapping[str, Any]) -> None:
@@ -92,6 +97,7 @@ def _check_options(given: Mapping[str, Any]) -> None:
     for option, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"--{option.replace('_', '-')}: must be a number, not {value}.")
+    check_prompt_template(given.get("prompt_template"))
     data = [given["data"], *([given["check_data"]] if "check_data" in given else [])]
     useless = {
         "saved_dtype": ("lora" in given, "--lora writes adapters, which stay in float32"),

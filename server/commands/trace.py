@@ -25,7 +25,8 @@ def trace(file: Path, out: Path, prompt: int, title: str | None) -> None:
     from server.commands.trace_drawing import draw_search
     from server.commands.trace_file import read_search
 
-    drawing = draw_search(read_search(file, prompt), title if title is not None else file.name)
+    search = read_search(file, prompt)
+    drawing = draw_search(search, title if title is not None else file.name)
     if out.exists() and not out.is_file():
         raise ConfigurationError(f"--out {out}: is a directory or no plain file")
     if out.exists() and out.samefile(file):
@@ -34,3 +35,5 @@ def trace(file: Path, out: Path, prompt: int, title: str | None) -> None:
         replace_file(out, drawing)
     except OSError as error:
         raise ConfigurationError(f"--out {out}: cannot be written: {error.strerror}") from None
+    if search.cut:
+        click.echo(f"w2s: {file}: is cut; drawn are the {len(search.rounds)} rounds that are whole.", err=True)

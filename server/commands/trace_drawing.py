@@ -50,7 +50,7 @@ def draw_search(search: SavedSearch, title: str) -> str:
     _add(svg, "text", title, x=_MARGIN, y=26, **{"class": "head"})
     _Tree(search, rows, height).draw(svg)
     _draw_legend(svg, _score_range(search), height - 24)
-    if search.truncated:
+    if search.truncated or search.cut:
         _add(svg, "text", "Later chunks are missing.", x=_MARGIN + 560, y=height - 24, **{"class": "note"})
     ET.indent(svg)
     return ET.tostring(svg, encoding="unicode") + "\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from codecs import getincrementaldecoder
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.search.tree import Fate
 
 _TREE = TypeAdapter(list[list[list[CandidateNode]]])
+_DATA, _DONE = re.compile("^data:", re.MULTILINE), re.compile(r"^data:\s*\[DONE\]", re.MULTILINE)
 _NOT_DATA = (":", "event:", "id:", "retry:")  # lines of server-sent events
 
 
@@ -40,10 +43,11 @@ class SavedCandidate:
 
 @dataclass(slots=True)
 class SavedSearch:
-    """The rounds of one prompt's search; later ones are missing if it is `truncated`."""
+    """The rounds of one prompt's search; later ones are missing if it is `truncated`, or its file was `cut`."""
 
     rounds: list[list[SavedCandidate]] = field(default_factory=list)
     truncated: bool = False
+    cut: bool = False
     _positions: dict[int, int] = field(default_factory=dict)  # of the last round's candidates, by id
 
     def add(self, nodes: Sequence[CandidateNode | RoundCandidateNode]) -> None:
@@ -77,10 +81,13 @@ class SavedSearch:
 
 def read_search(path: Path, prompt: int) -> SavedSearch:
     """The search of prompt number `prompt`, from 0, in a file: a response as JSON, or a stream as it was received, or
-    with one JSON object a line. Raises ConfigurationError, which names the file.
+    with one JSON object a line. Of a stream that was cut these are its whole rounds. Raises ConfigurationError, which
+    names the file.
     """
     try:
-        searches = _searches(_objects(path.read_text(encoding="utf-8-sig")))
+        # An incremental decoder leaves out the half of a character that a cut file ends with.
+        objects, cut = _objects(getincrementaldecoder("utf-8-sig")().decode(path.read_bytes()))
+        searches = _searches(objects, cut)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -94,16 +101,30 @@ def read_search(path: Path, prompt: int) -> SavedSearch:
     if prompt not in searches:
         numbers = ", ".join(map(str, sorted(searches)))
         raise ConfigurationError(f"{path}: --prompt {prompt}: it has the search of prompt {numbers}")
+    searches[prompt].cut = cut
     return searches[prompt]
 
 
-def _objects(text: str) -> list[Any]:
-    """The JSON objects of a file, in order. Raises ValueError."""
+def _objects(text: str) -> tuple[list[Any], bool]:
+    """The JSON objects of a file, in order, and whether it is a stream that ends too early. Raises ValueError."""
     try:
         whole = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError:
-        return [_event(number, line) for number, line in _data_lines(text)]
-    return whole if isinstance(whole, list) else [whole]
+        return _events(text)
+    return (whole if isinstance(whole, list) else [whole]), False
+
+
+def _events(text: str) -> tuple[list[Any], bool]:
+    found: list[Any] = []
+    last = text.count("\n") + 1  # which is empty unless the file ends within a line
+    for number, line in _data_lines(text):
+        try:
+            found.append(json.loads(line, parse_constant=_refuse_constant))
+        except json.JSONDecodeError:
+            if number < last or not found:
+                raise ValueError(f"line {number} is neither JSON nor an event of a stream") from None
+            return found, True
+    return found, _DATA.search(text) is not None and _DONE.search(text) is None
 
 
 def _data_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -113,19 +134,12 @@ def _data_lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, data
 
 
-def _event(number: int, line: str) -> Any:
-    try:
-        return json.loads(line, parse_constant=_refuse_constant)
-    except json.JSONDecodeError:
-        raise ValueError(f"line {number} is neither JSON nor an event of a stream") from None
-
-
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _searches(objects: Sequence[Any]) -> dict[int, SavedSearch]:
-    """The searches of a response by the number of their prompt. Raises ValueError, or pydantic's kind of it."""
+def _searches(objects: Sequence[Any], cut: bool) -> dict[int, SavedSearch]:
+    """The searches of a response, maybe `cut`, by their prompts' numbers. Raises ValueError, also pydantic's."""
     found: defaultdict[int, SavedSearch] = defaultdict(SavedSearch)
     responses = set()
     for content in objects:
@@ -143,6 +157,8 @@ def _searches(objects: Sequence[Any]) -> dict[int, SavedSearch]:
             for nodes in chunks:
                 found[prompt].add(nodes)
     if not any(search.rounds for search in found.values()):
+        if cut:
+            raise ValueError("is cut before a round of its search is whole")
         raise ValueError('holds no search tree: ask with `guidance.trace` true or, for a stream, "stream"')
     return {prompt: search for prompt, search in found.items() if search.rounds}
 

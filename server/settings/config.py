@@ -209,10 +209,14 @@ class Settings(BaseSettings):
                 yield from (f"{key}.{problem}" for problem in model.problems())
 
     @property
+    def deciding(self) -> dict[str, Any]:
+        """Everything that can change an answer, for `json.dump`: models, pairs, served models and workers."""
+        return self.model_dump(mode="json", exclude={"server"})
+
+    @property
     def fingerprint(self) -> str:
-        """A short hash of everything that can change an answer: models, pairs, served models and workers."""
-        dumped = self.model_dump(mode="json", exclude={"server"})
-        return hashlib.sha256(json.dumps(dumped, sort_keys=True).encode()).hexdigest()[:8]
+        """A short hash of `deciding`."""
+        return hashlib.sha256(json.dumps(self.deciding, sort_keys=True).encode()).hexdigest()[:8]
 
     def engine_config(self) -> EngineConfig:
         """The configuration of `w2s_core`'s engine."""

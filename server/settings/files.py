@@ -13,6 +13,26 @@ from server.settings.environment import variable_name
 from w2s_core.errors import ConfigurationError
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses a key that a mapping has twice; by itself it takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"the key `{key.value}` is there a second time"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML document. Raises YAMLError, also for a key that a mapping has twice."""
+    return yaml.load(text, _Loader)
+
+
 def read_yaml(path: Path, example_key: str) -> dict[str, Any]:
     """The mapping in a YAML file; an empty one for a file without content.
 
@@ -20,9 +40,9 @@ def read_yaml(path: Path, example_key: str) -> dict[str, Any]:
     the file's content, as that may be a secret.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from None
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: cannot be read: not UTF-8 at byte {error.start}") from None
     except yaml.YAMLError as error:

@@ -13,13 +13,16 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tests.adapters import save_adapter
 from tests.tiny import byte_tokenizer, save_tiny
 from w2s_core.build.engine import build_engine
-from w2s_core.build.model_sources import ModelSource, resolve_reference
+from w2s_core.build.model_sources import ModelSource, check_folders, model_source, resolve_reference
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     AdapterConfig,
     EngineConfig,
     LargeModelConfig,
     PairConfig,
+    RemoteLargeModelConfig,
+    RemoteModelConfig,
+    RemotePairConfig,
     RewardModelConfig,
     ServedModelConfig,
 )
@@ -92,13 +95,13 @@ def broken(adapter: Path, base: Path, how: str) -> str | AdapterConfig:
     ("how", "message"),
     [
         ("no base", "{adapter} is an adapter whose adapter_config.json names no base (base_model_name_or_path)"),
-        ("missing base", "the base of the adapter {adapter}: {base}/gone: cannot load a fast tokenizer"),
+        ("missing base", "the base of the adapter {adapter}: no such folder: {base}/gone."),
         ("other tokens", "the tokenizer of the adapter {adapter} has other tokens than that of its base {base}."),
         ("two in one", "{adapter} holds a model and an adapter"),
         ("no JSON", "{adapter}: adapter_config.json cannot be read"),
         ("adapter of an adapter", "{adapter} is itself an adapter"),
         ("no adapter", "{base} is no adapter in PEFT's format: it has no adapter_config.json."),
-        ("nowhere", "the adapter {adapter}/gone is no folder, and cannot be fetched"),
+        ("nowhere", "no such folder: {adapter}/gone."),
         ("no demo", "there is no demo model 'demo:nobody'"),
     ],
 )
@@ -113,7 +116,8 @@ def test_mistakes_name_the_key(adapter: Path, base: Path, how: str, message: str
         with pytest.raises(ConfigurationError) as refused:
             build_engine(config)
         told = str(refused.value)
-        assert told.startswith(f"{key}: " + message.format(adapter=adapter, base=base))
+        part = ".adapter" if how == "nowhere" else ""
+        assert told.startswith(f"{key}{part}: " + message.format(adapter=adapter, base=base))
         assert "\n" not in told
 
 
@@ -165,3 +169,37 @@ def test_a_hub_that_cannot_be_reached_says_nothing_of_adapters(monkeypatch: pyte
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert resolve_reference("org/model") == ModelSource("org/model")
+
+
+@pytest.mark.parametrize("name", ["./gone", "../gone", "/nowhere/gone", "~/models/gone", "models/gone"])
+def test_a_folder_that_is_not_there_is_asked_for_at_no_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)  # raises a TypeError
+    for reference in (name, AdapterConfig(name, str(tmp_path))):
+        with pytest.raises(ConfigurationError, match=f"no such folder: {name}"):
+            resolve_reference(reference)
+    with pytest.raises(ConfigurationError, match=f"no such folder: {name}"):
+        model_source(name)
+    assert model_source("org/model") == "org/model"
+
+
+def test_folders_are_looked_for_before_anything_is_loaded(tmp_path: Path) -> None:
+    gone, provider = str(tmp_path / "gone"), {"base_url": "http://h/v1", "model": "./theirs"}
+    large: dict[str, LargeModelConfig | RemoteLargeModelConfig] = {
+        "here": LargeModelConfig("demo:smollm2-135m-instruct"),
+        "there": RemoteLargeModelConfig(**provider),
+    }
+    check_folders(EngineConfig(large, {}, {"p": PairConfig("org/hub", None)}))
+    pair, model = PairConfig("org/hub", gone), RemoteModelConfig(**provider, tokenizer=gone)
+    for config, key in (
+        (EngineConfig(large, {}, {"p": pair}), "pairs.p.untuned"),
+        (EngineConfig(large, {}, {"p": RemotePairConfig(tuned=model, untuned=None)}), "pairs.p.tuned.tokenizer"),
+        (EngineConfig(large, {}, reward_models={"r": RewardModelConfig(gone)}), "reward_models.r.model"),
+        (EngineConfig({"m": RemoteLargeModelConfig(**provider, tokenizer=gone)}, {}), "large_models.m.tokenizer"),
+    ):
+        with pytest.raises(ConfigurationError) as refused:
+            check_folders(config)
+        assert str(refused.value) == f"{key}: no such folder: {gone}."

@@ -146,6 +146,9 @@ async def test_a_refusal_names_condition_and_prompt_and_keeps_the_rest(tmp_path:
         f"{tmp_path}; the same command goes on from there."
     )
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(ConfigurationError, match=r"^condition `plain`, prompt `b`: `guidance`: no\. \(400\)$"):
+        await run(experiment(prompts=(EvalPrompt("b", ("bad",)),)), tmp_path / "none", server.client(), 1)
+    assert not (tmp_path / "none").exists(), "there is nothing to go on from"
 
 
 async def test_a_prompt_that_does_not_fit_is_left_out_and_not_asked_again(tmp_path: Path) -> None:

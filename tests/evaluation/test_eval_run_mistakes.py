@@ -48,7 +48,8 @@ from tests.tiny import save_tiny
             "--api-key-env: set the environment variable NO_KEY to an API key",
         ),
         ({"prompts": "prompts.jsonl"}, ["--model", "m", "--url", "http://127.0.0.1:9"], "cannot be reached"),
-        ({"prompts": "prompts.jsonl"}, ["--model", "m", "--url", "127.0.0.1:9"], "cannot be reached"),
+        ({"prompts": "prompts.jsonl"}, ["--model", "m", "--url", "127.0.0.1:9"], "--url: must begin with http://"),
+        ({}, ["--url", "localhost:9"], "--url: must begin with http:// or https://."),
         (
             {"prompts": "prompts.jsonl", "conditions": {"x": {"model": "m"}}},
             ["--guidance", "beam_width=2"],
@@ -153,10 +154,35 @@ def test_answers_of_models_that_have_changed(experiment: Path, tmp_path: Path) -
     served.write_text(json.dumps(config | {"workers": {"dtype": "bfloat16"}}), encoding="utf-8")
     found = run(*asked, "--config", served, "--out", out)
     assert found.exit_code == 2
-    assert f"{out}: has the answers of another experiment, which differs in config. Choose" in found.stderr
+    assert 'which differs in workers.dtype (was "auto", is "bfloat16"). Choose' in found.stderr
 
 
 def test_the_split_of_a_file_may_be_the_default(experiment: Path, tmp_path: Path) -> None:
     experiment.write_text(experiment.read_text(encoding="utf-8") + "split: train\n", encoding="utf-8")
     found = run(experiment, "--url", "http://127.0.0.1:9", "--out", tmp_path / "out")
     assert "cannot be reached" in found.stderr
+
+
+def test_a_mistyped_preset_is_told_the_presets(tmp_path: Path) -> None:
+    found = run("summarisation", "--out", tmp_path / "out")
+    assert found.exit_code == 2
+    message = "no such file, nor a preset; those are instructions, summarization."
+    assert found.stderr == f"w2s: summarisation: {message}\n"
+
+
+def test_a_preset_says_what_it_asks_of_the_server(experiment: Path, tmp_path: Path) -> None:
+    model, prompts = str(save_tiny(tmp_path / "large")), experiment.with_name("prompts.jsonl")
+    served = tmp_path / "w2s.yaml"
+    for name, message in (
+        ("mine", "conditions.base.model: the server has no `large` (it serves: mine)."),
+        ("large", "conditions.best-of-4.guidance.pairs: the server has no `helpful` (it has: none)."),
+    ):
+        config = {"large_models": {"l": {"model": model}}, "served_models": {name: {"large": "l"}}}
+        served.write_text(json.dumps(config), encoding="utf-8")
+        found = run("instructions", "--prompts", prompts, "--config", served, "--out", tmp_path / "out")
+        assert found.exit_code == 2
+        assert found.stderr.endswith(
+            f"w2s: {message} The preset instructions asks for a served model named `large` and a pair named `helpful`: "
+            "see deploy/tasks/instructions.yaml.\n"
+        )
+        assert not (tmp_path / "out").exists()

@@ -39,17 +39,23 @@ async def test_more_of_everything_only_adds_answers(tmp_path: Path) -> None:
     [
         (
             experiment(Condition("guided", "m", {"beam_width": 3}, {"max_tokens": 5}, 2)),
-            "conditions.guided.guidance.beam_width",
+            "conditions.guided.guidance.beam_width (was 2, is 3)",
         ),
         (
             experiment(Condition("guided", "n", {"beam_width": 2}, {}, 2)),
-            "conditions.guided.model, conditions.guided.sampling.max_tokens",
+            'conditions.guided.model (was "m", is "n"), conditions.guided.sampling.max_tokens (was 5, is not set)',
         ),
-        (experiment(Condition("guided", "m", {"beam_width": 2}, {"max_tokens": 5})), "conditions.guided.seeds"),
-        (experiment(PLAIN), "conditions.guided"),
+        (
+            experiment(Condition("guided", "m", {"beam_width": 2}, {"max_tokens": 5})),
+            "conditions.guided.seeds (was 2, is 1)",
+        ),
+        (experiment(PLAIN), "conditions.guided (is missing now)"),
         (experiment(GUIDED, prompts=(EvalPrompt("c", ("Bye",)),)), "prompts (number 1 is another)"),
-        (experiment(GUIDED, system="Rhyme."), "system"),
-        (experiment(GUIDED, setup={"large": "x"}), "large"),
+        (experiment(GUIDED, system="Rhyme." * 30), f'system (was not set, is "{"Rhyme." * 13}R…)'),
+        (
+            experiment(GUIDED, setup={"models": dict.fromkeys("abcdefg", 1)}),
+            ", ".join(f"models.{name} (was not set, is 1)" for name in "abcde") + " and 2 more",
+        ),
     ],
 )
 async def test_another_experiments_folder_is_refused(other: Experiment, keys: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def test_the_verdict(verdict: str) -> None:
     found = check(scored(PAIRS[verdict]))
     assert found.verdict == verdict
     assert found.auc.low <= found.auc.mean <= found.auc.high
+
+
+@pytest.mark.parametrize("comparisons", [1, 5, 19])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_few_answers_make_no_verdict(comparisons: int, sign: int) -> None:
+    found = check(scored(lambda good, words: 9.0 * sign * good, 2 * comparisons))
+    assert found.verdict == "too few"
+    assert found.accuracy is not None
+    assert found.accuracy.mean == found.auc.mean == (sign == 1)
+    for estimate in (found.accuracy, found.auc):
+        assert 0.15 < estimate.high - estimate.low < 0.8, "resampling gives no width at all"
+    assert "There are too few answers to tell whether the pair steers: it takes 20 good ones and 20 bad" in summary(
+        found
+    )
+    assert re.search(r"by so many nats +-?\d+\.\d+\n", summary(found))
+    assert as_json(found)["margin"]["low"] is None
+    assert check(scored(lambda good, words: 9.0 * good, 40)).verdict == "steers"
 
 
 def test_two_equal_models() -> None:

@@ -60,6 +60,12 @@ def test_a_file_that_is_not_there(runner: CliRunner, tmp_path: Path) -> None:
     assert "nowhere.yaml" in refused(runner, "--config", str(tmp_path / "nowhere.yaml"))
 
 
+def test_a_folder_of_a_model_that_is_not_there(runner: CliRunner, tmp_path: Path) -> None:
+    path = tmp_path / "w2s.yaml"
+    path.write_text("large_models: {m: {model: ./gone}}\nserved_models: {m: {large: m}}")
+    assert "large_models.m.model: no such folder: ./gone." in refused(runner, "--config", str(path))
+
+
 def test_a_flag_out_of_range_names_its_key(runner: CliRunner) -> None:
     assert "server.port" in refused(runner, "--port", "70000")
     assert "workers.threads" in refused(runner, "--threads", "0")

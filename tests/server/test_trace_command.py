@@ -123,7 +123,9 @@ def with_rounds(*rounds: dict[str, Any]) -> str:
         ("", "holds no search tree"),
         ("[]", "holds no search tree"),
         ("hello", "line 1 is neither JSON nor an event"),
-        ("data: {}\n\ndata: {", "line 3 is neither"),
+        ("data: {}\n\ndata: {", "is cut before a round of its search is whole"),
+        ("data: {}\n\ndata: {\n", "line 3 is neither"),
+        ("data: {}\n\ndata: {\n\n" + with_rounds({}), "line 3 is neither"),
         ('{"choices": [], "guidance": {"method": "cbs"}}', "holds no search tree"),
         ('{"choices": [], "guidance": null}', "holds no search tree"),
         ("[" * 100_000, "recursion"),
@@ -143,7 +145,7 @@ def with_rounds(*rounds: dict[str, Any]) -> str:
         (with_rounds({}, {"chunk": 1}), "chunk 2 of prompt 0 is missing"),
         (with_rounds({"candidates": [{**DELTA, "fate": "lost"}]}), "candidates.0.fate: "),
         (with_rounds({}) + with_rounds({}).replace('"x"', '"y"'), "holds more than one response"),
-        (with_rounds({"truncated": True}), "holds no search tree"),
+        (with_rounds({"truncated": True}) + "data: [DONE]", "holds no search tree"),
     ],
 )
 def test_a_file_that_cannot_be_drawn_is_one_line(tmp_path: Path, content: str, problem: str) -> None:
@@ -155,6 +157,29 @@ def test_a_file_that_cannot_be_drawn_is_one_line(tmp_path: Path, content: str, p
     assert problem in found.stderr
     assert found.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_a_stream_that_was_cut_the_whole_rounds_are_drawn(tmp_path: Path) -> None:
+    path, out = tmp_path / "stream", tmp_path / "tree.svg"
+    whole = with_rounds({}, {"candidates": [{**DELTA, "parent": 0, "offset": 1, "text": "☃"}]}, {}).encode()
+    whole = whole.replace(b"\\u2603", "☃".encode())  # as the server writes it
+    first = whole.index(b"data:", 1)
+    second = whole.index(b"data:", first + 1)
+    for end, rounds in (
+        (second + 9, 2),
+        (second, 2),
+        (second + 2, 2),
+        (first + 40, 1),
+        (whole.index("☃".encode()) + 1, 1),
+    ):
+        path.write_bytes(whole[:end])
+        found = run(path, "--out", out)
+        assert found.exit_code == 0, found.output
+        assert found.stderr == f"w2s: {path}: is cut; drawn are the {rounds} rounds that are whole.\n"
+        assert len(boxes(drawn(out))) == rounds
+        assert "Later chunks are missing." in out.read_text(encoding="utf-8")
+    path.write_bytes(whole[:second] + b"data: [DONE]\n")
+    assert run(path, "--out", out).output == "", "it is whole"
 
 
 def test_a_text_may_take_back_the_end_of_its_parents(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from server.cli import main
 from tests.training.conftest import comparisons
 from w2s_core.training import run as training_run
+from w2s_core.training.phases import PhaseRunner
 
 
 def test_train_and_check(base: str, tmp_path: Path) -> None:
@@ -23,7 +24,8 @@ def test_train_and_check(base: str, tmp_path: Path) -> None:
     made = runner.invoke(main, ["pair", "train", "--base", base, "--data", str(data), "--out", str(out), *options])
     assert made.exit_code == 0, made.output
     assert made.stdout.startswith("16 answers\nthe chosen answer scores higher   1.000")
-    assert f"wrote {out}; serve it with: w2s serve --config {out}/w2s.yaml\n" in made.stderr
+    assert f"wrote {out}; serve it with: w2s serve --config '{out}/w2s.yaml'\n" in made.stderr
+    assert f"`w2s serve --config '{out}/w2s.yaml'`" in (out / "README.md").read_text(encoding="utf-8")
     pair = ["--pair", "my-pair", "--config", str(out / "w2s.yaml")]
     checked = runner.invoke(main, ["pair", "check", *pair, "--data", str(data), "--json"])
     assert checked.exit_code == 0, checked.output
@@ -37,11 +39,20 @@ def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path, monkeypatch: pytest
     data, out = tmp_path / "data.jsonl", tmp_path / "pair"
     data.write_text("".join(f"{json.dumps(record)}\n" for record in comparisons()), encoding="utf-8")
 
-    def stopped(*_: object) -> None:
+    def stopped(runner: PhaseRunner, *_: object) -> None:
+        for name in kept:
+            (runner._work / name).mkdir()
+            (runner._work / name / "file").touch()
         raise KeyboardInterrupt
 
+    kept: list[str] = []
     monkeypatch.setattr(training_run, "_train", stopped)
     options = ["--base", base, "--data", str(data), "--out", str(out), "--method", "sft"]
+    found = CliRunner().invoke(main, ["pair", "train", *options])
+    assert found.exit_code == 130
+    assert found.stderr.endswith("\nStopped.\n"), "there is nothing to go on from"
+    assert not out.exists()
+    kept.append("adapt")
     found = CliRunner().invoke(main, ["pair", "train", *options])
     assert found.exit_code == 130
     assert found.stderr.endswith(f"Stopped. What is done is in {out}; the same command goes on from there.\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import save_tiny
+from tests.training.conftest import Write, comparisons
+from w2s_core.data_sets import DataError
 from w2s_core.pairs.preferences import Answer
 from w2s_core.scorers.local import LocalScorer
 from w2s_core.scorers.pair_model import PairModel
 from w2s_core.text.tokenizer import HFTokenizer
-from w2s_core.training.data import split
+from w2s_core.training.data import read_data, split
 from w2s_core.training.examples import Example, encode_examples, template_for
 from w2s_core.training.phases import Phase, _in_order
+from w2s_core.training.settings import TrainingSettings
 from w2s_core.types import ChatPrompt, Hypothesis, Prompt, TextPrompt
 
 ASK = ChatPrompt(({"role": "user", "content": "Hi <eos>?"},))
@@ -110,3 +114,23 @@ def test_every_step_has_a_full_batch_and_every_example_its_turn(
     assert set(times) <= set(every)
     assert max(times.values()) - min(times[row] for row in every) <= 2
     assert _in_order(phase, batch, 3) == rows
+
+
+def test_empty_answers_are_left_out_and_counted(
+    settings: Callable[..., TrainingSettings], write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = [{"prompt": "x", "chosen": "a", "rejected": " \n"}, {"prompt": "x", "chosen": "", "rejected": ""}]
+    data = write(*comparisons(4), *several)
+    found = read_data(settings(data=data, held_out=0.0))
+    assert [answer.text for answer in found.training if not answer.text.strip()] == []
+    assert len(found.training) == 8
+    assert (
+        capsys.readouterr().err
+        == f"[w2s] left out: comparisons with an empty answer, 2 of them; the first is {data}, line 5\n"
+    )
+    data = write({"text": ""}, {"text": "a"})
+    assert [answer.text for answer in read_data(settings(data=data)).training] == ["a"]
+    assert capsys.readouterr().err == f"[w2s] left out: empty answers, 1 of them; the first is {data}, line 1\n"
+    for records in ([{"text": " "}], [{"text": "a", "label": True}, {"text": "", "label": False}]):
+        with pytest.raises(DataError, match=r"without the 1 empty answers too few are left to train on\.$"):
+            read_data(settings(data=write(*records)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,13 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from server.cli import main
+from tests.adapters import save_adapter
 from tests.tiny import save_tiny
 from tests.training.conftest import Write, comparisons
 from w2s_core.training import run as training_run
+from w2s_core.training.models import BaseModel
+from w2s_core.training.run import train_pair
+from w2s_core.training.settings import TrainingSettings
 
 
 def train(base: str, data: str, out: Path, *more: str, method: str = "sft") -> Result:
@@ -70,9 +75,14 @@ def test_a_hub_that_cannot_be_reached(base: str, tmp_path: Path, monkeypatch: py
     assert_refused(found, "nobody/nothing: cannot be loaded as a data set: ", tmp_path / "out")
 
 
-def test_a_base_that_cannot_be_used(write: Write, tmp_path: Path) -> None:
+def test_a_base_that_cannot_be_used(base: str, write: Write, tmp_path: Path) -> None:
     data, out = write(*comparisons()), tmp_path / "out"
-    assert_refused(train(str(tmp_path / "missing"), data, out), "missing: cannot load a fast tokenizer", out)
+    assert_refused(train(str(tmp_path / "missing"), data, out), "w2s: --base: no such folder: ", out)
+    assert_refused(train(base, data, out, "--large", "./gone"), "w2s: --large: no such folder: ./gone.", out)
+    (tmp_path / "empty").mkdir()
+    assert_refused(train(str(tmp_path / "empty"), data, out), "empty: cannot load a fast tokenizer", out)
+    adapter = str(save_adapter(tmp_path / "adapter", Path(base)))
+    assert_refused(train(adapter, data, out), f"--base: {adapter} is an adapter, and no model.", out)
     small = str(save_tiny(tmp_path / "small", vocabulary=280))
     message = "has 300 tokens, and the model knows only 280; it must be the model's own."
     assert_refused(train(small, data, out), message, out)
@@ -101,6 +111,7 @@ def test_a_base_with_pickled_weights_alone(base: str, write: Write, tmp_path: Pa
         ("--adapt-learning-rate 1", "--adapt-learning-rate: has no effect here: is for --adapt-epochs."),
         ("--held-out 0.2 --check-data DATA", "--held-out: has no effect here: --check-data is there for the figures."),
         ("--learning-rate nan", "--learning-rate: must be a number, not nan."),
+        ("--prompt-template {promt}", "--prompt-template: must contain {prompt}, or be empty for nothing."),
         ("--split test", "--split: has no effect here: only a data set has splits, not a file."),
     ],
 )
@@ -118,6 +129,42 @@ def test_a_training_that_diverges(base: str, write: Write, tmp_path: Path, adapt
     assert found.stderr.endswith("w2s: the training diverged: its loss is no longer a number. Lower --learning-rate.\n")
     kept = {path.name for path in (out / ".training").iterdir() if path.is_dir()} if out.exists() else set()
     assert kept == ({"adapt"} if adapt else set()), "phases that have ended stay, and no others"
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_a_training_whose_last_step_overflows_has_diverged(
+    base: str, write: Write, tmp_path: Path, method: str
+) -> None:
+    """Its losses are finite, since they are those before the step."""
+    options = ["--learning-rate", "1e15", "--epochs", "1", "--batch-size", "12"]
+    found = train(base, write(*comparisons()), tmp_path / "out", *options, method=method)
+    assert found.stderr.endswith(
+        "w2s: the training diverged: its model's logits are no longer a number. Lower --learning-rate.\n"
+    )
+    assert found.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_overflow_in_the_dtype_of_the_files(
+    base: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def huge(self: BaseModel, *_: Any) -> Any:
+        model = load(self, None, None)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[0, 0] = 1e6
+        return model
+
+    load = BaseModel.load
+    monkeypatch.setattr(BaseModel, "load", huge)
+    found = train(base, write(*comparisons()), tmp_path / "out", "--epochs", "1", "--saved-dtype", "float16")
+    assert found.exit_code == 2, found.output
+    assert "w2s: --saved-dtype: weights overflow in float16." in found.stderr
+
+
+def test_one_step_trains(settings: Callable[..., TrainingSettings]) -> None:
+    found = train_pair(settings(epochs=1, batch_size=24, held_out=0.5))
+    assert found is not None
+    assert found.verdict != "equal"
 
 
 def test_an_output_folder_that_cannot_be(base: str, write: Write, tmp_path: Path) -> None:
@@ -171,6 +218,7 @@ def test_no_memory_in_a_later_phase_loses_nothing(
 
     def adapts_alone(runner: Any, *_: Any) -> None:
         (runner._work / "adapt").mkdir()
+        (runner._work / "adapt/model.safetensors").touch()
         raise RuntimeError(message)
 
     monkeypatch.setattr(training_run, "_train", adapts_alone)

@@ -43,7 +43,8 @@ def test_a_pair_that_knows_good_answers_it_has_not_seen(settings: Make, method: 
     assert check is not None
     assert check.accuracy is not None
     assert check.accuracy.mean == 1
-    assert (check.answers, check.verdict) == (16, "steers")
+    assert (check.answers, check.verdict) == (16, "too few")
+    assert "length_penalty" not in (made.out / "w2s.yaml").read_text(encoding="utf-8")
     assert {path.name for path in made.out.iterdir()} == FILES
     assert check.auc.mean == 1
 
@@ -72,8 +73,8 @@ def test_sft_trains_untuned_as_long_on_the_bad_answers(settings: Make, write: Wr
     assert equal(weights(made.out / "untuned"), weights(other.out / "tuned"))
 
 
-def test_adapters_of_a_pair_are_served_and_checked(settings: Make, base: str) -> None:
-    made = settings(lora=2, epochs=4, learning_rate=3e-2)
+def test_adapters_of_a_pair_are_served_and_checked(settings: Make, base: str, write: Write) -> None:
+    made = settings(lora=2, epochs=4, learning_rate=3e-2, data=write(*comparisons(60)))
     check = train_pair(made)
     assert check is not None
     assert check.verdict == "steers"
@@ -120,7 +121,7 @@ def test_a_training_that_was_stopped_goes_on_where_it_was(
         with pytest.raises(Stopped):
             train_pair(made)
     assert [path.name for path in made.out.iterdir()] == [".training"]
-    with pytest.raises(ConfigurationError, match=r"was stopped, and `epochs`, `seed` differ from its own"):
+    with pytest.raises(ConfigurationError, match=r"in `epochs` \(was 1, is 9\), `seed` \(was 0, is 9\)\. Remove"):
         train_pair(settings(**options, seed=9, epochs=9))
     moved = made.out.rename(tmp_path / "moved")
     made = replace(made, out=moved, large="some/model")  # neither decides what is trained

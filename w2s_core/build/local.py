@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from w2s_core.build.generation_config import read_generation_config
+from w2s_core.build.model_sources import check_folders
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     EngineConfig,
@@ -45,6 +46,7 @@ class LocalModels:
     """
 
     def __init__(self, config: EngineConfig, tokenizers: TokenizerCache, metrics: Metrics) -> None:
+        check_folders(config)  # before anything is fetched
         large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
         pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
         devices = _detect_devices() if config.workers.devices == "auto" else list(config.workers.devices)

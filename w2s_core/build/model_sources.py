@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from w2s_core.config import AdapterConfig, ModelReference
+from w2s_core.config import AdapterConfig, EngineConfig, ModelReference, RemoteModelConfig, is_path
 from w2s_core.demo.models import resolve
 from w2s_core.errors import ConfigurationError
 
@@ -31,8 +31,40 @@ class ModelSource:
 
 
 def model_source(reference: str) -> str:
-    """The folder or hub id to load with transformers. A demo model is fetched first if it is not cached."""
+    """The folder or hub id to load with transformers. A demo model is fetched first if it is not cached.
+
+    Raises ConfigurationError for a folder that is not there.
+    """
+    check_folder(reference)
     return str(resolve(reference)) if reference.startswith(_DEMO) else reference
+
+
+def check_folders(config: EngineConfig) -> None:
+    """`check_folder` for all models and tokenizers of a configuration, by their keys."""
+    sections = {"large_models": config.large_models, "pairs": config.pairs, "reward_models": config.reward_models}
+    for section, entries in sections.items():
+        for name, entry in entries.items():
+            for role in ("model", "tuned", "untuned", "tokenizer"):
+                reference, key = getattr(entry, role, None), f"{section}.{name}.{role}"
+                if isinstance(reference, RemoteModelConfig):
+                    reference, key = reference.tokenizer, f"{key}.tokenizer"
+                elif role == "model" and entry.backend == "remote":
+                    continue  # a name of the provider's
+                if reference is not None:
+                    check_folder(reference, key)
+
+
+def check_folder(reference: ModelReference, key: str = "") -> None:
+    """Raises ConfigurationError where a name can only be a folder's, and there is none: no hub is asked for it.
+
+    `key` is what the message calls the name.
+    """
+    if isinstance(reference, AdapterConfig):
+        check_folder(reference.model, key and f"{key}.model")
+        check_folder(reference.adapter, key and f"{key}.adapter")
+    elif is_path(reference) and not Path(reference).is_dir():
+        hint = " Write the whole path: only a shell knows `~`." if reference.startswith("~") else ""
+        raise ConfigurationError(f"{key}: no such folder: {reference}.{hint}".removeprefix(": "))
 
 
 def resolve_reference(reference: ModelReference) -> ModelSource:
@@ -40,6 +72,7 @@ def resolve_reference(reference: ModelReference) -> ModelSource:
 
     Demo models and adapters from a hub are fetched first if they are not cached. Raises ConfigurationError.
     """
+    check_folder(reference)
     if isinstance(reference, AdapterConfig):
         return ModelSource(_base(reference.model), _adapter_folder(reference.adapter))
     source = model_source(reference)
@@ -52,6 +85,7 @@ def resolve_reference(reference: ModelReference) -> ModelSource:
             f"{reference} is an adapter whose {_ADAPTER_CONFIG} names no base (base_model_name_or_path). "
             f"Write {{model: BASE, adapter: {reference}}}."
         )
+    check_folder(base, f"the base of the adapter {reference}")
     return ModelSource(_base(base), folder)
 
 

@@ -13,11 +13,16 @@ from w2s_core.errors import ConfigurationError, W2SError
 from w2s_core.evaluation.experiment import Condition, Experiment, Task
 from w2s_core.evaluation.records import AnswerRecord, EvalPrompt, LeftOut
 from w2s_core.evaluation.retrying_client import RetryingClient, Sleep, TooLongError, refusal
+from w2s_core.guidance import SCORER_KEYS
 
 CompletionPrompt = Callable[[EvalPrompt], str | Sequence[int]]
 OWN_FIELDS = ("model", "messages", "prompt", "guidance", "seed", "n", "stream")
 """Fields of a request that are no sampling parameters: the experiment itself sets them."""
 _BYTE = re.compile(r"\\x([0-9a-f]{2})")  # of a token that is a part of a character, in the format of completions
+
+
+class NotServedError(ConfigurationError):
+    """The server has no such model, pair, reward model or scorer as a condition names."""
 
 
 class AnswerClient:
@@ -40,7 +45,7 @@ class AnswerClient:
         self._completion_prompts = completion_prompts or {}
 
     async def check(self, experiment: Experiment) -> None:
-        """Raises ConfigurationError unless the server answers and serves every condition's model.
+        """Raises ConfigurationError unless the server answers and serves what every condition names.
 
         A server that is still loading is waited for; one that lists no models is taken as it is.
         """
@@ -50,15 +55,16 @@ class AnswerClient:
         if response.status_code != httpx.codes.OK:
             raise ConfigurationError(f"the server at {self._url} refuses: {refusal(response)}")
         try:
-            served = [str(model["id"]) for model in response.json()["data"]]
-        except (KeyError, TypeError, ValueError):
+            served = {str(model["id"]): model.get("available_scorers") for model in response.json()["data"]}
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise ConfigurationError(f"the server at {self._url} does not speak OpenAI's API.") from None
         for condition in experiment.conditions:
             if condition.model not in served:
-                raise ConfigurationError(
+                raise NotServedError(
                     f"conditions.{condition.name}.model: the server has no `{condition.model}` "
                     f"(it serves: {', '.join(served)})."
                 )
+            _check_scorers(condition, served[condition.model])
 
     async def answer(self, task: Task) -> AnswerRecord | LeftOut:
         """Asks for all turns, each after the model's own answers to those before.
@@ -96,6 +102,18 @@ class AnswerClient:
             return _Turn(*await self._client.post(path, body))
         except (KeyError, IndexError, TypeError, ValueError):
             raise W2SError("the server's response is not one of OpenAI's API.") from None
+
+
+def _check_scorers(condition: Condition, available: Any) -> None:
+    """Raises NotServedError for a name that is not among the `available` scorers, where the server lists them."""
+    for key in SCORER_KEYS:
+        wanted = (condition.guidance or {}).get(key)
+        names = available.get(key) if isinstance(available, dict) else None
+        if isinstance(wanted, dict) and isinstance(names, list) and (missing := wanted.keys() - {*names}):
+            raise NotServedError(
+                f"conditions.{condition.name}.guidance.{key}: the server has no `{min(missing)}` "
+                f"(it has: {', '.join(map(str, names)) or 'none'})."
+            )
 
 
 class _Turn:

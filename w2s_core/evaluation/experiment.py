@@ -16,6 +16,7 @@ _SEED_STRIDE = (
     1_000_003  # no two prompts share a seed; all conditions do, which reduces the variance of their differences
 )
 _STEP_COST_ROWS = 4  # fixed cost of a decode step, in rows
+_SHOWN = 80  # characters of a value in a message
 _LIKELY_TOKENS = 256  # of an answer without a limit; only the remaining time is estimated by it
 
 
@@ -167,7 +168,7 @@ def leaves(mapping: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[t
 
 
 def differences(saved: Mapping[str, Any], experiment: Experiment, answered: Container[str]) -> Iterator[str]:
-    """The dotted keys in which an experiment's saved JSON and `experiment` contradict each other.
+    """The dotted keys in which an experiment's saved JSON and `experiment` contradict each other, with the values.
 
     Only conditions that are `answered` count. New conditions, more seeds, and another baseline or other judges are no
     contradiction: they leave the answers as they are.
@@ -178,15 +179,27 @@ def differences(saved: Mapping[str, Any], experiment: Experiment, answered: Cont
         if name not in answered:
             continue
         if now is None:
-            yield key
+            yield f"{key} (is missing now)"
             continue
         yield from _different(f"{key}.", before | {"seeds": None}, now | {"seeds": None})
         if now["seeds"] < before["seeds"]:
-            yield f"{key}.seeds"
+            yield changed(f"{key}.seeds", before["seeds"], now["seeds"])
     yield from _different("", {"system": saved["system"]}, {"system": ours["system"]})
     yield from _different("", saved["setup"], ours["setup"])
 
 
+def changed(key: str, before: Any, now: Any) -> str:
+    """A setting with its old and its new value, for a message."""
+    return f"{key} (was {_shown(before)}, is {_shown(now)})"
+
+
+def _shown(value: Any) -> str:
+    text = "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 def _different(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     flat, flat_now = ({".".join(path): value for path, value in leaves(m) if value != {}} for m in (before, now))
-    yield from (prefix + key for key in {**flat, **flat_now} if flat.get(key) != flat_now.get(key))
+    for key in {**flat, **flat_now}:
+        if flat.get(key) != flat_now.get(key):
+            yield changed(prefix + key, flat.get(key), flat_now.get(key))

@@ -26,6 +26,7 @@ from w2s_core.files.durable import open_log, replace_file
 
 _EXPERIMENT, _PROMPTS, _ANSWERS, _LEFT_OUT = "experiment.json", "prompts.jsonl", "answers.jsonl", "left_out.jsonl"
 _LOCK = ".lock"
+_TOLD = 5  # differences in a message
 
 
 class AnswerFolder:
@@ -125,8 +126,9 @@ def _check_same(path: Path, experiment: Experiment) -> None:
             different.append(f"prompts (number {number} {'is another' if new else 'is missing'})")
             break
     if different:
+        more = f" and {len(different) - _TOLD} more" if len(different) > _TOLD else ""
         raise ConfigurationError(
-            f"{path}: has the answers of another experiment, which differs in {', '.join(different)}. "
+            f"{path}: has the answers of another experiment, which differs in {', '.join(different[:_TOLD])}{more}. "
             "Choose another --out."
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -37,12 +38,12 @@ async def generate(tasks: Sequence[Task], folder: AnswerFolder, ask: Ask, concur
         try:
             await gather_all([work() for _ in range(min(concurrency, len(missing)))])
         except W2SError as error:
-            raise type(error)(f"{error} {kept(done, len(tasks), folder)}") from None
+            raise type(error)(f"{error} {kept(done, len(tasks), 'answers', folder.path)}".rstrip()) from None
 
 
-def kept(done: int, total: int, folder: AnswerFolder) -> str:
-    """What becomes of the answers of a run that has stopped."""
-    return f"{done} of {total} answers are in {folder.path}; the same command goes on from there."
+def kept(done: int, total: int, what: str, path: Path) -> str:
+    """What becomes of the answers or judgements of a run that has stopped; nothing where there are none."""
+    return f"{done} of {total} {what} are in {path}; the same command goes on from there." if done else ""
 
 
 def _cost(tasks: Sequence[Task]) -> int:

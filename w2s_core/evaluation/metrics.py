@@ -78,8 +78,11 @@ def proportion(groups: Groups) -> Estimate:
     A group holds the values of one prompt, whose answers are correlated: they count as one trial. Unlike the bootstrap,
     the interval has a width where all values are 0 or all are 1, and its coverage holds for few prompts.
     """
-    values = np.concatenate([np.asarray(group, dtype=float) for group in groups])
-    mean, n = float(values.mean()), len(groups)
+    return wilson(float(np.concatenate([np.asarray(group, dtype=float) for group in groups]).mean()), len(groups))
+
+
+def wilson(mean: float, n: int) -> Estimate:
+    """The mean of `n` trials in [0, 1] with its Wilson score interval."""
     centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
     return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half))

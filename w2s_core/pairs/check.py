@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from w2s_core.aio import bounded
 from w2s_core.errors import ContextLengthError, PairContextLengthError
-from w2s_core.evaluation.metrics import Estimate, bootstrap
+from w2s_core.evaluation.metrics import Estimate, bootstrap, proportion, wilson
 from w2s_core.interfaces import Scorer
 from w2s_core.pairs.preferences import Answer
 from w2s_core.types import Hypothesis
 
-Verdict: TypeAlias = Literal["steers", "weak", "likes length", "exchanged", "equal"]
+Verdict: TypeAlias = Literal["steers", "weak", "likes length", "exchanged", "equal", "too few"]
 PREFIX_WORDS = (2, 5, 10, 20, 50)
 """Lengths, in words, of the beginnings that are scored beside whole answers."""
 Values: TypeAlias = npt.NDArray[Any]
@@ -28,6 +28,8 @@ _CONCURRENCY = 8
 _LENGTH_PENALTIES = (0.0, 0.5, 1.0)
 _NOTABLE_AUC = 0.01
 _EQUAL_NATS = 1e-6
+ENOUGH = 20
+"""Good answers, and bad ones, that a verdict takes. Of fewer, resampling gives intervals that are too narrow."""
 _WEAK_AUC = 0.6
 _RESAMPLES, _SEED = 1000, 2405_19262
 
@@ -49,7 +51,8 @@ class PairCheck:
     """What a pair tells. `accuracy`: the share of comparisons in which the chosen answer scores higher, ties one half;
     `margin`: by how many nats. Both are None where the data has no comparisons.
 
-    `auc`: the probability that a good answer scores above a bad one. `auc_by_words` has it for beginnings.
+    `auc`: the probability that a good answer scores above a bad one. `auc_by_words` has it for beginnings. Of fewer
+    than ENOUGH good or bad answers both intervals are Wilson's, and the verdict is "too few".
     `length_correlation`: Spearman's, of score and words. `length_penalty`: the one of 0, 0.5 and 1 with which the pair
     tells most. `too_long`: answers that did not fit the pair's context and were left out.
     """
@@ -95,7 +98,8 @@ def check(scored: Sequence[ScoredAnswer], too_long: int = 0) -> PairCheck:
     whole = scores[:, -1]
     comparisons = _comparisons(scored)
     differences = np.array([whole[i] - whole[j] for i, j in comparisons])
-    accuracy = bootstrap([[_won(d)] for d in differences]) if comparisons else None
+    won = [[_won(d)] for d in differences]
+    accuracy = (bootstrap(won) if len(won) >= ENOUGH else proportion(won)) if comparisons else None
     correlation = _spearman(whole, words)
     auc = _auc_interval(whole, good)
     return PairCheck(
@@ -156,17 +160,27 @@ def _spearman(one: Values, other: Values) -> float:
 
 
 def _auc_interval(values: Values, good: Values) -> Estimate:
-    """The AUC with its 95 % interval, by a bootstrap over answers of each class."""
+    """The AUC with its 95 % interval, by a bootstrap over answers of each class; of few ones Wilson's."""
+    auc, few = _auc(values, good), _fewer(good)
+    if few < ENOUGH:
+        return wilson(auc, few)
     generator = np.random.default_rng(_SEED)
     classes = np.flatnonzero(good), np.flatnonzero(~good)
     resampled = [np.concatenate([generator.choice(c, len(c)) for c in classes]) for _ in range(_RESAMPLES)]
     low, high = np.quantile([_auc(values[i], good[i]) for i in resampled], (0.025, 0.975))
-    return Estimate(_auc(values, good), float(low), float(high))
+    return Estimate(auc, float(low), float(high))
+
+
+def _fewer(good: Values) -> int:
+    """The number of good answers or of bad ones, whichever is less."""
+    return int(min(good.sum(), (~good).sum()))
 
 
 def _verdict(scores: Values, words: Values, good: Values, auc: Estimate) -> Verdict:
     if np.abs(scores).max() < _EQUAL_NATS:
         return "equal"
+    if _fewer(good) < ENOUGH:
+        return "too few"
     if auc.high < 0.5:
         return "exchanged"
     if auc.low <= 0.5 or auc.mean < _WEAK_AUC:

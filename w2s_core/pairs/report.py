@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from w2s_core.evaluation.metrics import Estimate
-from w2s_core.pairs.check import PairCheck
+from w2s_core.pairs.check import ENOUGH, PairCheck
 
 _SENTENCES = {
     "steers": "The pair steers: it ranks answers as people do, and not by their length alone.",
@@ -15,6 +15,8 @@ _SENTENCES = {
     "likes length": "The pair only likes {kind} answers: at equal length it hardly knows the better one.",
     "exchanged": "Tuned and untuned are exchanged: the pair prefers the worse answers. Exchange them, or give the pair "
     "a negative weight.",
+    "too few": "There are too few answers to tell whether the pair steers: it takes {enough} good ones and {enough} "
+    "bad ones.",
     "equal": "The pair says nothing: its two models give every answer the same probability. Are they the same model?",
 }
 
@@ -24,12 +26,13 @@ def summary(check: PairCheck) -> str:
     lines = [f"{check.answers} answers" + (f", {check.too_long} more do not fit its context" if check.too_long else "")]
     if check.accuracy is not None and check.margin is not None:
         lines.append(f"the chosen answer scores higher   {_shown(check.accuracy)}")
-        lines.append(f"by so many nats                   {_shown(check.margin)}")
+        few = check.verdict == "too few"  # whose resampled interval would be too narrow
+        lines.append(f"by so many nats                   {f'{check.margin.mean:.3f}' if few else _shown(check.margin)}")
     lines.append(f"AUC                               {_shown(check.auc)}")
     lines += [f"AUC of the first {n:3} words          {value:.3f}" for n, value in check.auc_by_words.items()]
     lines.append(f"correlation of score and length   {check.length_correlation:+.2f}")
     kind = "long" if check.length_correlation > 0 else "short"
-    lines += ["", _SENTENCES[check.verdict].format(kind=kind)]
+    lines += ["", _SENTENCES[check.verdict].format(kind=kind, enough=ENOUGH)]
     if check.verdict in ("steers", "likes length") and check.length_penalty:
         lines.append(f"It tells more by the token: set guidance.length_penalty to {check.length_penalty:g}.")
     return "\n".join(lines)
@@ -40,6 +43,8 @@ def as_json(check: PairCheck) -> dict[str, Any]:
     content = asdict(check)
     content["accuracy"] = None if check.accuracy is None else check.accuracy.mean
     content["accuracy_interval"] = None if check.accuracy is None else [check.accuracy.low, check.accuracy.high]
+    if check.margin is not None and check.verdict == "too few":
+        content["margin"] = {"mean": check.margin.mean, "low": None, "high": None}
     content["auc"], content["auc_interval"] = check.auc.mean, [check.auc.low, check.auc.high]
     return content
 

@@ -43,8 +43,12 @@ def prompts(count: int) -> list[dict[str, str]]:
 
 def write(path: Path, records: Sequence[Mapping[str, object]]) -> Path:
     """Writes a JSON object to each line of `path`, and returns it."""
-    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+    path.write_text(_lines(records), encoding="utf-8")
     return path
+
+
+def _lines(records: Sequence[Mapping[str, object]]) -> str:
+    return "".join(f"{json.dumps(record)}\n" for record in records)
 
 
 def main() -> None:
@@ -55,11 +59,19 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20, help="openers (default: %(default)s)")
     arguments = parser.parse_args()
     training, _, testing = splits()
+    files = {
+        TRAIN: _lines(comparisons(training, arguments.comparisons)),
+        CHECK: _lines(comparisons(testing, arguments.checked)),
+        PROMPTS: _lines(prompts(arguments.prompts)),
+        EXPERIMENT: _EXPERIMENT,
+    }
+    for name, text in files.items():
+        path = arguments.out / name
+        if path.exists() and path.read_bytes() != text.encode():
+            parser.error(f"--out: {path} exists, and is not what would be written. Remove it, or name another folder.")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write(arguments.out / TRAIN, comparisons(training, arguments.comparisons))
-    write(arguments.out / CHECK, comparisons(testing, arguments.checked))
-    write(arguments.out / PROMPTS, prompts(arguments.prompts))
-    (arguments.out / EXPERIMENT).write_text(_EXPERIMENT, encoding="utf-8")
+    for name, text in files.items():
+        (arguments.out / name).write_text(text, encoding="utf-8")
     say(f"wrote {TRAIN}, {CHECK}, {PROMPTS} and {EXPERIMENT} to {arguments.out}")
 
 

@@ -28,8 +28,9 @@ class HFTokenizer:
         try:
             self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder_or_id)
         except (OSError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
             raise ConfigurationError(
-                f"{folder_or_id}: cannot load a fast tokenizer (tokenizer.json): {error}"
+                f"{folder_or_id}: cannot load a fast tokenizer (tokenizer.json): {reason}"
             ) from None
 
         self._skip_special_tokens = True

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from w2s_core.data_sets import DataError
+from w2s_core.demo.fetch import say
 from w2s_core.pairs.preferences import Answer, read_answers, read_preferences
 from w2s_core.training.settings import TrainingSettings
 
@@ -24,8 +25,8 @@ class TrainingData:
 
 
 def read_data(settings: TrainingSettings) -> TrainingData:
-    """Reads `settings.data` and `settings.check_data`. Raises DataError."""
-    answers = read_answers(settings.data, settings.split)
+    """Reads `settings.data`, of which empty answers are left out, and `settings.check_data`. Raises DataError."""
+    answers = _without_empty(read_answers(settings.data, settings.split), settings.data)
     if settings.method == "dpo" and any(answer.partner is None for answer in answers):
         raise DataError(f"{settings.data}: --method dpo needs comparisons: records with `chosen` and `rejected`.")
     if settings.check_data is not None:
@@ -37,6 +38,20 @@ def read_data(settings: TrainingSettings) -> TrainingData:
     if not _both_kinds(held_out):  # they would tell nothing
         training, held_out = answers, []
     return TrainingData(training, held_out, _digest(answers))
+
+
+def _without_empty(answers: Sequence[Answer], source: str) -> list[Answer]:
+    """The answers less those without any text, and less the partners of those. Says how many are left out."""
+    empty = [answer for answer in answers if not answer.text.strip()]
+    if not empty:
+        return list(answers)
+    comparisons = {answer.partner for answer in empty} - {None}
+    left = [answer for answer in answers if answer.text.strip() and answer.partner not in comparisons]
+    if not _both_kinds(left):
+        raise DataError(f"{source}: without the {len(empty)} empty answers too few are left to train on.")
+    what = "comparisons with an empty answer" if comparisons else "empty answers"
+    say(f"left out: {what}, {len(comparisons) or len(empty)} of them; the first is {empty[0].place}")
+    return left
 
 
 def split(answers: Sequence[Answer], share: float, seed: int) -> tuple[list[Answer], list[Answer]]:

@@ -13,18 +13,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from w2s_core.errors import ConfigurationError
+from w2s_core.evaluation.experiment import changed
 from w2s_core.files.durable import replace_file
 from w2s_core.training.settings import TrainingSettings
 
 _WORK, _SETTINGS, _LOCK = ".training", "settings.json", "lock"
-_FREE = ("out", "large")  # settings that may change in between: the trained models do not depend on them
+_FREE = ("out", "large", "saved_dtype")  # settings that may change in between: the trained models do not depend on them
 
 
 @contextlib.contextmanager
 def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
     """Yields the work folder, new or of a training with these settings and data that was stopped.
 
-    It is removed in the end, and after a ConfigurationError if nothing is trained yet; else it stays. Raises
+    It is removed in the end, and after a ConfigurationError or Ctrl-C if nothing is trained yet; else it stays. Raises
     ConfigurationError where the output folder has other contents, or is in use.
     """
     out, work = settings.out, settings.out / _WORK
@@ -43,8 +44,8 @@ def open_work_folder(settings: TrainingSettings, digest: str) -> Iterator[Path]:
         _check_settings(work / _SETTINGS, {**deciding, "digest": digest}, out)
         try:
             yield work
-        except ConfigurationError:
-            if not any(path.is_dir() for path in work.iterdir()):  # of phases and their checkpoints
+        except (ConfigurationError, KeyboardInterrupt):
+            if not any(work.glob("*/*")):  # files of a phase, or its checkpoints
                 _remove(work, out)
             raise
         shutil.rmtree(work)
@@ -55,12 +56,15 @@ def _check_settings(path: Path, settings: Mapping[str, Any], out: Path) -> None:
         replace_file(path, json.dumps(settings, indent=1))
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    different = [name for name, value in settings.items() if before.get(name) != value]
+    different = [
+        "the data" if name == "digest" else changed(f"`{name}`", before.get(name), value)
+        for name, value in settings.items()
+        if before.get(name) != value
+    ]
     if different:
-        what = "the data" if different == ["digest"] else ", ".join(f"`{n}`" for n in different if n != "digest")
         raise ConfigurationError(
-            f"--out: {out} holds a training that was stopped, and {what} differ from its own. Remove {path.parent}, or "
-            "name another folder."
+            f"--out: {out} holds a training that was stopped, which differs in {', '.join(different)}. Remove "
+            f"{path.parent}, or name another folder."
         )
 
 

@@ -27,6 +27,8 @@ class BaseModel:
     """
 
     def __init__(self, source: str) -> None:
+        if (Path(source) / "adapter_config.json").is_file() and not (Path(source) / "config.json").is_file():
+            raise ConfigurationError(f"--base: {source} is an adapter, and no model. Merge it into its base first.")
         self.source = source
         self.tokenizer = HFTokenizer(source)
         if self.tokenizer.eos is None:

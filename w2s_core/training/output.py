@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from w2s_core.config import PairConfig
 from w2s_core.demo.convert import FILE_MODE
+from w2s_core.errors import ConfigurationError
 from w2s_core.pairs.check import PairCheck
 from w2s_core.pairs.report import summary
 from w2s_core.training.data import TrainingData
@@ -68,6 +70,11 @@ class PairOutput:
         path = Path(self.settings.base)
         return str(path.resolve()) if path.is_dir() else self.settings.base
 
+    @property
+    def _config(self) -> str:
+        """The configuration's path, for a shell."""
+        return shlex.quote(str(self.settings.out / CONFIG))
+
     def write_models(self, folder: Path, tuned: Path, untuned: Path | None) -> None:
         """Writes `folder`/tuned and, unless it is the base of an adapter, `folder`/untuned (None: the base)."""
         self._write_model(tuned, folder / TUNED)
@@ -96,15 +103,16 @@ class PairOutput:
                 },
             },
         }
-        text = f"# w2s serve --config {self.settings.out / CONFIG}\n" + yaml.safe_dump(
-            content, sort_keys=False, allow_unicode=True
-        )
+        text = f"# w2s serve --config {self._config}\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         (folder / CONFIG).write_text(text, encoding="utf-8")
 
     def _write_model(self, source: Path | None, folder: Path) -> None:
         if self.settings.lora is None:
             dtype: torch.dtype = getattr(torch, self.settings.saved_dtype)
-            self.base.load(source, None).to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
+            model = self.base.load(source, None).to(dtype)  # type: ignore[arg-type]
+            if not all(weights.isfinite().all() for weights in model.parameters()):
+                raise ConfigurationError(f"--saved-dtype: weights overflow in {self.settings.saved_dtype}.")
+            model.save_pretrained(str(folder))
         else:
             assert source is not None
             shutil.copytree(source, folder)
@@ -134,7 +142,7 @@ class PairOutput:
             tuned=tuned,
             untuned=untuned,
             template="null" if self.template is None else self.template or '""',
-            config=settings.out / CONFIG,
+            config=self._config,
             figures=f"```\n{summary(check)}\n```" if check else "This was not measured: no labelled data was held out.",
             settings=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
         )
@@ -157,4 +165,6 @@ def _roles(settings: TrainingSettings, data: TrainingData) -> tuple[str, str]:
 def _guidance(check: PairCheck | None) -> dict[str, Any]:
     """Guidance to begin with: brakes, and the length penalty with which the pair tells most."""
     brakes = {"beam_width": 4, "successors": 4, "chunk_length": 5, "repetition": 1.0, "early_stopping": True}
-    return brakes | ({"length_penalty": check.length_penalty} if check and check.length_penalty else {})
+    if check is None or check.verdict == "too few" or not check.length_penalty:
+        return brakes
+    return brakes | {"length_penalty": check.length_penalty}

@@ -39,6 +39,8 @@ from w2s_core.training.settings import Method, TrainingSettings
 CHECKPOINT_SECONDS = 60.0
 _WARMUP_SHARE = 0.05
 _BLOCK = 16  # batches that are made of neighbours in length
+_PROBES = 4  # answers that a trained model is tried on
+_DIVERGED = "the training diverged: its {what} no longer a number. Lower --learning-rate."
 _STATE = "trainer_state.json"  # the Trainer writes it last, so a checkpoint that has it is whole
 
 
@@ -81,6 +83,7 @@ class PhaseRunner:
             trainer.add_callback(_Progress())
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                _check_finite(trainer.model, phase.examples[:_PROBES])
             except ConfigurationError:  # it diverged, and would again
                 shutil.rmtree(checkpoints, ignore_errors=True)
                 raise
@@ -118,7 +121,7 @@ class PhaseRunner:
             "per_device_train_batch_size": settings.batch_size,
             "learning_rate": phase.learning_rate,
             "lr_scheduler_type": "linear",
-            "warmup_steps": max(1, round(_WARMUP_SHARE * phase.steps)),
+            "warmup_steps": min(max(1, round(_WARMUP_SHARE * phase.steps)), phase.steps - 1),  # the first's rate is 0
             "weight_decay": 0.1,
             "adam_beta2": 0.98,  # short trainings: the mean of 0.999 would still be young at their end
             "max_grad_norm": 1.0,
@@ -153,7 +156,7 @@ class _Progress(ProgressCallback):
         if not all(map(math.isfinite, losses)):
             if bar is not None:
                 bar.close()
-            raise ConfigurationError("the training diverged: its loss is no longer a number. Lower --learning-rate.")
+            raise ConfigurationError(_DIVERGED.format(what="loss is"))
         if bar is not None and logs and "loss" in logs:
             bar.set_postfix(loss=logs["loss"], refresh=False)
 
@@ -175,6 +178,18 @@ class _TimedCheckpoints(TrainerCallback):
             self._saved_at = time.monotonic()
             control.should_save = True
         return control
+
+
+def _check_finite(model: Any, examples: Sequence[Example]) -> None:
+    """Raises ConfigurationError for a model whose logits overflow: the last steps may have spoiled it unseen."""
+    model.eval()
+    for example in examples:
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.tensor([[*example.prompt_ids, *example.answer_ids]], device=model.device)
+            ).logits
+        if not logits.isfinite().all():
+            raise ConfigurationError(_DIVERGED.format(what="model's logits are"))
 
 
 def add_dropout(model: Any, share: float) -> None:

@@ -10,12 +10,13 @@ from typing import Annotated, Any, ClassVar, NoReturn, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import INT32_MAX, JsonObject, StrictModel, raise_at
+from server.api.schemas.fields import JsonObject, StrictModel, raise_at
 from server.api.schemas.guidance import GuidanceOptions
 from server.api.schemas.logprobs import OutputOptions, TopLogprobs
 from server.api.schemas.sampling import SamplingExtras
 from server.api.schemas.structured import StructuredFields
 from server.api.schemas.unsupported import UNSUPPORTED_FIELDS
+from w2s_core.guidance import INT32_MAX
 from w2s_core.types import SamplingParams
 
 MAX_CHOICES = 128  # OpenAI's limit; the engine limits rows per request more tightly

@@ -8,10 +8,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.schemas.base import MAX_CHOICES, GenerationBody
-from server.api.schemas.fields import INT32_MAX, Text, TokenId
+from server.api.schemas.fields import Text, TokenId
 from server.api.schemas.guidance import merge_guidance
 from server.api.schemas.logprobs import CompletionLogprobs, PromptLogprobs, TopLogprobs
 from server.api.schemas.responses import BaseChoice, ResponseBody
+from w2s_core.guidance import INT32_MAX
 from w2s_core.types import FinishReason, GenerationRequest, Prompt, TextPrompt, TokenPrompt
 
 if TYPE_CHECKING:

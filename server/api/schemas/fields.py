@@ -18,7 +18,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-INT32_MAX = 2**31 - 1
+from w2s_core.guidance import INT32_MAX
+
 MAX_NESTING = 100  # levels of objects and lists; code that recurses over them could go three times as deep
 _MAX_NAME_LENGTH = 64  # characters of an unknown field's name for which a similar one is looked for
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import INT32_MAX, StrictModel, Text
-from w2s_core.guidance import MAX_EARLY_REJECTION, MAX_LENGTH_PENALTY, MAX_WEIGHT, Combine, Guidance, Method
+from server.api.schemas.fields import StrictModel, Text
+from w2s_core.guidance import INT32_MAX, MAX_EARLY_REJECTION, MAX_LENGTH_PENALTY, MAX_WEIGHT, Combine, Guidance, Method
 
 Positive = Annotated[int, Field(ge=1, le=INT32_MAX)]
 NotNegative = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
@@ -77,6 +77,15 @@ class GuidanceOptions(StrictModel):
             "send each round as it ends instead, in a chunk without choices, as `guidance.round`."
         ),
     ] = False
+
+    @field_validator("trace", mode="before")
+    @classmethod
+    def _check_trace(cls, value: Any) -> Any:
+        """Refuses other values in one message, where the two members of the union would have two."""
+        if not isinstance(value, bool) and value != "stream":
+            raise PydanticCustomError("trace", 'must be true, false or "stream"')
+        return value
+
     prompt: Annotated[
         Text | None,
         Field(

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas.fields import INT32_MAX, NonEmptyText, StrictModel, TokenId
+from server.api.schemas.fields import NonEmptyText, StrictModel, TokenId
 from server.sampling_fields import SamplingFields
+from w2s_core.guidance import INT32_MAX
 
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]

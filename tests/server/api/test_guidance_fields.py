@@ -48,3 +48,10 @@ async def test_the_bodys_guidance_lies_over_the_models(
 @pytest.mark.parametrize("changes", [{}, {"stream": False}, {"stream": None}])
 async def test_only_a_stream_can_have_its_search_streamed(ask: Asker, endpoint: str, changes: dict[str, Any]) -> None:
     assert await ask.refused(endpoint, guidance={"trace": "stream"}, **changes) == "guidance.trace"
+
+
+@pytest.mark.parametrize("trace", ["Stream", "true", 1, []])
+async def test_another_trace_is_told_the_three_that_there_are(ask: Asker, trace: object) -> None:
+    response = await ask.post("completions", guidance={"trace": trace})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "guidance.trace")
+    assert 'must be true, false or "stream"' in response.json()["error"]["message"]

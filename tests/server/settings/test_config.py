@@ -229,6 +229,10 @@ def test_a_template_of_null_and_an_empty_one_differ(tmp_path: Path) -> None:
         ({"pairs": None, "large_models": {"a": {"model": "x"}}, "served_models": {"a": {"large": "a"}}}, "pairs: "),
         ("- a list", "must be a mapping"),
         ("a: [", "is not YAML"),
+        (
+            "server:\n  port: 1\n  host: h\n  port: 2",
+            "w2s.yaml: is not YAML: the key `port` is there a second time in line 4, column 3",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_naming_the_key(tmp_path: Path, content: Any, message: str) -> None:
@@ -244,8 +248,14 @@ def test_guidance_may_take_as_many_rows_as_a_request_may() -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"nowhere\.yaml: cannot be read: No such file or directory$"):
         load_settings(tmp_path / "nowhere.yaml")
+
+
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    text = "server: &one {port: 1}\nworkers: {threads: 1}\nlarge_models: {m: {model: x}}\n"
+    text += "served_models: {m: &m {large: m}, n: {<<: *m, large: m}}"
+    assert load_settings(write(tmp_path, text)).served_models["n"].large == "m"
 
 
 def test_secrets_are_neither_shown_nor_quoted_in_errors(tmp_path: Path) -> None:
