@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -38,12 +37,8 @@ async def generate(tasks: Sequence[Task], folder: AnswerFolder, ask: Ask, concur
         try:
             await gather_all([work() for _ in range(min(concurrency, len(missing)))])
         except W2SError as error:
-            raise type(error)(f"{error} {kept(done, len(tasks), 'answers', folder.path)}".rstrip()) from None
-
-
-def kept(done: int, total: int, what: str, path: Path) -> str:
-    """What becomes of the answers or judgements of a run that has stopped; nothing where there are none."""
-    return f"{done} of {total} {what} are in {path}; the same command goes on from there." if done else ""
+            kept = f" {done} of {len(tasks)} answers are in {folder.path}; the same command goes on from there."
+            raise type(error)(f"{error}{kept if done else ''}") from None
 
 
 def _cost(tasks: Sequence[Task]) -> int:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from w2s_core.aio import gather_all
 from w2s_core.errors import ConfigurationError, W2SError
-from w2s_core.evaluation.generation import kept
 from w2s_core.evaluation.records import AnswerRecord, as_lines, read_records
 from w2s_core.evaluation.run import Evaluation
 from w2s_core.files.durable import open_log
@@ -101,9 +100,9 @@ async def judge_all(judge: Judge, todo: Sequence[Case], log: JudgementLog, concu
                 async with judge.start as function:
                     await gather_all([work(function) for _ in range(min(concurrency, len(missing)))])
         except W2SError as error:
-            progress = kept(int(bar.n), len(todo), "judgements", log.path)
+            progress = f"{bar.n} of {len(todo)} judgements are in {log.path}; the same command goes on from there."
             kind = ConfigurationError if isinstance(error, ConfigurationError) else W2SError
-            raise kind(f"{error} {progress}".rstrip()) from None
+            raise kind(f"{error} {progress}") from None
     return [record for basis in bases if (record := log.get(basis)) is not None]
 
 
