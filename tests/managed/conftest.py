@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -36,6 +36,11 @@ def processes_of(folder: Path) -> list[psutil.Process]:
         if str(folder) in line or variables.get("FAKE_VLLM_MODEL") == str(folder):
             found.append(process)
     return found
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that run; one that has ended may wait to be reaped by whoever adopted it."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def vllm_of(folder: Path) -> psutil.Process:

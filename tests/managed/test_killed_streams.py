@@ -13,7 +13,7 @@ import pytest
 
 from server.app import create_app
 from server.engine_host import EngineHost
-from tests.managed.conftest import processes_of, vllm_of
+from tests.managed.conftest import alive, processes_of, vllm_of
 from tests.remote.fake_provider import MODEL
 from tests.remote.test_killed_streams import Stream, read_all
 from tests.replica import SOON, Replica, served
@@ -115,7 +115,7 @@ async def test_ten_guided_streams_end_as_without_the_kill(
     before = processes_of(model)
     vllm_of(model).send_signal(signal.SIGKILL)
     assert await reading == undisturbed
-    assert not [process for process in before if process.is_running()]
+    assert not alive(before)
     assert (await client.get("/ready")).status_code == 200
 
 

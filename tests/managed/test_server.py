@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.managed.conftest import processes_of, vllm_of
+from tests.managed.conftest import alive, processes_of, vllm_of
 from tests.pool.test_restarts import Clock, until
 from tests.replica import SOON
 from w2s_core.config import ManagedLargeModelConfig
@@ -167,7 +167,7 @@ async def test_an_engine_that_left_the_process_group_ends_too(model: Path) -> No
         vllm_of(model).kill()
         await until(lambda: not server.ready)
         await until(lambda: server.ready)
-        assert not [process for process in before if process.is_running()]
+        assert not alive(before)
     assert not processes_of(model)
 
 
@@ -182,7 +182,7 @@ async def test_one_that_is_killed_is_replaced_with_all_its_processes(
         await until(lambda: not server.ready)
         await until(lambda: server.ready)
         assert restarts(server) == 1
-        assert not [process for process in before if process.is_running()]
+        assert not alive(before)
         assert len(processes_of(model)) == 3
     assert "vLLM of llama was lost; starting it again" in caplog.text
 
