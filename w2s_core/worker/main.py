@@ -14,7 +14,9 @@ if __name__ == "__main__":
     # worker's start.
     gc.disable()
 
+import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -76,12 +78,19 @@ def _load(parent: Connection) -> WorkerModels | None:
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         parent.send(LoadFailed(f"{type(error).__name__}: {error}"))
         return None
+    _return_freed_memory()
     parent.send(Ready({name: info for name, (_, info) in models.items()}))
     grammars = {
         name: GrammarEngine(partial(_grammar_tokenizer, spec.models[name].source, info))
         for name, (_, info) in models.items()
     }
     return WorkerModels(models, grammars)
+
+
+def _return_freed_memory() -> None:
+    """Gives what loading has freed back to the system, where the C library is glibc: 100 MB or more."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _grammar_tokenizer(source: str, info: ModelInfo) -> LLTokenizer:
