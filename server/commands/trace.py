@@ -36,4 +36,4 @@ def trace(file: Path, out: Path, prompt: int, title: str | None) -> None:
     except OSError as error:
         raise ConfigurationError(f"--out {out}: cannot be written: {error.strerror}") from None
     if search.cut:
-        click.echo(f"w2s: {file}: is cut; drawn are the {len(search.rounds)} rounds that are whole.", err=True)
+        click.echo(f"w2s: {file}: is cut; drawn are the {len(search.rounds)} chunks that are whole.", err=True)

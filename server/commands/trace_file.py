@@ -81,7 +81,7 @@ class SavedSearch:
 
 def read_search(path: Path, prompt: int) -> SavedSearch:
     """The search of prompt number `prompt`, from 0, in a file: a response as JSON, or a stream as it was received, or
-    with one JSON object a line. Of a stream that was cut these are its whole rounds. Raises ConfigurationError, which
+    with one JSON object a line. Of a stream that was cut these are its whole chunks. Raises ConfigurationError, which
     names the file.
     """
     try:
@@ -158,7 +158,7 @@ def _searches(objects: Sequence[Any], cut: bool) -> dict[int, SavedSearch]:
                 found[prompt].add(nodes)
     if not any(search.rounds for search in found.values()):
         if cut:
-            raise ValueError("is cut before a round of its search is whole")
+            raise ValueError("is cut before a chunk of its search is whole")
         raise ValueError('holds no search tree: ask with `guidance.trace` true or, for a stream, "stream"')
     return {prompt: search for prompt, search in found.items() if search.rounds}
 

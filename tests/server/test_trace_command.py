@@ -123,7 +123,7 @@ def with_rounds(*rounds: dict[str, Any]) -> str:
         ("", "holds no search tree"),
         ("[]", "holds no search tree"),
         ("hello", "line 1 is neither JSON nor an event"),
-        ("data: {}\n\ndata: {", "is cut before a round of its search is whole"),
+        ("data: {}\n\ndata: {", "is cut before a chunk of its search is whole"),
         ("data: {}\n\ndata: {\n", "line 3 is neither"),
         ("data: {}\n\ndata: {\n\n" + with_rounds({}), "line 3 is neither"),
         ('{"choices": [], "guidance": {"method": "cbs"}}', "holds no search tree"),
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_drawn_is_one_line(tmp_path: Path, content: str, p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_of_a_stream_that_was_cut_the_whole_rounds_are_drawn(tmp_path: Path) -> None:
+def test_of_a_stream_that_was_cut_the_whole_chunks_are_drawn(tmp_path: Path) -> None:
     path, out = tmp_path / "stream", tmp_path / "tree.svg"
     whole = with_rounds({}, {"candidates": [{**DELTA, "parent": 0, "offset": 1, "text": "☃"}]}, {}).encode()
     whole = whole.replace(b"\\u2603", "☃".encode())  # as the server writes it
@@ -175,7 +175,7 @@ def test_of_a_stream_that_was_cut_the_whole_rounds_are_drawn(tmp_path: Path) -> 
         path.write_bytes(whole[:end])
         found = run(path, "--out", out)
         assert found.exit_code == 0, found.output
-        assert found.stderr == f"w2s: {path}: is cut; drawn are the {rounds} rounds that are whole.\n"
+        assert found.stderr == f"w2s: {path}: is cut; drawn are the {rounds} chunks that are whole.\n"
         assert len(boxes(drawn(out))) == rounds
         assert "Later chunks are missing." in out.read_text(encoding="utf-8")
     path.write_bytes(whole[:second] + b"data: [DONE]\n")

@@ -121,7 +121,7 @@ def test_a_training_that_was_stopped_goes_on_where_it_was(
         with pytest.raises(Stopped):
             train_pair(made)
     assert [path.name for path in made.out.iterdir()] == [".training"]
-    with pytest.raises(ConfigurationError, match=r"in `epochs` \(was 1, is 9\), `seed` \(was 0, is 9\)\. Remove"):
+    with pytest.raises(ConfigurationError, match=r"in `epochs` \(was 2, is 9\), `seed` \(was 0, is 9\)\. Remove"):
         train_pair(settings(**options, seed=9, epochs=9))
     moved = made.out.rename(tmp_path / "moved")
     made = replace(made, out=moved, large="some/model")  # neither decides what is trained
