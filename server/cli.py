@@ -41,7 +41,7 @@ def main() -> None:
     "--devices",
     "devices",
     multiple=True,
-    help="Device to run models on: cpu, cuda:0, … or auto. Repeat it for several devices.",
+    help="Device to run models on: cpu, cuda:0, cuda:0+cuda:1, … or auto. Repeat it for several devices.",
 )
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help="Data type of the weights."

@@ -17,6 +17,7 @@ import click
 from server.access.keys import KeyRing
 from server.access.policy import Policy, load_keys
 from server.app import create_app, system_fingerprint
+from server.commands.errors import EXIT_CONFIGURATION
 from server.engine_host import EngineHost
 from server.http.protocol import http_config
 from server.http.shutdown import GracefulServer
@@ -25,7 +26,7 @@ from server.logs.format import configure_logging
 from server.settings.config import ServerConfig, Settings
 from server.settings.reload import changed_keys, keys_needing_restart
 from w2s_core.config import ManagedLargeModelConfig
-from w2s_core.errors import ConfigurationError, W2SError
+from w2s_core.errors import ConfigurationError, UnsupportedModelError, W2SError
 from w2s_core.managed.command import find_program
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # for wildcard addresses, whi
 
 def run(settings: Settings, load_settings_again: Callable[[], Settings]) -> int:
     """Serves until a signal arrives, and returns the exit code: 0, or 1 when the models could not be loaded.
+
+    It is 2 when a model cannot run here as it is configured.
 
     `load_settings_again` is called on SIGHUP. Raises ConfigurationError when the server cannot listen, or the program
     of a managed vLLM is not there.
@@ -146,7 +149,7 @@ class _ServerRun:
         if not isinstance(error, W2SError):
             logger.error("loading failed", exc_info=error)
         self._announce(f"w2s: the models could not be loaded: {error or type(error).__name__}")
-        self._exit_code = EXIT_LOADING_FAILED
+        self._exit_code = EXIT_CONFIGURATION if isinstance(error, UnsupportedModelError) else EXIT_LOADING_FAILED
         self._server.should_exit = True
 
     def _announce(self, message: str) -> None:

@@ -55,11 +55,16 @@ FAMILIES: dict[str, Any] = {
 }
 
 
-def tiny_model(family: str = "llama", seed: int = 0, *, vocabulary: int = VOCABULARY) -> PreTrainedModel:
-    """Random weights, float32, two layers of width 32; `vocabulary` is the size of its embedding and its logits."""
+def tiny_model(family: str = "llama", seed: int = 0, *, vocabulary: int = VOCABULARY, **sizes: int) -> PreTrainedModel:
+    """Random weights, float32, two layers of width 32; `vocabulary` is the size of its embedding and its logits.
+
+    `sizes` are other values of its configuration.
+    """
     torch.manual_seed(seed)
     config = deepcopy(FAMILIES[family])
     config.vocab_size = vocabulary
+    for name, size in sizes.items():
+        setattr(config, name, size)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
 

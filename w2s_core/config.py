@@ -62,9 +62,10 @@ class LargeModelConfig:
 
     `model`: a folder, a Hugging Face hub id, or "demo:NAME"; that of an adapter means its base with the adapter.
     `trust_remote_code` runs Python code from the model's folder. `devices`: those of `workers.devices` that load
-    it, None = all. `quantization`: None = `workers.quantization`. `tool_format`: how the model writes tool calls,
-    and `reasoning_format`: how it marks its thoughts ("none" = not), by the names of vLLM's parsers; "auto" =
-    detected from its chat template. `generation_config`: "auto" takes sampling defaults from the model's
+    it, None = all; with "cuda:0+cuda:1" one worker has the model on both. `quantization`: None =
+    `workers.quantization`. `tool_format`: how the model writes tool calls, and `reasoning_format`: how it marks its
+    thoughts ("none" = not), by the names of vLLM's parsers; "auto" = detected from its chat template.
+    `generation_config`: "auto" takes sampling defaults from the model's
     `generation_config.json`, "ignore" (or "vllm", as vLLM calls it) does not.
     """
 
@@ -200,11 +201,12 @@ class ServedModelConfig:
 class WorkersConfig:
     """The worker processes, one per entry of `devices`.
 
-    `devices`: torch device names; "auto" = all GPUs, or the CPU if there are none. `dtype`: "auto" = bfloat16 if
-    the processor has instructions for it, else float32. `quantization`: "int8" rounds the weights of linear layers
-    to 8 bits and multiplies integers, on CPUs only; "auto" of `dtype` is then float32. `threads`: CPU threads of
-    each worker; "auto" = the cores divided by the workers. `max_rows`: sequences decoded at once. `kv_cache_gb`:
-    memory for the KV cache of each model, in 10⁹ bytes. `heartbeat_timeout_s`: a worker, or a managed
+    `devices`: torch device names; "auto" = all GPUs, or the CPU if there are none. A `+` joins devices of one worker,
+    over which its models' layers are spread; with "auto", those that a model's `devices` join. `dtype`: "auto" =
+    bfloat16 if the processor has instructions for it, else float32. `quantization`: "int8" rounds the weights of
+    linear layers to 8 bits and multiplies integers, on CPUs only; "auto" of `dtype` is then float32. `threads`: CPU
+    threads of each worker; "auto" = the cores divided by the workers. `max_rows`: sequences decoded at once.
+    `kv_cache_gb`: memory for the KV cache of each model, in 10⁹ bytes. `heartbeat_timeout_s`: a worker, or a managed
     vLLM, that does not answer for so long is restarted.
     """
 

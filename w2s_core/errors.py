@@ -33,6 +33,10 @@ class ConfigurationError(W2SError):
     """The configuration cannot be served. The message names the key."""
 
 
+class UnsupportedModelError(ConfigurationError):
+    """A model that cannot run here as it is: a package is to be installed, or the configuration to be changed."""
+
+
 class RequestError(W2SError):
     """The request is invalid. `param` is the path of the field at fault, or None."""
 

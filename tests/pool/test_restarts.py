@@ -31,6 +31,8 @@ from w2s_core.pool.specs import ModelInfo
 parent = Connection(int(sys.argv[1]))
 spec = parent.recv()
 models = {name: ModelInfo(512, 300, frozenset(), spec.kv_cache_bytes, 1, spec.dtype) for name in spec.models}
+if sys.argv[2] == "loads":
+    parent.recv()
 parent.send(LoadFailed("no such weights") if sys.argv[2] == "fails" else Ready(models))
 if sys.argv[2] == "garbles":
     parent.send_bytes(b"no pickle")
@@ -62,7 +64,7 @@ class Clock:
 def lives(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What the next workers do, in order: "lives", "dies" when it has loaded, "fails" to load, "garbles" its reports.
 
-    Or the next one "cannot be spawned"."""
+    Or one "loads" for ever, or the next one "cannot be spawned"."""
     coming: list[str] = []
 
     def spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
@@ -231,6 +233,15 @@ async def test_each_worker_has_its_own_back_off(lives: list[str]) -> None:
         assert clock.sleeps == [0.5], "the steady worker starts again at once"
     finally:
         await pool.stop()
+
+
+async def test_one_that_cannot_load_ends_the_start_while_another_still_loads(lives: list[str]) -> None:
+    lives += ["loads", "fails"]
+    pool = WorkerPool([SPEC, SPEC])
+    async with asyncio.timeout(60):
+        with pytest.raises(ConfigurationError, match="no such weights"):
+            await pool.start()
+    assert not pool.workers
 
 
 async def test_a_models_kv_slots_are_those_of_its_smallest_worker(lives: list[str]) -> None:

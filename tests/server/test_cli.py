@@ -212,6 +212,16 @@ def test_a_model_that_cannot_be_loaded_is_exit_code_1() -> None:
     assert out == ""
 
 
+def test_a_model_that_cannot_run_here_is_exit_code_2() -> None:
+    problem = "large_models.x.model: big is quantized by magic, which needs a GPU."
+    code = f"from w2s_core.errors import UnsupportedModelError; raise UnsupportedModelError({problem!r})"
+    with started(code) as process:
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"w2s: the models could not be loaded: {problem}" in err
+    assert "Traceback" not in err
+
+
 def test_a_bug_while_loading_is_exit_code_1_with_its_trace() -> None:
     with started("raise ZeroDivisionError('oops')") as process:
         _, err = process.communicate(timeout=60)

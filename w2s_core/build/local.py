@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+from w2s_core.build.devices import check_choice, worker_devices
 from w2s_core.build.generation_config import read_generation_config
 from w2s_core.build.model_sources import check_folders
 from w2s_core.build.tokenizers import TokenizerCache
@@ -49,10 +47,18 @@ class LocalModels:
         check_folders(config)  # before anything is fetched
         large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
         pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
-        devices = _detect_devices() if config.workers.devices == "auto" else list(config.workers.devices)
         rewards = {name: model for name, model in config.reward_models.items() if isinstance(model, RewardModelConfig)}
         names = _PoolNames(tokenizers, config.workers.quantization)
         local = large or pairs or rewards
+        sections: Mapping[str, Mapping[str, LargeModelConfig | PairConfig | RewardModelConfig]] = {
+            "large_models": large,
+            "pairs": pairs,
+            "reward_models": rewards,
+        }
+        devices = worker_devices(
+            config.workers.devices,
+            {f"{key}.{name}.devices": section[name].devices for key, section in sections.items() for name in section},
+        )
         self._models = _device_assignment(large, pairs, rewards, devices, names) if local else {}
         self.pool = _pool(config.workers, devices, self._models, metrics) if self._models else None
         self.checkers: list[GrammarChecker] = []
@@ -171,8 +177,7 @@ def _device_assignment(
     entries += [(f"reward_models.{name}", model, {"model": model.model}) for name, model in reward_models.items()]
     for key, entry, references in entries:
         chosen = set(devices if entry.devices is None else entry.devices)
-        if not chosen or not chosen <= set(devices):
-            raise ConfigurationError(f"{key}.devices: must be some of workers.devices ({', '.join(devices)}).")
+        check_choice(f"{key}.devices", sorted(chosen), devices)
         for role, reference in references.items():
             try:
                 spec = _model_spec(f"{key}.{role}", reference, entry, names)
@@ -198,6 +203,7 @@ def _model_spec(key: str, reference: ModelReference, entry: _Entry, names: _Pool
         reward=reward,
         adapter=None if source.adapter is None else AdapterSpec(key, source.adapter),
         quantization=names.quantization(entry),
+        key=key,
     )
 
 
@@ -216,15 +222,3 @@ def _worker_specs(
         )
         for device in devices
     ]
-
-
-def _detect_devices() -> list[str]:
-    """All CUDA devices, or the CPU if there are none.
-
-    A child process counts them, because this one must not import torch, and only if nvidia-smi is installed.
-    """
-    if shutil.which("nvidia-smi") is None:
-        return ["cpu"]
-    script = "import torch; print(torch.cuda.device_count())"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return [f"cuda:{i}" for i in range(int(result.stdout))] or ["cpu"]

@@ -186,6 +186,7 @@ class LoadFailed:
     """The worker could not load its models and ends."""
 
     message: str
+    unsupported: bool = False  # see `UnsupportedModelError`
 
 
 @dataclass(frozen=True, slots=True)

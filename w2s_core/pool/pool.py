@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-from w2s_core.errors import ConfigurationError, UnavailableError, WorkerError
+from w2s_core.aio import gather_all
+from w2s_core.errors import ConfigurationError, UnavailableError, UnsupportedModelError, WorkerError
 from w2s_core.pool.backoff import Backoff
 from w2s_core.pool.heartbeat import Heartbeat, check_interval_s
 from w2s_core.pool.messages import InspectJob, JobFailed, Pong, WorkerState
@@ -62,18 +63,22 @@ class WorkerPool:
         return min(infos, key=lambda info: info.kv_slots)
 
     async def start(self) -> None:
-        """Loads every model on every worker. Raises ConfigurationError when one cannot be loaded."""
+        """Loads every model on every worker.
+
+        Raises ConfigurationError when one cannot be loaded, UnsupportedModelError when not here.
+        """
         try:
             for index in range(len(self._specs)):
                 self._workers.append(self._spawn(index))
                 self._metrics.worker_added(str(index))
-            for worker, backoff in zip(self._workers, self._backoffs, strict=True):
-                await worker.wait_ready()
+            # The first that cannot load says so at once, however long the others take.
+            await gather_all([worker.wait_ready() for worker in self._workers])
+            for backoff in self._backoffs:
                 backoff.started()
         except (WorkerLostError, OSError) as error:
             await self.stop()
             raise ConfigurationError(str(error)) from None
-        except asyncio.CancelledError:
+        except (UnsupportedModelError, asyncio.CancelledError):
             await self.stop()
             raise
         self._heartbeat_task = asyncio.create_task(self._check_heartbeats())

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from w2s_core.errors import W2SError
+from w2s_core.errors import UnsupportedModelError, W2SError
 from w2s_core.pool.heartbeat import Heartbeat
 from w2s_core.pool.messages import Job, JobOutcome, LoadFailed, Ping, Pong, Ready, WorkerCommand, WorkerReport
 from w2s_core.pool.specs import ModelInfo, WorkerSpec
@@ -103,7 +103,10 @@ class WorkerProcess:
         return self._process.poll()
 
     async def wait_ready(self) -> None:
-        """Returns when the models are loaded. Raises WorkerLostError with the worker's reason when they cannot be."""
+        """Returns when the models are loaded.
+
+        Raises WorkerLostError with the worker's reason when they cannot be, UnsupportedModelError when not here.
+        """
         self.models = await asyncio.shield(self._ready)
         self._loaded = True
 
@@ -186,7 +189,8 @@ class WorkerProcess:
             case Ready():
                 self._ready.set_result(report.models)
             case LoadFailed():
-                self._ready.set_exception(WorkerLostError(report.message))
+                failed = UnsupportedModelError if report.unsupported else WorkerLostError
+                self._ready.set_exception(failed(report.message))
             case Pong():
                 self._heartbeat.pong_received()
                 self._on_pong(report)

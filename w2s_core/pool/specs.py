@@ -33,7 +33,8 @@ class ModelSpec:
     Its tokenizer may say otherwise than its configuration. `tokens` is the tokenizer's size: the model may have more
     logits, which then are never drawn (None keeps all). `eos` is the tokenizer's EOS token, which ends answers, too.
     `reward`: None unless it is a reward model. `adapter`: None unless it is an adapted model, whose base is `source`.
-    `quantization`: of its linear layers, when it is loaded.
+    `quantization`: of its linear layers, when it is loaded. `key`: the model's place in the configuration, for
+    messages.
     """
 
     source: str
@@ -43,12 +44,13 @@ class ModelSpec:
     reward: RewardHead | None = None
     adapter: AdapterSpec | None = None
     quantization: Literal["none", "int8"] = "none"
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What one worker process runs: device, models by name, CPU threads (0 = torch's default), KV bytes per model (0 =
-    auto)."""
+    """What one worker process runs: device (several are joined by `+`), models by name, CPU threads (0 = torch's
+    default), KV bytes per model (0 = auto)."""
 
     device: str
     dtype: str

@@ -39,32 +39,41 @@ class AttentionSegment:
     visible: npt.NDArray[np.bool_]
     positions: npt.NDArray[np.int64]
     key_positions: npt.NDArray[np.int64]
-    device: torch.device
-    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.device], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    def mask(self, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Additive mask (count, keys): 0 where visible and less than `window` positions back, else −inf.
 
-        Built once per step and window; all layers share it.
+        Built once per step, window and device; all layers share it.
         """
-        mask = self._masks.get(window)
+        mask = self._masks.get((window, device))
         if mask is None:
             visible = self.visible
             if window is not None:
                 visible = visible & (self.positions[:, None] - self.key_positions < window)
             values = np.where(visible, np.float32(0), np.float32("-inf"))
-            mask = self._masks[window] = to_device(torch.from_numpy(values), self.device).to(dtype)
+            mask = to_device(torch.from_numpy(values), device).to(dtype)
+            self._masks[window, device] = mask
         return mask
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
     """What attention needs for one model's tokens of a forward. `slots` (N,) are the pool's slots to which the new
-    tokens' KV is written."""
+    tokens' KV is written, on the model's first device."""
 
     cache: KVCache
     slots: torch.Tensor
     segments: Sequence[AttentionSegment]
+    _copies: dict[torch.device, torch.Tensor] = field(default_factory=dict)
+
+    def slots_on(self, device: torch.device) -> torch.Tensor:
+        """`slots` on a layer's device, copied once per step."""
+        if device == self.slots.device:
+            return self.slots
+        if device not in self._copies:
+            self._copies[device] = self.slots.to(device, non_blocking=True)
+        return self._copies[device]
 
 
 def tree_attention(
@@ -91,13 +100,14 @@ def tree_attention(
     for step in tree_steps:
         own = slice(first, first + len(step.slots))
         keys, values = step.cache.layer(layer, key_rows, value_rows)
-        keys.index_copy_(0, step.slots, key_rows[own])
-        values.index_copy_(0, step.slots, value_rows[own])
+        slots = step.slots_on(keys.device)
+        keys.index_copy_(0, slots, key_rows[own])
+        values.index_copy_(0, slots, value_rows[own])
         for segment in step.segments:
             q = query[:, :, first + segment.first : first + segment.first + segment.count]
             k = keys[segment.start : segment.start + segment.keys].transpose(0, 1)[None]
             v = values[segment.start : segment.start + segment.keys].transpose(0, 1)[None]
-            mask = segment.mask(sliding_window, query.dtype)
+            mask = segment.mask(sliding_window, query.dtype, query.device)
             if softcap is None:
                 out = _masked_attention(q, k, v, mask, scaling)
             else:

@@ -140,7 +140,7 @@ class Batch:
                 positions.append(node.position)
                 slots.append(start + tree.assign_slot(node))
             if len(tokens) > first:
-                segments.append(_segment(tree, session, first, np.array(positions[first:]), device))
+                segments.append(_segment(tree, session, first, np.array(positions[first:])))
             tree.prompt_computed += session.prompt_slice
         return Inputs(
             tokens=long_tensor(tokens, device)[None],
@@ -161,9 +161,7 @@ def join_inputs(inputs: Sequence[Inputs]) -> Inputs:
     )
 
 
-def _segment(
-    tree: TokenTree, session: _SessionTokens, first: int, positions: np.ndarray, device: torch.device
-) -> AttentionSegment:
+def _segment(tree: TokenTree, session: _SessionTokens, first: int, positions: np.ndarray) -> AttentionSegment:
     """One session's tree mask: a prompt token sees the prompt up to itself, a node the prompt and its own path."""
     keys = tree.slot_end if session.nodes else tree.prompt_computed + session.prompt_slice
     visible = np.zeros((len(positions), keys), bool)
@@ -186,5 +184,4 @@ def _segment(
         visible=visible,
         positions=positions,
         key_positions=tree.slot_positions()[:keys],
-        device=device,
     )

@@ -44,7 +44,8 @@ class KVCache:
         self.slots = slots
         self._buffer_slots = min(slots, buffer_slots)
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._buffers: dict[tuple[torch.Size, torch.dtype], torch.Tensor] = {}  # by shape and type of a pool's slot
+        # By shape, type and device of a pool's slot.
+        self._buffers: dict[tuple[torch.Size, torch.dtype, torch.device], torch.Tensor] = {}
         self._regions: list[Region] = []  # sorted by start
 
     @property
@@ -54,7 +55,14 @@ class KVCache:
 
     def bytes_per_token(self) -> int:
         """Bytes of one token's K and V over all layers created so far."""
-        return sum(k[0].nbytes + v[0].nbytes for k, v in self._layers.values())
+        return sum(self.bytes_per_token_by_device().values())
+
+    def bytes_per_token_by_device(self) -> dict[torch.device, int]:
+        """As `bytes_per_token`, of each device's layers."""
+        sizes: dict[torch.device, int] = {}
+        for k, v in self._layers.values():
+            sizes[k.device] = sizes.get(k.device, 0) + k[0].nbytes + v[0].nbytes
+        return sizes
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's K and V pools (slots, kv_heads, dim); the first call takes shape and type from (tokens, kv_heads,
@@ -65,7 +73,8 @@ class KVCache:
 
     def _new_pool(self, like: torch.Tensor) -> torch.Tensor:
         slot = like.shape[1:]
-        self._buffers.setdefault((slot, like.dtype), like.new_empty((self._buffer_slots, *slot)))
+        if (key := (slot, like.dtype, like.device)) not in self._buffers:
+            self._buffers[key] = like.new_empty((self._buffer_slots, *slot))
         return like.new_empty((self.slots, *slot))
 
     @torch.inference_mode()  # like the forwards that write the pool
@@ -167,7 +176,7 @@ class KVCache:
             return
         starts = range(0, size, self._buffer_slots)
         for pool in self._pools():
-            buffer = self._buffers[pool.shape[1:], pool.dtype]
+            buffer = self._buffers[pool.shape[1:], pool.dtype, pool.device]
             for first in starts if target < source else reversed(starts):  # what is still to be read is not overwritten
                 count = min(self._buffer_slots, size - first)
                 buffer[:count] = pool[source + first : source + first + count]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -13,12 +15,20 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import ModelInfo, ModelSpec, RewardHead, WorkerSpec
 from w2s_core.worker.attention import TREE_ATTENTION
 from w2s_core.worker.batch import Batch
+from w2s_core.worker.device_plan import send_inputs
 from w2s_core.worker.int8 import can_multiply, quantize_linears
 from w2s_core.worker.joined_linears import join_linears
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.lora import SharedBase, read_adapter
+from w2s_core.worker.model_placement import check_devices, place
 from w2s_core.worker.model_runner import ModelRunner
 from w2s_core.worker.packing import can_pack, pack_linears
+from w2s_core.worker.quantized_checkpoints import (
+    check_all_is_read,
+    check_quantization,
+    is_quantized,
+    naming_quantization,
+)
 from w2s_core.worker.reward_model import load_classifier, reward_model
 from w2s_core.worker.token_tree import TokenTree
 
@@ -29,17 +39,17 @@ _GPU_SHARE = 0.8  # of the GPU memory free after loading, for all models togethe
 def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     """Loads every model of the spec.
 
-    Raises transformers' errors, mostly OSError or ValueError, and ConfigurationError if one fails.
+    Raises transformers' errors, mostly OSError or ValueError, and ConfigurationError if one fails. What can be told of
+    a model without its weights is told before any are read.
     """
-    device = torch.device(spec.device)
-    int8 = any(model.quantization == "int8" for model in spec.models.values())
-    if int8 and not can_multiply(device):
-        raise ConfigurationError(
-            f"quantization: int8 is for CPUs whose torch has oneDNN. Leave it out for models on {spec.device}."
-        )
+    devices = [torch.device(name) for name in spec.device.split("+")]
+    device = devices[0]  # where a step's inputs and logits are
+    _check_int8(spec, device)
+    check_devices(devices)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else kernels that models bring along run on the first GPU
-    dtype = torch.float32 if int8 and spec.dtype == "auto" else pick_dtype(spec.dtype, device)
+    dtype = torch.float32 if _has_int8(spec) and spec.dtype == "auto" else pick_dtype(spec.dtype, device)
+    methods = {name: check_quantization(model, devices) for name, model in spec.models.items()}
     adapters = {name: read_adapter(model.adapter) for name, model in spec.models.items() if model.adapter}
     bases: dict[tuple[str, RewardHead | None, str], SharedBase] = {}  # a base and its adapters share its weights
     models: dict[str, tuple[SharedBase, str | None]] = {}
@@ -47,14 +57,28 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
         source = os.path.realpath(model.source) if Path(model.source).is_dir() else model.source
         key = source, model.reward, model.quantization
         if key not in bases:
-            bases[key] = SharedBase(_load(model, dtype, device))
+            with naming_quantization(model, methods[name]):
+                bases[key] = SharedBase(_load(model, dtype, devices, methods[name]))
         adapter = bases[key].add(adapters[name], model.source) if name in adapters else None
         models[name] = bases[key], adapter
-    cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(device, len(models))
-    return {
-        name: make_runner(base, device, cache_bytes, tokens=own.tokens, eos=own.eos, reward=own.reward, adapter=adapter)
-        for (name, (base, adapter)), own in zip(models.items(), spec.models.values(), strict=True)
-    }
+    cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(devices, len(models))
+    runners = {}
+    for (name, (base, adapter)), own in zip(models.items(), spec.models.values(), strict=True):
+        make = partial(make_runner, base, device, cache_bytes, tokens=own.tokens, eos=own.eos, reward=own.reward)
+        with naming_quantization(own, methods[name]):
+            runners[name] = make(adapter=adapter)
+    return runners
+
+
+def _has_int8(spec: WorkerSpec) -> bool:
+    return any(model.quantization == "int8" for model in spec.models.values())
+
+
+def _check_int8(spec: WorkerSpec, device: torch.device) -> None:
+    if _has_int8(spec) and not can_multiply(device):
+        raise ConfigurationError(
+            f"quantization: int8 is for CPUs whose torch has oneDNN. Leave it out for models on {spec.device}."
+        )
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -75,14 +99,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def make_runner(
     model: PreTrainedModel | SharedBase,
     device: torch.device,
-    cache_bytes: int,
+    cache_bytes: int | Mapping[torch.device, int],
     *,
     tokens: int | None = None,
     eos: int | None = None,
     reward: RewardHead | None = None,
     adapter: str | None = None,
 ) -> tuple[ModelRunner, ModelInfo]:
-    """Gives the model tree attention and a KV cache of at most `cache_bytes`.
+    """Gives the model tree attention and a KV cache of at most `cache_bytes`, in all or of its layers on each device.
 
     `tokens`, `eos` and `reward`: see `ModelSpec`. `adapter`: see `ModelRunner`. The bytes of KV per token and the
     number of logits are measured by running one token.
@@ -96,14 +120,15 @@ def make_runner(
     )
     module = model if reward is None else reward_model(model, reward)
     runner = partial(ModelRunner, module, device=device, base=base, adapter=adapter)
-    per_token, logits = _run_one_token(runner(cache=KVCache(128)))
+    measured = KVCache(128)
+    logits = _run_one_token(runner(cache=measured))
     vocabulary = _vocabulary(model, logits if reward is None else None, tokens)
     info = ModelInfo(
         context_length=context_length(model.config),
         vocabulary=vocabulary,
         eos=frozenset(token for token in _eos(model, eos) if token < vocabulary),
-        kv_slots=max(1, cache_bytes // per_token),
-        kv_bytes_per_token=per_token,
+        kv_slots=max(1, _slots(measured, cache_bytes)),
+        kv_bytes_per_token=measured.bytes_per_token(),
         dtype=str(model.dtype).removeprefix("torch."),
     )
     made = runner(cache=KVCache(info.kv_slots), vocabulary=vocabulary if reward is None else None)
@@ -111,16 +136,43 @@ def make_runner(
     return made, info
 
 
-def _load(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _load(spec: ModelSpec, dtype: torch.dtype, devices: Sequence[torch.device], method: str | None) -> PreTrainedModel:
+    """Loads a model, quantized by `method` if it is, onto its devices."""
+    device = devices[0]
+    placed = place(spec, dtype, devices, quantized=method is not None)
+    options = {} if placed is None or (device.type == "cpu" and method is None) else {"device_map": placed}
     if spec.reward is not None:
-        model = load_classifier(spec, dtype)
+        model, info = load_classifier(spec, dtype, **options)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            spec.source, dtype=dtype, use_safetensors=True, trust_remote_code=spec.trust_remote_code
+        loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
+            spec.source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+            **options,
         )
+        model, info = loaded_and_info
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers does that where PEFT is installed
         raise ConfigurationError(f"{spec.source}: is or has an adapter. Write {{model: BASE, adapter: FOLDER}}.")
-    loaded: PreTrainedModel = model.to(device)  # type: ignore[arg-type]
+    if method is not None:
+        check_all_is_read(spec, method, model, info["unexpected_keys"])
+    if placed is not None and len(devices) > 1:
+        send_inputs(model, placed)
+    loaded = _prepare_layers(model, spec, dtype, device, moved=bool(options))
+    if method is not None:  # some methods unpack weights in the first forward: before free memory is measured
+        with torch.inference_mode():
+            loaded(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+    return loaded
+
+
+def _prepare_layers(
+    model: PreTrainedModel, spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, moved: bool
+) -> PreTrainedModel:
+    """Moves the model unless it is where it belongs, and stores plain weights as they are multiplied fastest."""
+    if is_quantized(model):
+        return model
+    loaded: PreTrainedModel = model.to(dtype) if moved else model.to(device)  # type: ignore[arg-type]
     layers = loaded if spec.reward is None else loaded.base_model  # not the head, which has a few outputs
     join_linears(layers)
     if spec.quantization == "int8":
@@ -140,14 +192,21 @@ def _transpose(model: torch.nn.Module) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _run_one_token(runner: ModelRunner) -> tuple[int, int]:
-    """Runs one token, which creates the cache's layers. Returns the bytes of KV per token and the number of logits."""
+def _run_one_token(runner: ModelRunner) -> int:
+    """Runs one token, which creates the cache's layers. Returns the number of logits."""
     batch = Batch(1)
     tree = TokenTree(runner.cache, (0,))
     batch.request_logits(tree, tree.root)
     logits = runner.forward(batch)
     tree.close()
-    return runner.cache.bytes_per_token(), logits.shape[1]
+    return logits.shape[1]
+
+
+def _slots(cache: KVCache, room: int | Mapping[torch.device, int]) -> int:
+    """The slots for which there is room, in all or on each device."""
+    if isinstance(room, int):
+        return room // cache.bytes_per_token()
+    return min(room[device] // size for device, size in cache.bytes_per_token_by_device().items())
 
 
 def context_length(config: PretrainedConfig) -> int:
@@ -187,9 +246,10 @@ def _eos(model: PreTrainedModel, tokenizer_eos: int | None) -> set[int]:
     return own if tokenizer_eos is None else own | {tokenizer_eos}
 
 
-def _auto_cache_bytes(device: torch.device, models: int) -> int:
+def _auto_cache_bytes(devices: Sequence[torch.device], models: int) -> int | dict[torch.device, int]:
     """The KV cache's bytes per model with kv_cache_gb: auto."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _GPU_SHARE) // models
+    if devices[0].type == "cuda":
+        free = {device: torch.cuda.mem_get_info(device)[0] for device in devices}
+        room = {device: int(size * _GPU_SHARE) // models for device, size in free.items()}
+        return room if len(devices) > 1 else room[devices[0]]
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _CPU_SHARE)

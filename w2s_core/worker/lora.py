@@ -23,9 +23,6 @@ from transformers.pytorch_utils import Conv1D
 
 from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import AdapterSpec
-from w2s_core.worker.int8 import Int8Linear
-from w2s_core.worker.joined_linears import LinearPart
-from w2s_core.worker.packing import PackedLinear
 
 N = TypeVar("N", int, float)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -129,7 +126,7 @@ class SharedBase:
                 parent, _, last = layer.rpartition(".")
                 changed = LoRALinear(changed, rows)
                 setattr(self.model.get_submodule(parent), last, changed)
-            device, dtype = self.model.device, self.model.dtype
+            device, dtype = _device(changed.base), self.model.dtype
             changed.changes[name] = a.to(device, dtype).t(), b.to(device, dtype).t().contiguous()
         return name
 
@@ -211,11 +208,16 @@ def _linear_layer(
 
 def _size(layer: torch.nn.Module) -> tuple[int, int] | None:
     """Outputs and inputs of a linear layer, None for another one."""
-    if isinstance(layer, torch.nn.Linear | PackedLinear | LinearPart | Int8Linear):
-        return layer.out_features, layer.in_features
     if isinstance(layer, Conv1D):  # GPT-2's linear layers, whose weights are transposed
         return layer.nf, layer.nx
-    return None
+    outputs, inputs = getattr(layer, "out_features", None), getattr(layer, "in_features", None)
+    return (outputs, inputs) if isinstance(outputs, int) and isinstance(inputs, int) else None
+
+
+def _device(layer: torch.nn.Module) -> torch.device:
+    """The device of a linear layer, whose weights a quantizer may have named otherwise."""
+    tensors = [*layer.parameters(), *layer.buffers()]
+    return (tensors[0] if tensors else layer.weight).device  # type: ignore[return-value]
 
 
 def _check_config(spec: AdapterSpec, config: Mapping[str, Any]) -> None:

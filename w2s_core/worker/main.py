@@ -7,9 +7,13 @@ WorkerSpec.
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 
 if __name__ == "__main__":
+    # transformers imports torchao wherever it is installed. It warns of kernels for other GPUs, and torch warns of it.
+    for _noisy in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(_noisy).setLevel(logging.ERROR)
     # What torch and transformers make on import stays. To search it for garbage, again and again, took a seventh of a
     # worker's start.
     gc.disable()
@@ -23,7 +27,7 @@ from multiprocessing.connection import Connection
 import torch
 from llguidance import LLTokenizer
 
-from w2s_core.errors import ConfigurationError
+from w2s_core.errors import ConfigurationError, UnsupportedModelError
 from w2s_core.pool.messages import LoadFailed, Ready, WorkerCommand
 from w2s_core.pool.specs import ModelInfo, WorkerSpec
 from w2s_core.structured.grammar_compiling import new_tokenizer
@@ -73,7 +77,7 @@ def _load(parent: Connection) -> WorkerModels | None:
     try:
         models = load_models(spec)
     except ConfigurationError as error:
-        parent.send(LoadFailed(str(error)))
+        parent.send(LoadFailed(str(error), unsupported=isinstance(error, UnsupportedModelError)))
         return None
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         parent.send(LoadFailed(f"{type(error).__name__}: {error}"))

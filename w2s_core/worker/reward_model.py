@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,8 +42,10 @@ def log_odds(outputs: torch.Tensor, index: int) -> torch.Tensor:
     return outputs[..., index : index + 1] - others.logsumexp(-1, keepdim=True)
 
 
-def load_classifier(spec: ModelSpec, dtype: torch.dtype) -> PreTrainedModel:
-    """Loads a sequence-classification model that `reward_model` can use.
+def load_classifier(
+    spec: ModelSpec, dtype: torch.dtype, **options: Any
+) -> tuple[PreTrainedModel, Mapping[str, Iterable[str]]]:
+    """Loads a sequence-classification model that `reward_model` can use. Returns transformers' loading info, too.
 
     Raises ConfigurationError, which names the key, and transformers' errors.
     """
@@ -54,6 +56,7 @@ def load_classifier(spec: ModelSpec, dtype: torch.dtype) -> PreTrainedModel:
         use_safetensors=True,
         trust_remote_code=spec.trust_remote_code,
         output_loading_info=True,
+        **options,
     )
     classifier: PreTrainedModel = loaded
     key = f"{spec.reward.key}.model"
@@ -62,7 +65,7 @@ def load_classifier(spec: ModelSpec, dtype: torch.dtype) -> PreTrainedModel:
         raise ConfigurationError(f"{key}: {spec.source} is a {kind}, no decoder with a linear head named `score`.")
     if any(name.startswith("score.") for name in info["missing_keys"]):
         raise ConfigurationError(f"{key}: {spec.source} has no weights for a head `score`. Is it a reward model?")
-    return classifier
+    return classifier, info
 
 
 def reward_model(classifier: PreTrainedModel, head: RewardHead) -> RewardModel:
