@@ -1,6 +1,6 @@
 """The floor of a decode step: its linear layers alone, on the same inputs, in the same process.
 
-What a step takes beyond them is attention, element-wise operations, drawing and the interpreter.
+What a step takes beyond them is attention, element-wise operations and the interpreter. Drawing is in neither.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from statistics import median
 
 import click
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from benchmarks.report import markdown
 from w2s_core.demo.models import PREFIX, SMOLLM2, resolve
@@ -24,7 +25,7 @@ from w2s_core.worker.packing import PackedLinear
 from w2s_core.worker.token_tree import Node, TokenTree
 
 _HEAD = ("rows", "quantization", "step, ms", "its linear layers, ms", "step ÷ layers")
-_LINEAR = (PackedLinear, Int8Linear, torch.nn.Linear)
+_LINEAR = (PackedLinear, Int8Linear, torch.nn.Linear, Conv1D)
 _CACHE_BYTES = 2 * 10**9
 _ROWS_OF_SESSION = 16
 _PROMPT, _ANSWER = 20, 32  # tokens of each session, and of each row before the first step
@@ -45,7 +46,9 @@ class Steps:
         self._sessions: list[Session] = []
         for first in range(0, rows, _ROWS_OF_SESSION):
             tree = TokenTree(runner.cache, tuple(range(1, _PROMPT + 1)))
-            answers = [tuple((row + i) % 250 for i in range(_ANSWER)) for row in range(min(rows - first, 16))]
+            answers = [
+                tuple((row + i) % 250 for i in range(_ANSWER)) for row in range(min(rows - first, _ROWS_OF_SESSION))
+            ]
             self._sessions.append(Session(tree, [tree.insert(answer) for answer in answers]))
         self.run()  # the prompts and answers so far
 

@@ -135,7 +135,7 @@ def _managed_argument(argument: str) -> str | None:
     vLLM takes `_` for `-`, and argparse a value behind `=` and any beginning of a long name.
     """
     if argument.startswith("--"):
-        name = argument[2:].partition("=")[0].replace("_", "-")
+        name = argument[2:].partition("=")[0].replace("_", "-").removeprefix("no-")
         return next((full for full in _MANAGED_ARGUMENTS if name and full.startswith(name)), None)
     return next((full for short, full in _SHORT_ARGUMENTS.items() if argument.startswith(short)), None)
 

@@ -41,3 +41,23 @@ def test_a_log_goes_on_behind_its_last_whole_line(tmp_path: Path) -> None:
     with open_log(path) as log:
         log.write(b"three\n")
     assert path.read_bytes() == b"one\nthree\n"
+
+
+@pytest.mark.parametrize("last", [b'{"a": 2}', b'{"a": 2}\n'])
+def test_a_last_line_that_is_whole_stays(tmp_path: Path, last: bytes) -> None:
+    """An editor may have left out its end."""
+    path = tmp_path / "log"
+    path.write_bytes(b'{"a": 1}\n' + last)
+    with open_log(path) as log:
+        log.write(b"{}\n")
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n{}\n'
+
+
+def test_permissions_and_neighbours_stay(tmp_path: Path) -> None:
+    path, neighbour = tmp_path / "tree.svg", tmp_path / "tree.svg.new"
+    path.write_text("old")
+    path.chmod(0o600)
+    neighbour.write_text("mine")
+    replace_file(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"tree.svg": "new", "tree.svg.new": "mine"}

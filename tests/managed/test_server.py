@@ -21,6 +21,7 @@ from tests.pool.test_restarts import Clock, until
 from tests.replica import SOON
 from w2s_core.config import ManagedLargeModelConfig
 from w2s_core.errors import ConfigurationError, UnavailableError
+from w2s_core.managed import process
 from w2s_core.managed.command import find_program
 from w2s_core.managed.server import ManagedVLLM
 from w2s_core.pool.backoff import Backoff
@@ -208,6 +209,18 @@ async def test_one_that_is_silent_is_killed_and_replaced(model: Path, caplog: py
         await until(lambda: not vllm.is_running())
         await until(lambda: server.ready)
         assert "vLLM of llama has been silent for 0.4 s and is killed" in caplog.text
+
+
+async def test_a_guard_that_is_stopped_is_killed_as_well(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_SPARE_S", 0.2)
+    async with running(managed(model, heartbeat_timeout_s=0.4)) as server:
+        first = server._process
+        assert first is not None
+        for pid in (vllm_of(model).pid, first.pid):
+            os.kill(pid, signal.SIGSTOP)
+        await until(lambda: not server.ready)
+        await until(lambda: server.ready)
+        assert server._process is not first
 
 
 async def test_a_call_waits_until_it_is_back(model: Path) -> None:

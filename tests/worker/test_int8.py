@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import exp, inf, nan
 from pathlib import Path
 
@@ -14,11 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.prompts import story
 from tests.tiny import FAMILIES, save_tiny, tiny_model
 from w2s_core.demo.models import PREFIX, SMOLLM2, resolve
-from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import ModelSpec, WorkerSpec
 from w2s_core.worker.int8 import Int8Linear, can_multiply, quantize_linears
 from w2s_core.worker.joined_linears import join_linears
-from w2s_core.worker.loading import load_models
+from w2s_core.worker.loading import load_models, pick_dtype
 
 needs_vnni = pytest.mark.skipif(not can_multiply(torch.device("cpu")), reason="this processor has no VNNI")
 pytestmark = needs_vnni
@@ -109,23 +109,21 @@ def test_the_perplexity_of_a_text_rises_by_less_than_two_percent() -> None:
     assert exp(nats() - before) < 1.02
 
 
-def spec(folder: Path, device: str = "cpu", dtype: str = "auto") -> WorkerSpec:
-    models = {"m": ModelSpec(str(folder), trust_remote_code=False, quantization="int8")}
-    return WorkerSpec(device, dtype, 1, 10**6, models)
-
-
-def test_it_is_refused_where_it_cannot_run(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"^quantization: int8 .* cuda:0"):
-        load_models(spec(tmp_path, "cuda:0"))
-
-
 def test_a_worker_loads_what_it_is_told_to_in_float32(tmp_path: Path) -> None:
     """And a model with another quantization from the same folder beside it."""
     save_tiny(tmp_path)
-    asked = spec(tmp_path)
     plain = ModelSpec(str(tmp_path), trust_remote_code=False)
-    loaded = load_models(WorkerSpec("cpu", "auto", 1, 10**6, {**asked.models, "plain": plain}))
+    models = {"m": replace(plain, quantization="int8"), "plain": plain}
+    loaded = load_models(WorkerSpec("cpu", "auto", 1, 10**6, models))
     classes = {name: {type(module) for module in runner.base.model.modules()} for name, (runner, _) in loaded.items()}
     assert Int8Linear in classes["m"]
     assert Int8Linear not in classes["plain"]
-    assert {info.dtype for _, info in loaded.values()} == {"float32"}
+    own = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+    assert {name: info.dtype for name, (_, info) in loaded.items()} == {"m": "float32", "plain": own}
+
+
+def test_a_model_that_reads_its_weights_gets_no_numbers() -> None:
+    """Its logits are then refused, where those of other weights would pass for an answer."""
+    rounded = Int8Linear(layer(), precise=True)
+    assert rounded.weight.shape == (130, 96)
+    assert torch.nn.functional.linear(torch.ones(1, 96), rounded.weight).isnan().all()

@@ -45,6 +45,14 @@ def test_a_model_keeps_its_logits_and_its_embeddings(family: str) -> None:
         torch.testing.assert_close(packed(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
+@needs_mkl
+def test_a_model_that_reads_its_weights_gets_no_numbers() -> None:
+    """Its logits are then refused, where those of other weights would pass for an answer."""
+    packed = PackedLinear(torch.nn.Linear(48, 130))
+    assert packed.weight.shape == (130, 48)
+    assert torch.nn.functional.linear(torch.ones(1, 48), packed.weight).isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions_stay_as_they_are(dtype: torch.dtype) -> None:
     assert not can_pack(torch.nn.Linear(2, 2).to(dtype))

@@ -59,9 +59,10 @@ class VLLMProcess:
         return tuple(self._output.last_lines)
 
     def kill(self) -> None:
-        """Kills vLLM at once; its guard kills all its processes."""
+        """Kills vLLM at once; its guard kills all its processes. A guard that does not is killed as well."""
         with suppress(ProcessLookupError):
             self._guard.terminate()
+        asyncio.get_running_loop().call_later(_SPARE_S, self._kill_group)
 
     async def stop(self) -> None:
         """Ends vLLM: SIGTERM by its guard, then SIGKILL if it does not end in time."""
@@ -72,6 +73,8 @@ class VLLMProcess:
         await self.ended
 
     def _kill_group(self) -> None:
+        if self.ended.done():
+            return  # its number may be another group's by now
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 

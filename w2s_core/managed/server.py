@@ -146,7 +146,8 @@ class ManagedVLLM:
         heartbeat, pinging = Heartbeat(self._heartbeat_timeout_s), None
         try:
             while not process.ended.done():
-                if heartbeat.check():
+                if heartbeat.check() and self._up.is_set():
+                    self._up.clear()
                     _log.error("vLLM of %s has been silent for %g s and is killed", self.name, heartbeat.timeout_s)
                     process.kill()
                 if not heartbeat.awaiting_pong:

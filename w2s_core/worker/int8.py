@@ -10,6 +10,8 @@ Inputs of 8 bits lose too much in layers whose inputs have outliers. There a row
 
 from __future__ import annotations
 
+from math import nan
+
 import torch
 from transformers.pytorch_utils import Conv1D
 
@@ -46,7 +48,7 @@ def _weight(layer: torch.nn.Module) -> torch.Tensor:
 class Int8Linear(torch.nn.Module):
     """A linear layer with int8 weights. `precise`: its inputs are rounded to 16 bits instead of 8, as two rows.
 
-    `weight` has the original's shape, type and device but not its values.
+    `weight` has the original's shape, type and device, but its values are not numbers.
     """
 
     def __init__(self, layer: torch.nn.Module, *, precise: bool) -> None:
@@ -54,7 +56,7 @@ class Int8Linear(torch.nn.Module):
         weight = _weight(layer)
         self.out_features, self.in_features = weight.shape
         self.bias = None if layer.bias is None else layer.bias.detach()  # type: ignore[operator]
-        self.weight = weight.new_zeros(1).expand(weight.shape)
+        self.weight = weight.new_full((1,), nan).expand(weight.shape)  # a model that reads it shall not answer
         self._precise = precise
         scales = weight.float().abs().amax(1).div_(_LARGEST).clamp_(min=_LEAST_SCALE)
         rounded = (weight.float() / scales[:, None]).round_().to(torch.int8)

@@ -48,7 +48,6 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     check_devices(devices)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # else kernels that models bring along run on the first GPU
-    dtype = torch.float32 if _has_int8(spec) and spec.dtype == "auto" else pick_dtype(spec.dtype, device)
     methods = {name: check_quantization(model, devices) for name, model in spec.models.items()}
     adapters = {name: read_adapter(model.adapter) for name, model in spec.models.items() if model.adapter}
     bases: dict[tuple[str, RewardHead | None, str], SharedBase] = {}  # a base and its adapters share its weights
@@ -58,7 +57,7 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
         key = source, model.reward, model.quantization
         if key not in bases:
             with naming_quantization(model, methods[name]):
-                bases[key] = SharedBase(_load(model, dtype, devices, methods[name]))
+                bases[key] = SharedBase(_load(model, _dtype(spec, model, device), devices, methods[name]))
         adapter = bases[key].add(adapters[name], model.source) if name in adapters else None
         models[name] = bases[key], adapter
     cache_bytes = spec.kv_cache_bytes or _auto_cache_bytes(devices, len(models))
@@ -70,15 +69,20 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     return runners
 
 
-def _has_int8(spec: WorkerSpec) -> bool:
-    return any(model.quantization == "int8" for model in spec.models.values())
-
-
 def _check_int8(spec: WorkerSpec, device: torch.device) -> None:
-    if _has_int8(spec) and not can_multiply(device):
+    """Raises ConfigurationError, which names the first model's key, where the device cannot do int8."""
+    asked = next((model for model in spec.models.values() if model.quantization == "int8"), None)
+    if asked is not None and not can_multiply(device):
         raise ConfigurationError(
-            f"quantization: int8 is for CPUs whose torch has oneDNN. Leave it out for models on {spec.device}."
+            f"{asked.key or asked.source}: quantization: int8 needs a CPU with VNNI instructions, and {spec.device} is "
+            "none. Leave it out."
         )
+
+
+def _dtype(spec: WorkerSpec, model: ModelSpec, device: torch.device) -> torch.dtype:
+    """The dtype of what is not quantized: with int8, auto is float32."""
+    int8 = model.quantization == "int8" and spec.dtype == "auto"
+    return torch.float32 if int8 else pick_dtype(spec.dtype, device)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -6,6 +6,8 @@ rows); no number of rows was slower. torch's own compiler uses the same two oper
 
 from __future__ import annotations
 
+from math import nan
+
 import torch
 
 _ROWS = 64  # rows that the layout is tuned for; results are right for any number
@@ -27,13 +29,14 @@ def pack_linears(model: torch.nn.Module) -> None:
 
 
 class PackedLinear(torch.nn.Module):
-    """A Linear with packed weights. `weight` has the original's shape, type and device but not its values."""
+    """A Linear with packed weights. `weight` has the original's shape, type and device; its values are not numbers."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.weight = linear.weight.detach().new_zeros(1).expand(linear.weight.shape)
+        # A model that reads the weights itself shall not answer from others.
+        self.weight = linear.weight.detach().new_full((1,), nan).expand(linear.weight.shape)
         self._packed = torch.ops.mkl._mkl_reorder_linear_weight(linear.weight.detach().contiguous(), _ROWS)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,7 @@ def test_a_wrong_key_is_named(tmp_path: Path, keys: dict[str, Any], message: str
         ("--ssl-keyfile=x", "ssl-keyfile"),
         ("--tokenizer=x", "tokenizer"),
         ("--headless", "headless"),
+        ("--no-disable-uvicorn-access-log", "disable-uvicorn-access-log"),
     ],
 )
 def test_arguments_that_the_server_sets_are_refused(tmp_path: Path, argument: str, name: str) -> None:
