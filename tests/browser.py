@@ -54,8 +54,9 @@ class Visit:
         await self.page.click("#run:not([disabled])")
 
     async def answered(self) -> None:
-        """Waits until no answer is coming any more."""
+        """Waits until no answer is coming any more, and the last of it is drawn, which is in the next frame."""
         await self.page.wait_for_selector("#run:not([hidden])")
+        await self.page.evaluate("new Promise(requestAnimationFrame)")
 
     async def ask_and_wait(self) -> None:
         await self.ask()

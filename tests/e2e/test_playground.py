@@ -112,12 +112,13 @@ class EndedRequests(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._entries.put_nowait(record.msg)
 
-    async def of(self, model: str) -> dict[str, Any]:
-        """The next entry of a request to this model."""
-        while True:
-            entry: dict[str, Any] = await self._entries.get()
-            if entry.get("served_model") == model:
-                return entry
+    async def of(self, *models: str) -> dict[str, dict[str, Any]]:
+        """The next entry of a request to each of these models, by the model, in whatever order they end."""
+        found: dict[str, dict[str, Any]] = {}
+        while not found.keys() >= set(models):
+            entry = await self._entries.get()
+            found[entry.get("served_model")] = entry
+        return found
 
 
 @pytest.fixture
@@ -141,9 +142,8 @@ async def test_stop_stops_the_search_in_the_worker(demo: Demo, visit: Visit, end
     assert demo.engine.admission.rows_running > 0
     await visit.page.click("#stop")
     await visit.answered()
-    entry = await asyncio.wait_for(ended.of("smollm2-positive"), SOON)
-    assert entry["outcome"] == "cancelled"
-    assert entry["chunks"] < 100
-    await asyncio.wait_for(ended.of("smollm2"), SOON)
+    entries = await asyncio.wait_for(ended.of("smollm2", "smollm2-positive"), SOON)
+    assert entries["smollm2-positive"]["outcome"] == "cancelled"
+    assert entries["smollm2-positive"]["chunks"] < 100
     await demo.assert_nothing_is_held()
     assert "stopped by you" in await visit.text("#stats-b")
