@@ -34,6 +34,8 @@ _WARM_UP = 3
 
 @dataclass(slots=True)
 class Session:
+    """A prompt's tree, and the last token of each of its rows."""
+
     tree: TokenTree
     leaves: list[Node]
 

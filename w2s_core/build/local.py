@@ -50,7 +50,7 @@ class LocalModels:
         rewards = {name: model for name, model in config.reward_models.items() if isinstance(model, RewardModelConfig)}
         names = _PoolNames(tokenizers, config.workers.quantization)
         local = large or pairs or rewards
-        sections: Mapping[str, Mapping[str, LargeModelConfig | PairConfig | RewardModelConfig]] = {
+        sections: Mapping[str, Mapping[str, _Entry]] = {
             "large_models": large,
             "pairs": pairs,
             "reward_models": rewards,

@@ -1,7 +1,7 @@
 """Joined linear layers: those that read the same inputs, such as Q, K and V or gate and up, become one product.
 
-One product of more outputs takes less time than several, and quantization rounds the shared inputs once. The model's
-own code runs unmodified: each of its layers becomes a part that hands out its share of the product.
+A step then has fewer operations, and quantization rounds the shared inputs once. The model's own code runs unmodified:
+each of its layers becomes a part that hands out its share of the product.
 """
 
 from __future__ import annotations
