@@ -27,6 +27,7 @@ from w2s_core.training.models import BaseModel, pick_device
 from w2s_core.training.output import PairOutput
 from w2s_core.training.phases import Phase, PhaseRunner
 from w2s_core.training.settings import ADAPT, TUNED, UNTUNED, Method, TrainingSettings
+from w2s_core.worker.freed_memory import keep_freed_memory
 
 _UNBALANCED = 2  # times as many good answers as bad ones, or the reverse
 _NO_MEMORY = re.compile("not enough memory|can't allocate memory")  # of torch's CPU allocator, by its platform
@@ -50,6 +51,8 @@ def train_pair(settings: TrainingSettings) -> PairCheck | None:
     examples = encode_examples(data.training, base.tokenizer, template, max_length)
     encode_examples(data.held_out, base.tokenizer, template, max_length)  # what is too long is told before the training
     device = pick_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     base.check_memory(settings, max(example.length for example in examples), device)
     with open_work_folder(settings, data.digest) as work:
         with _memory_errors(), warnings.catch_warnings():

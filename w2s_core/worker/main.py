@@ -18,9 +18,7 @@ if __name__ == "__main__":
     # worker's start.
     gc.disable()
 
-import ctypes
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -32,6 +30,7 @@ from w2s_core.pool.messages import LoadFailed, Ready, WorkerCommand
 from w2s_core.pool.specs import ModelInfo, WorkerSpec
 from w2s_core.structured.grammar_compiling import new_tokenizer
 from w2s_core.text.tokenizer import HFTokenizer
+from w2s_core.worker.freed_memory import return_freed_memory
 from w2s_core.worker.grammar_masks import GrammarEngine
 from w2s_core.worker.loading import load_models
 from w2s_core.worker.models import WorkerModels
@@ -82,19 +81,13 @@ def _load(parent: Connection) -> WorkerModels | None:
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         parent.send(LoadFailed(f"{type(error).__name__}: {error}"))
         return None
-    _return_freed_memory()
+    return_freed_memory()
     parent.send(Ready({name: info for name, (_, info) in models.items()}))
     grammars = {
         name: GrammarEngine(partial(_grammar_tokenizer, spec.models[name].source, info))
         for name, (_, info) in models.items()
     }
     return WorkerModels(models, grammars)
-
-
-def _return_freed_memory() -> None:
-    """Gives what loading has freed back to the system, where the C library is glibc: 100 MB or more."""
-    with suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _grammar_tokenizer(source: str, info: ModelInfo) -> LLTokenizer:
