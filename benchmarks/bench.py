@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from benchmarks.cases import IDLE_SHARE, Case, Run, cases
 from benchmarks.figures import Figure, Trial
@@ -24,7 +25,8 @@ from benchmarks.machine import machine
 from benchmarks.processes import CpuUsage, wait_until_idle
 from benchmarks.report import as_json, phases, table, write
 from benchmarks.settings import EQUAL, Settings, prepare
-from benchmarks.systems import VLLM_SYSTEMS, Systems, open_systems
+from benchmarks.systems import VLLM_SYSTEMS, System, Systems, open_systems
+from w2s_core.worker.int8 import can_multiply
 
 _WARM_UP_TOKENS = 10
 _ATTEMPT_SEED_STRIDE = 100  # each attempt has other prompts, so that the engine does not profit from its prefix cache
@@ -77,6 +79,12 @@ async def _undisturbed(systems: Systems, run: Run, seed: int, attempts: int) -> 
     return min(candidates, key=lambda trial: trial.foreign)
 
 
+def missing_systems(settings: Settings) -> frozenset[System]:
+    """The systems that this machine has not: vLLM where none is named, int8 on a CPU without VNNI."""
+    int8: frozenset[System] = frozenset() if can_multiply(torch.device("cpu")) else frozenset(("int8",))
+    return int8 if settings.vllm else int8 | VLLM_SYSTEMS
+
+
 def figures_of(selected: Sequence[Case], measured: Sequence[Case], trials: Trials) -> list[Figure]:
     """One figure per selected case, empty for those that could not be measured."""
     return [case.figure(trials) if case in measured else case.missing(_NOT_INSTALLED) for case in selected]
@@ -85,7 +93,8 @@ def figures_of(selected: Sequence[Case], measured: Sequence[Case], trials: Trial
 def run(settings: Settings, only: Sequence[str], out: Path) -> list[Figure]:
     """Measures, prints the table on stdout, writes bench.json and bench.md into `out`."""
     selected = [case for case in cases(settings) if not only or case.name in only]
-    measured = [case for case in selected if settings.vllm or not VLLM_SYSTEMS & {run.system for run in case.runs}]
+    missing = missing_systems(settings)
+    measured = [case for case in selected if not missing & {run.system for run in case.runs}]
     before, start = machine(), time.perf_counter()
     trials = asyncio.run(measure(settings, measured))
     figures = figures_of(selected, measured, trials)
