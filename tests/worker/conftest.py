@@ -17,6 +17,7 @@ from tests.tiny import save_tiny
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig, WorkersConfig
 from w2s_core.engine.engine import Engine
+from w2s_core.pool import backoff
 from w2s_core.types import Guidance
 
 
@@ -61,6 +62,13 @@ async def served(config: EngineConfig) -> AsyncIterator[tuple[Engine, str]]:
 @pytest.fixture(scope="session")
 def engine(served: tuple[Engine, str]) -> Engine:
     return served[0]
+
+
+@pytest.fixture
+def mortal(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """The engine that a module's tests share, whose worker may be killed: the next one starts without back-off."""
+    monkeypatch.setattr(backoff, "STEADY_S", 0.0)
+    return engine
 
 
 @pytest.fixture(scope="session")

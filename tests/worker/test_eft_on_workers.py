@@ -177,19 +177,18 @@ async def test_best_of_draws_by_eft_where_that_is_the_served_models_method(engin
     assert await texts(engine, replace(ASK, best_of=4)) == await texts(engine, replace(ASK, guidance=guidance))
 
 
-async def test_it_survives_its_workers_death(config: EngineConfig) -> None:
+async def test_it_survives_its_workers_death(mortal: Engine) -> None:
     search = Guidance("cbs", EFT.pairs, 2, 2, 4, proposal="eft")
     long = replace(ASK, sampling=SamplingParams(max_tokens=100, seed=5, presence_penalty=0.3), n=2)
-    async with build_engine(config) as engine:
-        requests = [long, replace(long, guidance=TUNED), replace(long, guidance=search)]
-        undisturbed = [await texts(engine, request) for request in requests]
-        tasks = [asyncio.create_task(texts(engine, request)) for request in requests]
-        async with aclosing(engine.generate(long)) as events:
-            async for _ in events:  # the worker is in the middle of it
-                os.kill(pool_of(engine).workers[0].pid, signal.SIGKILL)
-                break
-        assert await asyncio.gather(*tasks) == undisturbed
-        await assert_nothing_is_held(engine)
+    requests = [long, replace(long, guidance=TUNED), replace(long, guidance=search)]
+    undisturbed = [await texts(mortal, request) for request in requests]
+    tasks = [asyncio.create_task(texts(mortal, request)) for request in requests]
+    async with aclosing(mortal.generate(long)) as events:
+        async for _ in events:  # the worker is in the middle of it
+            os.kill(pool_of(mortal).workers[0].pid, signal.SIGKILL)
+            break
+    assert await asyncio.gather(*tasks) == undisturbed
+    await assert_nothing_is_held(mortal)
 
 
 async def test_pairs_must_run_beside_the_large_model(config: EngineConfig) -> None:

@@ -199,11 +199,6 @@ async def test_a_client_that_leaves_frees_its_rows(engine: Engine) -> None:
         await assert_nothing_is_held(engine)
 
 
-async def test_a_search_survives_its_workers_death(config: EngineConfig) -> None:
-    async with build_engine(config) as engine:
-        await kill_in_the_middle(engine)
-
-
 async def test_a_worker_that_hangs_is_replaced_and_its_searches_go_on(config: EngineConfig) -> None:
     workers = replace(config.workers, heartbeat_timeout_s=1.0)
     async with build_engine(replace(config, workers=workers)) as engine:

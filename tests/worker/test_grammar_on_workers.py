@@ -54,17 +54,17 @@ async def test_every_candidate_of_every_chunk_obeys(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("model", ["plain", "guided"])
-async def test_a_grammar_outlives_its_worker(engine: Engine, model: str) -> None:
+async def test_a_grammar_outlives_its_worker(mortal: Engine, model: str) -> None:
     request = replace(ASK, model=model)
-    undisturbed = await answer(engine, request)
+    undisturbed = await answer(mortal, request)
     text, killed = "", False
-    async with aclosing(engine.generate(request)) as events:
+    async with aclosing(mortal.generate(request)) as events:
         async for event in events:
             if isinstance(event, TextCommitted):
                 text += event.text
                 if not killed and "," in text:
                     killed = True
-                    [worker] = pool_of(engine).workers
+                    [worker] = pool_of(mortal).workers
                     os.kill(worker.pid, signal.SIGKILL)
     assert killed
     assert text == undisturbed[0].text

@@ -14,8 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, pool_of
-from w2s_core.build.engine import build_engine
-from w2s_core.config import EngineConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import ChoiceFinished, PromptRead, TextCommitted, TokenInfo
 from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, Prompt, SamplingParams, TextPrompt, TokenPrompt
@@ -99,12 +97,11 @@ async def test_no_tokens_at_all(engine: Engine, folders: dict[str, Path]) -> Non
         assert all(token.logprob is not None for token in prompts[0].tokens[1:])
 
 
-async def test_a_worker_that_dies_over_a_prompt_is_replaced(config: EngineConfig, folders: dict[str, Path]) -> None:
-    async with build_engine(config) as engine:
-        request = replace(ASK, prompts=(TokenPrompt(tuple(i % 256 for i in range(450))),), n=1)
-        asking = [asyncio.create_task(answers(engine, request)) for _ in range(4)]
-        await asyncio.sleep(0)
-        os.kill(pool_of(engine).workers[0].pid, signal.SIGKILL)
-        for prompts, tokens in await asyncio.gather(*asking):
-            assert_right(folders["large"], prompts[0].tokens, tokens[0])
-        await assert_nothing_is_held(engine)
+async def test_a_worker_that_dies_over_a_prompt_is_replaced(mortal: Engine, folders: dict[str, Path]) -> None:
+    request = replace(ASK, prompts=(TokenPrompt(tuple(i % 256 for i in range(450))),), n=1)
+    asking = [asyncio.create_task(answers(mortal, request)) for _ in range(4)]
+    await asyncio.sleep(0)
+    os.kill(pool_of(mortal).workers[0].pid, signal.SIGKILL)
+    for prompts, tokens in await asyncio.gather(*asking):
+        assert_right(folders["large"], prompts[0].tokens, tokens[0])
+    await assert_nothing_is_held(mortal)

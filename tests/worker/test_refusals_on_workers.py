@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.fakes import answer
 from tests.tiny import save_tiny
 from tests.worker.test_engine_on_workers import ASK, FOREIGN, PROMPT, assert_nothing_is_held
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, LargeModelConfig, PairConfig, ServedModelConfig
+from w2s_core.engine.engine import Engine
 from w2s_core.errors import ConfigurationError, ContextLengthError, UnavailableError
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import Guidance, SamplingParams, TextPrompt
@@ -25,40 +28,45 @@ async def test_a_device_that_is_no_workers_is_refused_by_name(config: EngineConf
         build_engine(replace(config, large_models=large))
 
 
+CRAMPED = {
+    "short chunks": Guidance("cbs", {"small": 1.0}, 2, 2, 8),
+    "one chunk": Guidance("cbs", {"small": 1.0}, 3, 2, 30),
+    "whole answers": Guidance("best_of_n", {"small": 1.0}, successors=4),
+    "two pairs": Guidance("best_of_n", {"small": 1.0, "large": 0.5}, successors=4),
+    "no untuned model": Guidance("cbs", {"alone": 1.0}, 2, 2, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("small"), pairs=True, context_length=16))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def cramped(config: EngineConfig, folders: dict[str, Path], small: str) -> AsyncIterator[Engine]:
+    """Pairs with a context of 16 tokens, and one with room."""
+    references = {"small": (small, small), "alone": (small, None), "large": (str(folders["tuned"]),) * 2}
+    pairs = {name: PairConfig(*models, prompt_template="") for name, models in references.items()}
+    served = {name: ServedModelConfig("large", guidance) for name, guidance in CRAMPED.items()}
+    async with build_engine(replace(config, pairs=pairs, served_models=served)) as engine:
+        yield engine
+
+
 @pytest.mark.parametrize("include_stop", [False, True])
-@pytest.mark.parametrize(
-    "guidance",
-    [
-        Guidance("cbs", {"small": 1.0}, 2, 2, 8),
-        Guidance("cbs", {"small": 1.0}, 3, 2, 30),
-        Guidance("best_of_n", {"small": 1.0}, successors=4),
-        Guidance("best_of_n", {"small": 1.0, "large": 0.5}, successors=4),
-    ],
-)
+@pytest.mark.parametrize("model", CRAMPED)
 async def test_an_answer_that_outgrows_the_pair_ends_where_the_pair_is_full(
-    folders: dict[str, Path], tmp_path: Path, guidance: Guidance, include_stop: bool
+    cramped: Engine, small: str, model: str, include_stop: bool
 ) -> None:
-    small = save_tiny(tmp_path / "small", pairs=True, context_length=16)
-    large = str(folders["tuned"])
-    config = EngineConfig(
-        {"large": LargeModelConfig(str(folders["large"]))},
-        {"guided": ServedModelConfig("large", guidance)},
-        {
-            "small": PairConfig(str(small), str(small), prompt_template=""),
-            "large": PairConfig(large, large, prompt_template=""),
-        },
-    )
-    tokenizer = HFTokenizer(str(small))
+    tokenizer = HFTokenizer(small)
     sampling = SamplingParams(
         max_tokens=100, seed=1, ignore_eos=True, include_stop_str_in_output=include_stop, skip_special_tokens=False
     )
-    async with build_engine(config) as engine:
-        for request in (ASK, replace(ASK, n=2)):
-            for y in await answer(engine, replace(request, sampling=sampling)):
-                assert y.finish_reason == "length"
-                assert 5 < len(tokenizer.encode(y.as_scored.text, special_tokens=False)) <= 15
-                assert len(y.tokens) == len(y.logprobs)
-        await assert_nothing_is_held(engine)
+    for n in (1, 2):
+        for y in await answer(cramped, replace(ASK, model=model, sampling=sampling, n=n)):
+            assert y.finish_reason == "length"
+            assert 5 < len(tokenizer.encode(y.as_scored.text, special_tokens=False)) <= 15
+            assert len(y.tokens) == len(y.logprobs)
+    await assert_nothing_is_held(cramped)
 
 
 async def test_what_the_kv_cache_could_never_hold_is_refused_at_once(config: EngineConfig) -> None:
@@ -82,6 +90,8 @@ async def test_what_the_kv_cache_could_never_hold_is_refused_at_once(config: Eng
         with pytest.raises(ContextLengthError, match=r"100 tokens.*101"):
             await answer(engine, unscorable)
         await assert_nothing_is_held(engine)
+    with pytest.raises(UnavailableError):  # now its pool is stopped
+        await answer(engine, ask)
 
 
 async def test_a_pair_without_chat_template_needs_a_prompt_template(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -112,10 +122,3 @@ async def test_weights_that_cannot_be_loaded_are_the_operators_error(config: Eng
     engine = build_engine(replace(config, large_models={"large": LargeModelConfig(str(broken))}))
     with pytest.raises(ConfigurationError, match="header too large"):
         await engine.__aenter__()
-
-
-async def test_a_stopped_pool_refuses_requests(config: EngineConfig) -> None:
-    async with build_engine(config) as engine:
-        assert engine.ready
-    with pytest.raises(UnavailableError):
-        await answer(engine, ASK)

@@ -134,21 +134,20 @@ async def test_an_answer_ends_where_the_reward_models_context_does(config: Engin
             assert 8 < len(found.tokens) <= 40
 
 
-async def test_a_search_survives_its_workers_death(config: EngineConfig) -> None:
-    async with build_engine(config) as engine:
-        both = Guidance("cbs", {"same": 0.5}, 3, 3, 4, reward_models={"good": 1.0, "kind": 1.0})
-        long = SamplingParams(max_tokens=100, seed=5)
-        requests = [replace(ASK, sampling=long), replace(ASK, sampling=long, guidance=both)]
-        undisturbed = [await answer(engine, request) for request in requests]
-        tasks = [asyncio.create_task(answer(engine, request)) for request in requests]
-        async with aclosing(engine.generate(requests[0])) as events:
-            async for _ in events:  # the worker is in the middle of it
-                os.kill(pool_of(engine).workers[0].pid, signal.SIGKILL)
-                break
-        disturbed = await asyncio.gather(*tasks)
-        assert [[y.text for y in ys] for ys in disturbed] == [[y.text for y in ys] for ys in undisturbed]
-        assert engine.ready
-        await assert_nothing_is_held(engine)
+async def test_a_search_survives_its_workers_death(mortal: Engine) -> None:
+    both = Guidance("cbs", {"same": 0.5}, 3, 3, 4, reward_models={"good": 1.0, "kind": 1.0})
+    long = SamplingParams(max_tokens=100, seed=5)
+    requests = [replace(ASK, sampling=long), replace(ASK, sampling=long, guidance=both)]
+    undisturbed = [await answer(mortal, request) for request in requests]
+    tasks = [asyncio.create_task(answer(mortal, request)) for request in requests]
+    async with aclosing(mortal.generate(requests[0])) as events:
+        async for _ in events:  # the worker is in the middle of it
+            os.kill(pool_of(mortal).workers[0].pid, signal.SIGKILL)
+            break
+    disturbed = await asyncio.gather(*tasks)
+    assert [[y.text for y in ys] for ys in disturbed] == [[y.text for y in ys] for ys in undisturbed]
+    assert mortal.ready
+    await assert_nothing_is_held(mortal)
 
 
 async def test_a_reward_model_may_live_on_a_device_of_its_own(config: EngineConfig, engine: Engine) -> None:

@@ -13,8 +13,6 @@ import pytest
 from tests.fakes import answer
 from tests.tiny import BOS, EOS
 from tests.worker.test_engine_on_workers import assert_nothing_is_held, kill_in_the_middle
-from w2s_core.build.engine import build_engine
-from w2s_core.config import EngineConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.errors import RequestError
 from w2s_core.types import GenerationRequest, Guidance, SamplingParams, TextPrompt
@@ -99,10 +97,9 @@ async def test_the_same_alone_and_among_others(engine: Engine) -> None:
     await assert_nothing_is_held(engine)
 
 
-async def test_penalties_outlive_the_worker(config: EngineConfig) -> None:
+async def test_penalties_outlive_the_worker(mortal: Engine) -> None:
     sampling = replace(EVERYTHING, max_tokens=120, stop_token_ids=(), frequency_penalty=0.2)
-    async with build_engine(config) as engine:
-        await kill_in_the_middle(engine, sampling)
+    await kill_in_the_middle(mortal, sampling)
 
 
 @pytest.mark.parametrize("model", ["plain", "guided"])

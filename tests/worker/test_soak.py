@@ -14,6 +14,7 @@ import pytest
 from tests.fakes import answer
 from tests.worker.soak import AT_ONCE, KINDS, Answered, Holdings, Soak, fill_word_caches, replace_worker, requests
 from tests.worker.test_engine_on_workers import ASK, assert_nothing_is_held, pool_of
+from tests.worker.test_untuned_null import SEARCH
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig, Limits
 from w2s_core.engine.engine import Engine
@@ -48,24 +49,25 @@ async def test_a_request_among_31_others_is_answered_as_alone(engine: Engine) ->
     await assert_answered_as_alone(engine, list(zip(jobs, together, strict=True)))
 
 
-async def test_the_same_alone_among_31_others_and_after_its_workers_death(config: EngineConfig) -> None:
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_same_alone_among_31_others_and_after_its_workers_death(mortal: Engine) -> None:
     """One long request of each kind, the worker killed while the first of them is in the middle of its answer."""
-    asked = [replace(kind, sampling=SamplingParams(max_tokens=100, seed=31 + i)) for i, kind in enumerate(KINDS)]
+    kinds = [*KINDS, replace(ASK, guidance=SEARCH)]  # the last one's pairs have no untuned models
+    asked = [replace(kind, sampling=SamplingParams(max_tokens=100, seed=31 + i)) for i, kind in enumerate(kinds)]
     others = requests(AT_ONCE - len(asked), random.Random(3))
-    async with build_engine(config) as engine:
-        alone = [await answer(engine, request) for request in asked]
-        texts = [[y.text for y in answers] for answers in alone]
-        company = [asyncio.create_task(answer(engine, request)) for request in asked + others]
-        first = pool_of(engine).workers[0]
-        async with aclosing(engine.generate(replace(ASK, model="plain", sampling=asked[0].sampling))) as events:
-            async for _ in events:
-                assert not all(task.done() for task in company[: len(asked)])
-                os.kill(first.pid, signal.SIGKILL)
-                break
-        together = await asyncio.gather(*company)
-        assert pool_of(engine).workers[0] is not first
-        assert [[y.text for y in answers] for answers in together[: len(asked)]] == texts
-        await assert_nothing_is_held(engine)
+    alone = [await answer(mortal, request) for request in asked]
+    texts = [[y.text for y in answers] for answers in alone]
+    company = [asyncio.create_task(answer(mortal, request)) for request in asked + others]
+    first = pool_of(mortal).workers[0]
+    async with aclosing(mortal.generate(replace(ASK, model="plain", sampling=asked[0].sampling))) as events:
+        async for _ in events:
+            assert not all(task.done() for task in company[: len(asked)])
+            os.kill(first.pid, signal.SIGKILL)
+            break
+    together = await asyncio.gather(*company)
+    assert pool_of(mortal).workers[0] is not first
+    assert [[y.text for y in answers] for answers in together[: len(asked)]] == texts
+    await assert_nothing_is_held(mortal)
 
 
 @pytest.mark.slow

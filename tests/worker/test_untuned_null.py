@@ -11,10 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.fakes import answer
-from tests.tiny import save_tiny
-from tests.worker.test_engine_on_workers import assert_nothing_is_held, kill_in_the_middle, logprob, pool_of
+from tests.worker.test_engine_on_workers import assert_nothing_is_held, logprob, pool_of
 from w2s_core.build.engine import build_engine
-from w2s_core.config import EngineConfig, PairConfig, ServedModelConfig
+from w2s_core.config import EngineConfig, ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.errors import RequestError
 from w2s_core.text.tokenizer import HFTokenizer
@@ -25,7 +24,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = TextPrompt("Once upon a time")
 ASK = GenerationRequest("plain", (PROMPT,), SamplingParams(max_tokens=24, seed=11))
 SEARCH = Guidance("cbs", {"alone": 1.0, "foreign-alone": 0.5}, beam_width=3, successors=3, chunk_length=4)
-PLAIN = {"plain": ServedModelConfig("large")}
 TEXT = "Once upon a time, naïve abcd dabc €"
 
 
@@ -47,10 +45,11 @@ def from_scratch(folders: dict[str, Path], pair: str, x: str, y: str, *, ended: 
     return logprob(folders[name], tokenizer.encode(seen, special_tokens=True), tokens)
 
 
-async def test_only_the_tuned_models_are_loaded(only_alone: EngineConfig, folders: dict[str, Path]) -> None:
-    async with build_engine(only_alone) as engine:
-        [state] = await pool_of(engine).inspect()
-    assert set(state.slots_used) == {str(folders[name]) for name in ("large", "tuned", "foreign-tuned")}
+async def test_a_worker_is_told_to_load_the_tuned_models_alone(
+    only_alone: EngineConfig, folders: dict[str, Path]
+) -> None:
+    [worker] = pool_of(build_engine(only_alone))._specs
+    assert set(worker.models) == {str(folders[name]) for name in ("large", "tuned", "foreign-tuned")}
 
 
 async def test_scores_of_a_search_are_log_likelihoods_from_scratch(engine: Engine, folders: dict[str, Path]) -> None:
@@ -78,21 +77,6 @@ async def test_a_fixed_text_over_http(client: httpx.AsyncClient, engine: Engine,
     assert choice["guidance"]["scores"] == {"alone": pytest.approx(expected, abs=1e-3)}
     assert response["guidance"]["scored_tokens"] <= 1 + len(f"Q: {TEXT}".encode())
     await assert_nothing_is_held(engine)
-
-
-async def test_a_search_survives_its_workers_death(only_alone: EngineConfig) -> None:
-    async with build_engine(only_alone) as engine:
-        await kill_in_the_middle(engine)
-
-
-async def test_an_answer_ends_at_its_context(config: EngineConfig, tmp_path: Path) -> None:
-    short = str(save_tiny(tmp_path / "short", seed=1, context_length=40, pairs=True))
-    async with build_engine(replace(config, pairs={"short": PairConfig(short, None)}, served_models=PLAIN)) as engine:
-        sampling = SamplingParams(max_tokens=100, seed=1, ignore_eos=True)
-        guidance = Guidance("cbs", {"short": 1.0}, beam_width=2, successors=2, chunk_length=4)
-        [found] = await answer(engine, replace(ASK, sampling=sampling, guidance=guidance))
-        assert found.finish_reason == "length"
-        assert 0 < found.length < 100
 
 
 @pytest.mark.parametrize("weight", [1.5, -0.5])
