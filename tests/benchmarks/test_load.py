@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,9 +62,17 @@ def test_the_cost_of_a_request_from_server_to_chart(settings: Settings, tmp_path
     assert (tmp_path / "cost.md").read_text(encoding="utf-8").count("| rows |") == len(sweeps.rows)
 
 
-def test_no_level_begins_when_time_is_over(settings: Settings, tmp_path: Path) -> None:
+def test_no_level_begins_when_time_is_over(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Workload] = []
+
+    async def measure(_server: Any, _tokenizer: Any, workload: Workload, _seed: int) -> None:
+        measured.append(workload)
+
+    monkeypatch.setattr(load, "server_process", lambda _: nullcontext())
+    monkeypatch.setattr(load, "measure", measure)
     sweeps = load.run(replace(settings, minutes=0.0), tmp_path, tokens=6, most=2, costs=False)
     assert not sweeps.concurrency
+    assert len(measured) == 1, "the warm-up"
     assert (tmp_path / "load.png").exists()
 
 

@@ -65,9 +65,9 @@ async def test_the_same_seed_gives_the_same_text_alone_and_among_eight_others(de
 
 
 async def test_guidance_of_one_row_is_plain_sampling_token_for_token(demo: Demo) -> None:
-    for seed in (1, 2):
-        plain = await complete(demo, "smollm2", seed=seed, max_tokens=40)
-        assert await complete(demo, seed=seed, max_tokens=40, extra_body=NARROW) == plain
+    """Tiny models do so with every setting (tests/worker/test_sampling_extras.py)."""
+    plain = await complete(demo, "smollm2")
+    assert await complete(demo, extra_body=NARROW) == plain
 
 
 async def test_a_search_streams_while_it_searches(demo: Demo) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import psutil
 import pytest
 import torch
@@ -70,7 +71,8 @@ def test_data_that_cannot_be_used(
 
 
 def test_a_hub_that_cannot_be_reached(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    """Offline, as the hub's client has it once it is imported: without a network it tries for 20 seconds."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     found = train(base, "nobody/nothing", tmp_path / "out")
     assert_refused(found, "nobody/nothing: cannot be loaded as a data set: ", tmp_path / "out")
 
