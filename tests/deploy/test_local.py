@@ -65,14 +65,7 @@ def test_one_command_serves_and_one_signal_ends_it(nginx: str, config: Path) -> 
             assert text == whole["choices"][0]["message"]["content"]
             assert streamed.endswith("data: [DONE]\n\n")
 
-            workers = [child for child in family if "w2s_core.worker.main" in " ".join(child.cmdline())]
-            assert len(workers) == 2
-            for worker in workers:  # no replica can answer until another worker has loaded the models
-                worker.kill()
-            eventually(lambda: {status_of(f"{replica}/ready") for replica in replicas} == {503})
-            assert {status_of(f"{replica}/health") for replica in replicas} == {200}
-            eventually(lambda: {status_of(f"{replica}/ready") for replica in replicas} == {200}, within=LOADING)
-            family = psutil.Process(process.pid).children(recursive=True)
+            assert len([child for child in family if "w2s_core.worker.main" in " ".join(child.cmdline())]) == 2
             process.send_signal(signal.SIGTERM)
             assert process.wait(LOADING) == 0
         finally:
