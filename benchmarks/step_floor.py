@@ -48,17 +48,15 @@ class Steps:
         self._sessions: list[Session] = []
         for first in range(0, rows, _ROWS_OF_SESSION):
             tree = TokenTree(runner.cache, tuple(range(1, _PROMPT + 1)))
-            answers = [
-                tuple((row + i) % 250 for i in range(_ANSWER)) for row in range(min(rows - first, _ROWS_OF_SESSION))
-            ]
-            self._sessions.append(Session(tree, [tree.insert(answer) for answer in answers]))
-        self.run()  # the prompts and answers so far
+            self._sessions.append(Session(tree, [tree.root] * min(rows - first, _ROWS_OF_SESSION)))
+        for _ in range(_ANSWER):
+            self.run()
 
     def run(self) -> None:
         """Runs a step, after which each row has one more token."""
         batch = Batch(10**6)
         for session in self._sessions:
-            session.leaves = [leaf.child((leaf.token + 1) % 250) for leaf in session.leaves]
+            session.leaves = [leaf.child((leaf.token + row) % 250) for row, leaf in enumerate(session.leaves)]
             for leaf in session.leaves:
                 batch.request_logits(session.tree, leaf)
         self._runner.forward(batch)

@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from w2s_core.worker.branch_attention import Branches, branch_attention
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.transfer import to_device
 
@@ -29,7 +30,8 @@ class AttentionSegment:
     """One session's part of a step: the step's tokens [first, first + count) attend to slots [start, start + keys).
 
     `visible` (count, keys) is the tree mask. `positions` (count,) and `key_positions` (keys,) are the positions of the
-    tokens and of the slots' tokens in their text, for models with a sliding window.
+    tokens and of the slots' tokens in their text, for models with a sliding window. `branches`: of tokens that can do
+    without most of the mask.
     """
 
     first: int
@@ -39,7 +41,12 @@ class AttentionSegment:
     visible: npt.NDArray[np.bool_]
     positions: npt.NDArray[np.int64]
     key_positions: npt.NDArray[np.int64]
+    branches: Branches | None = None
     _masks: dict[tuple[int | None, torch.device], torch.Tensor] = field(default_factory=dict)
+
+    def is_within(self, window: int | None) -> bool:
+        """Whether a window of so many tokens hides none that a token would see."""
+        return window is None or int(self.positions.max()) < window
 
     def mask(self, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Additive mask (count, keys): 0 where visible and less than `window` positions back, else −inf.
@@ -105,25 +112,40 @@ def tree_attention(
         values.index_copy_(0, slots, value_rows[own])
         for segment in step.segments:
             q = query[:, :, first + segment.first : first + segment.first + segment.count]
-            k = keys[segment.start : segment.start + segment.keys].transpose(0, 1)[None]
-            v = values[segment.start : segment.start + segment.keys].transpose(0, 1)[None]
-            mask = segment.mask(sliding_window, query.dtype, query.device)
-            if softcap is None:
-                out = _masked_attention(q, k, v, mask, scaling)
-            else:
-                out = _softcapped_attention(q, k, v, mask, scaling=scaling, cap=softcap)
-            outputs.append(out.transpose(1, 2))
+            region = slice(segment.start, segment.start + segment.keys)
+            k, v = keys[region], values[region]
+            outputs.append(_attend(segment, q, k, v, scaling=scaling, window=sliding_window, softcap=softcap))
         first = own.stop
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
 
-def _masked_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scaling: float | None
+def _attend(
+    segment: AttentionSegment,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
 ) -> torch.Tensor:
-    groups = q.shape[1] // k.shape[1]
-    if q.device.type != "cpu" and groups > 1:  # only the slowest GPU kernel takes a mask with grouped heads
+    """One session's attention: query (1, heads, count, dim), keys and values (slots, kv_heads, dim) of its region.
+
+    Returns (1, count, heads, dim).
+    """
+    branches = segment.branches
+    if branches is not None and softcap is None and query.dtype == torch.float32 and segment.is_within(window):
+        mask = segment.mask(None, query.dtype, query.device)[:, : branches.shared] if branches.masked else None
+        return branch_attention(query, keys, values, branches, mask, scaling=scaling)
+    k, v = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    mask = segment.mask(window, query.dtype, query.device)
+    if softcap is not None:
+        return _softcapped_attention(query, k, v, mask, scaling=scaling, cap=softcap).transpose(1, 2)
+    groups = query.shape[1] // k.shape[1]
+    if query.device.type != "cpu" and groups > 1:  # only the slowest GPU kernel takes a mask with grouped heads
         k, v, groups = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), 1
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask[None, None], scale=scaling, enable_gqa=groups > 1)
+    out = scaled_dot_product_attention(query, k, v, attn_mask=mask[None, None], scale=scaling, enable_gqa=groups > 1)
+    return out.transpose(1, 2)
 
 
 def _softcapped_attention(

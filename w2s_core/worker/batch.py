@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from w2s_core.worker.attention import AttentionSegment, AttentionStep
+from w2s_core.worker.branch_attention import find_branches
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.token_tree import Node, TokenTree
 from w2s_core.worker.transfer import long_tensor
@@ -140,7 +142,7 @@ class Batch:
                 positions.append(node.position)
                 slots.append(start + tree.assign_slot(node))
             if len(tokens) > first:
-                segments.append(_segment(tree, session, first, np.array(positions[first:])))
+                segments.append(_segment(tree, session, first, np.array(positions[first:]), device))
             tree.prompt_computed += session.prompt_slice
         return Inputs(
             tokens=long_tensor(tokens, device)[None],
@@ -161,7 +163,9 @@ def join_inputs(inputs: Sequence[Inputs]) -> Inputs:
     )
 
 
-def _segment(tree: TokenTree, session: _SessionTokens, first: int, positions: np.ndarray) -> AttentionSegment:
+def _segment(
+    tree: TokenTree, session: _SessionTokens, first: int, positions: np.ndarray, device: torch.device
+) -> AttentionSegment:
     """One session's tree mask: a prompt token sees the prompt up to itself, a node the prompt and its own path."""
     keys = tree.slot_end if session.nodes else tree.prompt_computed + session.prompt_slice
     visible = np.zeros((len(positions), keys), bool)
@@ -169,13 +173,16 @@ def _segment(tree: TokenTree, session: _SessionTokens, first: int, positions: np
         visible[i, : tree.prompt_computed + i + 1] = True
     visible[session.prompt_slice :, : len(tree.prompt)] = True
     rows: dict[Node | None, int] = {}
+    paths: list[npt.NDArray[np.int64]] = []
     for i, node in enumerate(session.nodes, start=session.prompt_slice):
         if node.parent in rows:  # it sees what its parent sees, and itself
             visible[i] = visible[rows[node.parent]]
             visible[i, node.slot] = True
         else:
-            visible[i, tree.path_slots(node)] = True
+            paths.append(tree.path_slots(node))
+            visible[i, paths[-1]] = True
         rows[node] = i
+    side_by_side = device.type == "cpu" and len(paths) == len(positions)
     return AttentionSegment(
         first=first,
         count=len(positions),
@@ -184,4 +191,5 @@ def _segment(tree: TokenTree, session: _SessionTokens, first: int, positions: np
         visible=visible,
         positions=positions,
         key_positions=tree.slot_positions()[:keys],
+        branches=find_branches(len(tree.prompt), paths, keys) if side_by_side else None,
     )
