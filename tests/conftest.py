@@ -42,6 +42,7 @@ NOT_FAST = (
     *("worker/test_engine_on_workers.py", "worker/test_grammar_on_workers.py", "worker/test_grammar_over_http.py"),
     *(
         "worker/test_int8.py",
+        "worker/test_int8_on_workers.py",
         "worker/test_logprobs_on_workers.py",
         "worker/test_required_tools.py",
         "worker/test_sampling_extras.py",

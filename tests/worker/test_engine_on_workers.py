@@ -17,6 +17,7 @@ from tests.engine.test_engine import choices
 from tests.engine.test_round_events import both, check_ends_in_the_answers, last_of, rounds_of, texts_of
 from tests.fakes import answer
 from tests.tiny import EOS
+from tests.vnni import vnni
 from w2s_core.build.engine import build_engine
 from w2s_core.config import EngineConfig
 from w2s_core.engine.engine import Engine
@@ -24,8 +25,8 @@ from w2s_core.engine.events import ChoiceFinished, RequestFinished, TextCommitte
 from w2s_core.pool.pool import WorkerPool
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, GenerationRequest, Guidance, SamplingParams, TextPrompt
-from w2s_core.worker.int8 import can_multiply
 
+__all__ = ["vnni"]  # a fixture
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PROMPT = TextPrompt("Once upon a time")
@@ -154,7 +155,7 @@ async def test_a_request_is_answered_the_same_alone_and_among_others(engine: Eng
     await assert_nothing_is_held(engine)
 
 
-@pytest.mark.skipif(not can_multiply(torch.device("cpu")), reason="this processor has no VNNI")
+@pytest.mark.usefixtures("vnni")
 async def test_an_int8_answer_is_the_same_to_the_last_bit_alone_and_among_31_others(config: EngineConfig) -> None:
     """A token's log-probability tells more than the token: that of other rounding is another one."""
     workers = replace(config.workers, quantization="int8")

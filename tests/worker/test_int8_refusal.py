@@ -9,17 +9,22 @@ import torch
 
 from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import ModelSpec, WorkerSpec
-from w2s_core.worker import loading
 from w2s_core.worker.int8 import can_multiply
+from w2s_core.worker.loading import load_models
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def test_a_device_other_than_a_cpu_cannot() -> None:
-    assert not can_multiply(torch.device("cuda"))
+@pytest.mark.parametrize("there", [True, False])
+def test_a_cpu_needs_vnni_and_nothing_else_can(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: there)
+    assert can_multiply(CPU) is there
+    assert not can_multiply(GPU)
 
 
 def test_the_model_that_asks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "can_multiply", lambda _: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     plain = ModelSpec(str(tmp_path), trust_remote_code=False, key="large_models.a.model")
     asked = ModelSpec(str(tmp_path), trust_remote_code=False, key="pairs.b.tuned", quantization="int8")
     with pytest.raises(ConfigurationError, match=r"^pairs\.b\.tuned: quantization: int8 needs a CPU with VNNI"):
-        loading.load_models(WorkerSpec("cpu", "auto", 1, 10**6, {"a": plain, "b": asked}))
+        load_models(WorkerSpec("cpu", "auto", 1, 10**6, {"a": plain, "b": asked}))

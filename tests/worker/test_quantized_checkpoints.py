@@ -16,14 +16,16 @@ from transformers import AutoModelForCausalLM
 from tests.adapters import save_adapter
 from tests.quantized import KINDS, WIDE, claim, save_quantized
 from tests.tiny import save_tiny, tiny_model
+from tests.vnni import vnni
 from tests.worker.test_lora import TEXT, load, logits
 from w2s_core.errors import UnsupportedModelError
 from w2s_core.pool.specs import ModelSpec, WorkerSpec
-from w2s_core.worker.int8 import Int8Linear, can_multiply
+from w2s_core.worker.int8 import Int8Linear
 from w2s_core.worker.loading import load_models
 from w2s_core.worker.packing import PackedLinear
 from w2s_core.worker.quantized_checkpoints import check_quantization, is_quantized
 
+__all__ = ["vnni"]  # a fixture
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 
@@ -77,7 +79,7 @@ def test_either_dtype_is_served(quantized: Path, dtype: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(not can_multiply(CPU), reason="needs a CPU with VNNI")
+@pytest.mark.usefixtures("vnni")
 def test_int8_leaves_it_as_it_is(quantized: Path) -> None:
     """Unless it was unpacked to plain weights, which are then rounded."""
     spec = ModelSpec(str(quantized), False, quantization="int8")

@@ -29,6 +29,7 @@ from w2s_core.pool.stderr import StderrRelay, stderr_is_terminal
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _STOP_TIMEOUT_S = 5.0
+WORKER_MODULE = "w2s_core.worker.main"  # of a worker process, as `python -m` takes it
 # How many rounds an OpenMP thread spins before it sleeps. By default it spins for ever, and threads starve each other
 # as soon as anything else runs on the machine: a decode step of 16 rows then took 990 ms instead of 70. Not spinning at
 # all takes 1.4 times as long on an idle machine. This many rounds cost nothing there, and a step takes 330 ms on a busy
@@ -234,7 +235,7 @@ def _spawn() -> tuple[Connection, subprocess.Popen[bytes]]:
     with theirs, contextlib.ExitStack() as on_error:
         on_error.callback(ours.close)
         process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", "w2s_core.worker.main", str(theirs.fileno())],
+            [sys.executable, "-X", "faulthandler", "-m", WORKER_MODULE, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stderr=None if stderr_is_terminal() else subprocess.PIPE,
             env=WORKER_ENVIRONMENT | os.environ,
