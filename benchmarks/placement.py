@@ -151,7 +151,7 @@ def seconds() -> str:
     rows = []
     for large in LARGE_MODELS:
         for location in LOCATIONS:
-            if location is LOCAL and large.devices > 1:  # a worker holds the whole model on one device
+            if location is LOCAL and large.devices > 1:  # a worker has no tensor parallelism
                 continue
             plain = search_5.answer * large.step_s
             rows.append(
