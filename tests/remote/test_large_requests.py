@@ -17,6 +17,7 @@ from w2s_core.config import ServedModelConfig
 from w2s_core.engine.engine import Engine
 from w2s_core.engine.events import RequestFinished
 from w2s_core.errors import ConfigurationError, ContextLengthError, RequestError, UnavailableError
+from w2s_core.large.capabilities import probe_large_model
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import ChatPrompt, SamplingParams, TextPrompt, TokenPrompt
 
@@ -179,6 +180,19 @@ async def test_what_cannot_be_served_names_the_key(tokenizer: HFTokenizer) -> No
         await remote_model(other).start()
     assert not other.running
     await told.stop()
+
+
+@pytest.mark.parametrize(
+    ("fault", "key"),
+    [({"lists_context": False}, "max_model_len"), ({"flavor": "openai"}, "command"), ({}, "extra_args")],
+)
+async def test_a_managed_vllm_has_keys_of_its_own(tokenizer: HFTokenizer, fault: dict[str, Any], key: str) -> None:
+    provider = FakeProvider(tokenizer, **fault)
+    if key == "extra_args":
+        provider.spoil = lambda answer: answer["choices"][0].update(prompt_token_ids=[1, 2, 3])
+    config = replace(provider.config, flavor="vllm", tokenizer="own")
+    with pytest.raises(ConfigurationError, match=rf"^{KEY}\.{key}: "):
+        await probe_large_model(provider, config, tokenizer, KEY, managed=True)  # type: ignore[arg-type]
 
 
 async def test_a_provider_that_is_down_is_waited_for(tokenizer: HFTokenizer) -> None:

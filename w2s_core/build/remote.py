@@ -52,12 +52,13 @@ class RemoteModels:
         provider: Provider | None = None,
         default_sampling: SamplingParams | None = None,
     ) -> RemoteLargeModel:
-        """`provider`: None for one of `config`. `default_sampling`: as of `LargeModel`."""
+        """`provider`: that of a managed vLLM, None for one of `config`. `default_sampling`: as of `LargeModel`."""
         key = f"large_models.{name}"
         self._reserve_label(name, key)
+        managed = provider is not None
         provider = provider or self._provider(name, key, config)
         tokenizer = self._load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-        probe = CapabilityProbe(provider, partial(probe_large_model, provider, config, tokenizer, key))
+        probe = CapabilityProbe(provider, partial(probe_large_model, provider, config, tokenizer, key, managed=managed))
         self.probes.append(probe)
         template = tokenizer.chat_template if tokenizer else None
         tool_format = resolve_tool_format(config.tool_format, template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from w2s_core.config import RemoteModelConfig
@@ -11,6 +12,18 @@ from w2s_core.remote.completion import COMPLETIONS_PATH, Choice, Logprobs, read_
 from w2s_core.remote.completion_stream import STREAM_FIELDS, CompletionStream
 from w2s_core.remote.provider import Provider
 from w2s_core.text.tokenizer import HFTokenizer
+
+# What to change where a provider does not fit the configuration: of a remote model, and of a managed vLLM.
+_REMOTE_CHANGES = {
+    "context length": "context_length: set it",
+    "token ids": "flavor: set it to openai or auto",
+    "tokenizer": "tokenizer: set the model's own tokenizer",
+}
+_MANAGED_CHANGES = {
+    "context length": "max_model_len: set it",
+    "token ids": "command: name a later vLLM",
+    "tokenizer": "extra_args: leave vLLM's tokenizer as it is",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +39,31 @@ class LargeModelCapabilities:
 
 
 async def probe_large_model(
-    provider: Provider, config: RemoteModelConfig, tokenizer: HFTokenizer | None, key: str
+    provider: Provider, config: RemoteModelConfig, tokenizer: HFTokenizer | None, key: str, *, managed: bool = False
 ) -> LargeModelCapabilities:
     """Asks the provider, and compares its answers with the configuration.
 
-    Raises ConfigurationError, which names `key` (the model's place in the configuration), and what `Provider.post`
-    raises.
+    `key` is the model's place in the configuration. `managed`: a managed vLLM is configured there.
+
+    Raises ConfigurationError, which names what to change, and what `Provider.post` raises.
     """
+    changes = {name: f"{key}.{change}" for name, change in (_MANAGED_CHANGES if managed else _REMOTE_CHANGES).items()}
     listed = await listed_context_length(provider)
     length = config.context_length or listed
     if length is None:
         raise ConfigurationError(
-            f"{key}.context_length: set it, because {provider.config.base_urls[0]}/models does not list one for "
+            f"{changes['context length']}, because {provider.config.base_urls[0]}/models does not list one for "
             f"`{config.model}`."
         )
     token_ids = False
     if tokenizer is not None and config.flavor != "openai":
-        token_ids = await _supports_token_ids(provider, tokenizer, key)
+        token_ids = await _supports_token_ids(provider, tokenizer, changes)
     if config.flavor == "vllm" and not token_ids:
-        raise ConfigurationError(f"{key}.flavor: the provider returns no token ids; set it to openai or auto.")
+        raise ConfigurationError(f"{changes['token ids']}, because the provider returns no token ids.")
     return LargeModelCapabilities(length, token_ids=token_ids, streams=await _supports_streams(provider, token_ids))
 
 
-async def _supports_token_ids(provider: Provider, tokenizer: HFTokenizer, key: str) -> bool:
+async def _supports_token_ids(provider: Provider, tokenizer: HFTokenizer, changes: Mapping[str, str]) -> bool:
     """Raises ConfigurationError where the provider tokenizes differently from `tokenizer`."""
     tokens = tokenizer.encode(PROBE_TEXT, special_tokens=True)
     body = {"model": provider.config.model, "max_tokens": 1, "temperature": 0, "return_token_ids": True}
@@ -60,7 +75,7 @@ async def _supports_token_ids(provider: Provider, tokenizer: HFTokenizer, key: s
     if choice.token_ids is None:
         return False
     if choice.prompt_token_ids is not None and tuple(choice.prompt_token_ids) != tokens:
-        raise ConfigurationError(f"{key}.tokenizer: the provider tokenizes differently; set the model's own tokenizer.")
+        raise ConfigurationError(f"{changes['tokenizer']}, because the provider tokenizes differently.")
     return True
 
 
