@@ -8,18 +8,20 @@ from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 _FORBID: dict[str, str] = {"extra": "forbid"}
-# Arguments of `vllm serve` that the server sets itself, by the key of `VLLMConfig` that sets them if there is one.
-_MANAGED_ARGUMENTS: dict[str, str | None] = {
-    "model": "model",
-    "tensor-parallel-size": "tensor_parallel_size",
-    "quantization": "quantization",
-    "max-model-len": "max_model_len",
-} | dict.fromkeys(
-    (
-        *("api-key", "config", "disable-uvicorn-access-log", "grpc", "grpc-port", "headless", "host", "port"),
-        *("root-path", "served-model-name", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tokenizer", "uds"),
-    )
+_OWN_ARGUMENTS = (
+    *("api-key", "config", "disable-uvicorn-access-log", "grpc", "grpc-port", "headless", "host", "port"),
+    *("root-path", "served-model-name", "ssl-ca-certs", "ssl-certfile", "ssl-keyfile", "tokenizer", "uds"),
 )
+_REVISION = "download that revision and set the key model to its folder, from which the server takes the tokenizer too"
+# Arguments of `vllm serve` that `extra_args` must not have, and what to do instead.
+_MANAGED_ARGUMENTS = {
+    "model": "set the key model",
+    "tensor-parallel-size": "set the key tensor_parallel_size",
+    "quantization": "set the key quantization",
+    "max-model-len": "set the key max_model_len",
+    **dict.fromkeys(_OWN_ARGUMENTS, "the server sets it"),
+    **dict.fromkeys(("revision", "tokenizer-revision"), _REVISION),
+}
 _SHORT_ARGUMENTS = {"-q": "quantization", "-tp": "tensor-parallel-size"}
 
 
@@ -124,9 +126,7 @@ class VLLMConfig:
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 yield f"{key}: must be at least 1"
         for name in dict.fromkeys(filter(None, map(_managed_argument, self.extra_args))):
-            own_key = _MANAGED_ARGUMENTS[name]
-            instead = "the server sets it" if own_key is None else f"set the key {own_key}"
-            yield f"extra_args: must not have --{name}; {instead}"
+            yield f"extra_args: must not have --{name}; {_MANAGED_ARGUMENTS[name]}"
 
 
 def _managed_argument(argument: str) -> str | None:

@@ -243,6 +243,30 @@ async def test_the_pair_hears_of_an_end_only_when_the_model_ended() -> None:
     assert all(y.finish_reason is None for y in seen if len(y.tokens) == 6 and not y.ended)
 
 
+async def test_parts_stop_at_the_same_time_and_all_of_them_whatever_fails() -> None:
+    both = asyncio.Barrier(2)
+
+    class Part:
+        ready = True
+        stopped = False
+
+        async def start(self) -> None: ...
+
+        async def stop(self) -> None:
+            await both.wait()
+            self.stopped = True
+
+    class Broken(Part):
+        async def stop(self) -> None:
+            raise RuntimeError("cannot stop")
+
+    parts = [Part(), Broken(), Part()]
+    with pytest.raises(RuntimeError, match="cannot stop"):
+        async with asyncio.timeout(60), Engine({}, {}, {}, components=parts):
+            pass
+    assert [part.stopped for part in parts] == [True, False, True]
+
+
 async def test_a_part_that_cannot_start_stops_those_that_did() -> None:
     class Part:
         ready = True

@@ -30,9 +30,9 @@ class FakeServer(SimpleNamespace):
 
 
 async def provider_of(world: World, *script: Any, lost: bool = False) -> tuple[ManagedProvider, FakeServer]:
-    server = FakeServer(name="llama", api_key=KEY, time=world.time, asked=[], ready=True, lost=lost)
-    url = (await world.server(*script)).url
-    config = RemoteLargeModelConfig(base_url=url, model="m", call_timeout_s=CALL_S)
+    url = (await world.server(*script)).url.removesuffix("/v1")
+    server = FakeServer(name="llama", api_key=KEY, time=world.time, asked=[], ready=True, lost=lost, url=url)
+    config = RemoteLargeModelConfig(base_url="http://127.0.0.1:0/v1", model="m", call_timeout_s=CALL_S)
     provider = ManagedProvider(
         server,  # type: ignore[arg-type]
         config,

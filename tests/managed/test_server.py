@@ -81,12 +81,21 @@ async def test_the_command_line_has_the_keys_and_not_the_api_key(model: Path) ->
     ]
 
 
+async def test_nothing_is_open_before_the_start_nor_after_the_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = psutil.Process()
+    before = own.num_fds()
+    server = managed(model)
+    assert own.num_fds() == before
+    monkeypatch.setenv("FAKE_VLLM", "fail")
+    with pytest.raises(ConfigurationError):
+        await server.start()
+    assert own.num_fds() == before
+
+
 async def test_each_has_a_key_of_its_own(model: Path) -> None:
-    one, other = managed(model), managed(model)
-    assert one.api_key != other.api_key
-    assert one.url != other.url
-    await one.stop()
-    await other.stop()
+    async with running(managed(model)) as one, running(managed(model)) as other:
+        assert one.api_key != other.api_key
+        assert one.url != other.url
 
 
 async def test_its_lines_are_logged_at_their_level_without_the_key(
@@ -118,7 +127,7 @@ async def test_one_that_fails_is_reported_with_its_last_lines(model: Path, monke
 
 async def test_one_that_cannot_be_run_is_reported(model: Path) -> None:
     server = managed(model)
-    program = server._command[0]
+    program = server._program
     Path(program).write_text("#!/no/such/interpreter\n")  # noqa: ASYNC240
     with pytest.raises(ConfigurationError, match=f"{program} cannot be run: No such file or directory"):
         await server.start()
@@ -253,7 +262,6 @@ async def test_a_call_that_waits_when_the_server_stops_gets_an_error(model: Path
 
 def test_a_program_that_is_missing_is_named_with_what_to_install(model: Path) -> None:
     config = ManagedLargeModelConfig(model=str(model), command="vllm-of-nobody")
-    with pytest.raises(
-        ConfigurationError, match=r"^large_models\.llama\.command: .*`vllm-of-nobody`.*pip install vllm"
-    ):
+    message = r"^large_models\.llama\.command: .*`vllm-of-nobody`.* an environment of its own.*pip install vllm.*$"
+    with pytest.raises(ConfigurationError, match=message):
         find_program("llama", config)

@@ -91,7 +91,7 @@ def test_a_missing_program_is_one_line_and_status_2(config: Path, monkeypatch: p
     ended = run(config)
     assert ended.returncode == 2
     [line] = ended.stderr.splitlines()
-    assert line.startswith(f"w2s: large_models.{MODEL}.command: there is no program `vllm`. Install vLLM")
+    assert line.startswith(f"w2s: large_models.{MODEL}.command: there is no program `vllm`. vLLM needs")
 
 
 def test_one_that_fails_ends_the_server_with_its_reason(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
@@ -85,24 +86,33 @@ class Engine:
         )
         self._worker_pool = worker_pool
         self._components = components
-        self._started = AsyncExitStack()
+        self._started: list[Component] = []
         self._timeout_s = limits.request_timeout_s
         self.admission = AdmissionQueue(limits.max_rows, limits.max_queued_rows)
         self._tracing = tracing
         self.metrics.watch_admission(self.admission)
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as starting:  # if one component cannot start, those that did are stopped
+        try:
             for component in filter(None, [self._worker_pool, *self._components, self._tracing]):
                 await component.start()
-                starting.push_async_callback(component.stop)
-            self._started = starting.pop_all()
+                self._started.append(component)
+        except BaseException:
+            await self._stop()
+            raise
         return self
 
     async def __aexit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._started.aclose()
+        await self._stop()
+
+    async def _stop(self) -> None:
+        """Stops the components that have started, all at the same time: each may take its whole grace period."""
+        stopping = await asyncio.gather(*(part.stop() for part in self._started), return_exceptions=True)
+        self._started.clear()
+        for error in filter(None, stopping):
+            raise error
 
     @property
     def ready(self) -> bool:

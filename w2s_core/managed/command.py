@@ -17,9 +17,9 @@ def find_program(name: str, config: VLLMConfig) -> str:
     program = shutil.which(config.command)
     if program is None:
         raise ConfigurationError(
-            f"large_models.{name}.command: there is no program `{config.command}`. Install vLLM in an environment of "
-            "its own (python3 -m venv /opt/vllm && /opt/vllm/bin/pip install vllm) and name it here: "
-            "/opt/vllm/bin/vllm"
+            f"large_models.{name}.command: there is no program `{config.command}`. vLLM needs an environment of "
+            "its own, because it pins other versions than this server. Make one (python3 -m venv /opt/vllm && "
+            "/opt/vllm/bin/pip install vllm) and name its program here: /opt/vllm/bin/vllm"
         )
     return program
 

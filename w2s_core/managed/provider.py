@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from w2s_core.config import ManagedLargeModelConfig, RemoteLargeModelConfig
@@ -23,6 +24,11 @@ class ManagedProvider(Provider):
         super().__init__(server.name, config, api_key=server.api_key, **keywords)
         self._server = server
 
+    async def start(self) -> None:
+        """Starts after `server`, whose address it takes."""
+        self._configure(replace(self.config, base_url=f"{self._server.url}/v1"))
+        await super().start()
+
     @property
     def available(self) -> bool:
         return self._server.ready and super().available
@@ -35,12 +41,16 @@ class ManagedProvider(Provider):
 
 
 def remote_config(server: ManagedVLLM, config: ManagedLargeModelConfig, tokenizer: str) -> RemoteLargeModelConfig:
-    """The model as one at a provider. It has no circuit breaker: a vLLM that fails is started again, and calls wait."""
+    """The model as one at a provider, whose address is known when `server` is started.
+
+    It has no circuit breaker: a vLLM that fails is started again, and calls wait.
+    """
     return RemoteLargeModelConfig(
         base_url=f"{server.url}/v1",
         model=server.name,
         flavor="vllm",
         tokenizer=tokenizer,
+        context_length=config.max_model_len,
         call_timeout_s=config.call_timeout_s,
         max_concurrency=config.max_concurrency,
         breaker_failures=sys.maxsize,

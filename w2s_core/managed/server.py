@@ -48,10 +48,11 @@ class ManagedVLLM:
     ) -> None:
         self.name = name
         self.api_key = secrets.token_urlsafe(32)
-        self._reserved = _bound_socket()
-        port = self._reserved.getsockname()[1]
-        self.url = f"http://{HOST}:{port}"
-        self._command = command_line(program, name, folder, port, config)
+        self._program = program
+        self._folder = folder
+        self._config = config
+        self._port = 0
+        self._reserved: socket.socket | None = None
         self._start_timeout_s = config.start_timeout_s
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._backoff = backoff or Backoff()
@@ -67,11 +68,18 @@ class ManagedVLLM:
         """Whether it is healthy, as far as is known."""
         return self._up.is_set() and not self._stopped
 
+    @property
+    def url(self) -> str:
+        """Its address, whose port is 0 until it is started."""
+        return f"http://{HOST}:{self._port}"
+
     async def start(self) -> None:
         """Starts vLLM and returns when it is healthy. Raises ConfigurationError when it does not become so."""
         self._metrics.vllm_added(self.name)
-        self._client = httpx.AsyncClient(base_url=self.url, timeout=_HEALTH_TIMEOUT_S, trust_env=False)
         try:
+            self._reserved = _bound_socket()
+            self._port = self._reserved.getsockname()[1]
+            self._client = httpx.AsyncClient(base_url=self.url, timeout=_HEALTH_TIMEOUT_S, trust_env=False)
             process = await self._launch()
         except BaseException as error:
             await self.stop()
@@ -92,7 +100,8 @@ class ManagedVLLM:
             await self._process.stop()
         if self._client is not None:
             await self._client.aclose()
-        self._reserved.close()
+        if self._reserved is not None:
+            self._reserved.close()
 
     async def wait_until_up(self, *, verify: bool) -> None:
         """Returns when vLLM can take calls. `verify`: asks it, because a call that has just failed may know more.
@@ -111,9 +120,8 @@ class ManagedVLLM:
 
     async def _launch(self) -> VLLMProcess:
         """A process that is healthy. Raises VLLMStartError, and OSError if no process can be started."""
-        process = self._process = await VLLMProcess.start(
-            self.name, self._command, environment(self.api_key), self.api_key
-        )
+        command = command_line(self._program, self.name, self._folder, self._port, self._config)
+        process = self._process = await VLLMProcess.start(self.name, command, environment(self.api_key), self.api_key)
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 while not await self._is_healthy():

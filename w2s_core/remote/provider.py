@@ -95,18 +95,21 @@ class Provider:
         if problems := list(config.problems()):
             raise ConfigurationError(f"{name}: {'; '.join(problems)}")
         self.name = name
-        self.config = config
         self._api_key = api_key
         self._on_attempt = on_attempt
         self._clock = clock
         self._sleep = sleep
         self._max_answer_bytes = max_answer_bytes
         self._slots = asyncio.Semaphore(config.max_concurrency)
-        self._endpoints = Endpoints(
-            config.base_urls, failures=config.breaker_failures, cooldown_s=config.breaker_cooldown_s, clock=clock
-        )
+        self._configure(config)
         self._client: httpx.AsyncClient | None = None
         self._exchange: Exchange | None = None
+
+    def _configure(self, config: ProviderConfig) -> None:
+        self.config = config
+        self._endpoints = Endpoints(
+            config.base_urls, failures=config.breaker_failures, cooldown_s=config.breaker_cooldown_s, clock=self._clock
+        )
 
     def __repr__(self) -> str:
         return f"Provider({self.name!r}, {', '.join(self.config.base_urls)})"

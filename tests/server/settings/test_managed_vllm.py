@@ -91,6 +91,15 @@ def test_arguments_with_a_key_of_their_own_are_refused(tmp_path: Path, argument:
         load(tmp_path, extra_args=[argument])
 
 
+@pytest.mark.parametrize(
+    ("argument", "name"), [("--revision=v2", "revision"), ("--tokenizer_rev", "tokenizer-revision")]
+)
+def test_a_revision_that_the_server_would_not_read_is_refused(tmp_path: Path, argument: str, name: str) -> None:
+    message = f"extra_args: must not have --{name}; download that revision and set the key model to its folder"
+    with pytest.raises(ConfigurationError, match=message):
+        load(tmp_path, extra_args=[argument])
+
+
 def test_a_pair_cannot_be_there(tmp_path: Path) -> None:
     pair = {"backend": "vllm", "tuned": "x", "untuned": "y"}
     content = {"large_models": {"a": {"model": "x"}}, "served_models": {"a": {"large": "a"}}, "pairs": {"p": pair}}
