@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from tests.adapters import random_adapter
 from tests.fakes import answer
 from tests.tiny import FAMILIES, save_tiny, save_tiny_classifier, tiny_classifier, tiny_model
+from tests.vnni import vnni
 from tests.worker.test_engine_on_workers import ASK, assert_nothing_is_held, pool_of
 from tests.worker.test_lora import logits
 from tests.worker.test_reward_model import HEAD
@@ -33,12 +34,13 @@ from w2s_core.config import EngineConfig
 from w2s_core.errors import UnsupportedModelError
 from w2s_core.pool.specs import ModelSpec, WorkerSpec
 from w2s_core.worker.device_plan import NoRoomError, device_map, measure, plan_layers, send_inputs
-from w2s_core.worker.int8 import can_multiply
+from w2s_core.worker.joined_linears import LinearPart
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.loading import load_models, make_runner
 from w2s_core.worker.lora import LoRALinear, SharedBase
 from w2s_core.worker.model_placement import check_devices, place
 
+__all__ = ["vnni"]  # a fixture
 FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
 FAKE, OTHER = torch.device("lazy:0"), torch.device("lazy:1")
 sizes = st.integers(1, 1000)
@@ -99,16 +101,17 @@ def test_quantized_layers_are_as_large_as_the_files_say() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.usefixtures("vnni")
 def test_logits_are_those_of_one_device(family: str, quantization: Literal["none", "int8"], tmp_path: Path) -> None:
     """Equal to the bit: the same kernels run."""
-    if quantization == "int8" and not can_multiply(torch.device("cpu")):
-        pytest.skip("needs a CPU with VNNI")
     folder = save_tiny(tmp_path / "model", family=family)
     specs = {"m": ModelSpec(str(folder), False, quantization=quantization)}
     one, several = (load_models(WorkerSpec(device, "float32", 1, 10**6, specs)) for device in ("cpu", "cpu:0+cpu:1"))
-    runner, info = several["m"]
-    assert info == one["m"][1]
-    assert torch.equal(logits(runner), logits(one["m"][0]))
+    (runner, info), (alone, expected) = several["m"], one["m"]
+    assert info == expected
+    assert torch.equal(logits(runner), logits(alone))
+    parts = [sum(isinstance(module, LinearPart) for module in each._model.modules()) for each in (runner, alone)]
+    assert parts == [0 if family == "gpt2" else 10] * 2, "layers are joined in either"
     layers = next(module for module in runner._model.modules() if isinstance(module, torch.nn.ModuleList))
     assert all(layer._forward_pre_hooks for layer in layers), "the layers do not send their inputs to their devices"
 

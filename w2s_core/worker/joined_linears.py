@@ -18,13 +18,12 @@ _GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 def join_linears(model: torch.nn.Module) -> None:
     """Joins the linear layers of a model that read the same inputs. It computes what it did, up to rounding.
 
-    Layers of another class than `torch.nn.Linear`, such as quantized ones, stay as they are, and so do those whose
-    inputs accelerate moves between devices.
+    Layers of another class than `torch.nn.Linear`, such as quantized ones, stay as they are.
     """
     for module in list(model.modules()):
         for names in _GROUPS:
             layers = [getattr(module, name, None) for name in names]
-            linears = [layer for layer in layers if type(layer) is torch.nn.Linear and not hasattr(layer, "_hf_hook")]
+            linears = [layer for layer in layers if type(layer) is torch.nn.Linear]
             if len(linears) == len(names) and len({linear.in_features for linear in linears}) == 1:
                 joined = JoinedLinears(linears)
                 for index, name in enumerate(names):
