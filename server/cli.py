@@ -66,9 +66,9 @@ def serve(config: Path | None, **options: Any) -> None:
     load = functools.partial(load_settings, config, nest_flags(options))
     settings = load()
     from server.serve import run  # imported late, so that a mistake in the configuration is reported at once
-    from w2s_core.build.model_sources import check_folders
+    from w2s_core.build.model_sources import check_references
 
-    check_folders(settings.engine_config())
+    check_references(settings.engine_config())
     raise click.exceptions.Exit(run(settings, load))
 
 

@@ -38,6 +38,8 @@ def read_records(source: str | Path, split: str = "train") -> Iterator[Record]:
     `source` is a `.parquet` file, a file with a JSON object in each line or with one JSON list of them, a folder that
     `datasets` can load, or the id of a data set on the Hugging Face hub; `split` is for the last two. Raises DataError.
     """
+    if "://" in str(source):
+        raise DataError(f"{source}: is a URL. Download it, and name the file.")
     path = Path(source)
     if has_splits(source):
         records, noun = _data_set(str(source), split), "row"

@@ -82,11 +82,11 @@ def _pair(tuned: str | None, untuned: str | None, prompt_template: str | None) -
     """The pair of these models. Raises ConfigurationError where none are named, or one's folder is not there."""
     if tuned is None:
         raise ConfigurationError("name a pair by --tuned and --untuned, or one of the configuration by --pair.")
-    from w2s_core.build.model_sources import check_folder
+    from w2s_core.build.model_sources import check_reference
 
-    check_folder(tuned, "--tuned")
+    check_reference(tuned, "--tuned")
     if untuned is not None:
-        check_folder(untuned, "--untuned")
+        check_reference(untuned, "--untuned")
     return PairConfig(tuned, untuned, prompt_template=prompt_template)
 
 

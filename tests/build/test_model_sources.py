@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tests.adapters import save_adapter
 from tests.tiny import byte_tokenizer, save_tiny
 from w2s_core.build.engine import build_engine
-from w2s_core.build.model_sources import ModelSource, check_folders, model_source, resolve_reference
+from w2s_core.build.model_sources import ModelSource, check_references, model_source, resolve_reference
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     AdapterConfig,
@@ -102,7 +102,7 @@ def broken(adapter: Path, base: Path, how: str) -> str | AdapterConfig:
         ("adapter of an adapter", "{adapter} is itself an adapter"),
         ("no adapter", "{base} is no adapter in PEFT's format: it has no adapter_config.json."),
         ("nowhere", "no such folder: {adapter}/gone."),
-        ("no demo", "there is no demo model 'demo:nobody'"),
+        ("no demo", "the base of the adapter {adapter}: there is no demo model 'demo:nobody'"),
     ],
 )
 def test_mistakes_name_the_key(adapter: Path, base: Path, how: str, message: str) -> None:
@@ -192,7 +192,7 @@ def test_folders_are_looked_for_before_anything_is_loaded(tmp_path: Path) -> Non
         "here": LargeModelConfig("demo:smollm2-135m-instruct"),
         "there": RemoteLargeModelConfig(**provider),
     }
-    check_folders(EngineConfig(large, {}, {"p": PairConfig("org/hub", None)}))
+    check_references(EngineConfig(large, {}, {"p": PairConfig("org/hub", None)}))
     pair, model = PairConfig("org/hub", gone), RemoteModelConfig(**provider, tokenizer=gone)
     for config, key in (
         (EngineConfig(large, {}, {"p": pair}), "pairs.p.untuned"),
@@ -201,5 +201,5 @@ def test_folders_are_looked_for_before_anything_is_loaded(tmp_path: Path) -> Non
         (EngineConfig({"m": RemoteLargeModelConfig(**provider, tokenizer=gone)}, {}), "large_models.m.tokenizer"),
     ):
         with pytest.raises(ConfigurationError) as refused:
-            check_folders(config)
+            check_references(config)
         assert str(refused.value) == f"{key}: no such folder: {gone}."

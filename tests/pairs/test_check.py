@@ -88,6 +88,18 @@ def test_few_answers_make_no_verdict(comparisons: int, sign: int) -> None:
     assert check(scored(lambda good, words: 9.0 * good, 40)).verdict == "steers"
 
 
+@pytest.mark.parametrize(("sign", "verdict"), [(1, "steers"), (-1, "exchanged")])
+@pytest.mark.parametrize("comparisons", [20, 1000])
+def test_a_perfect_pair_has_an_interval_with_a_width(comparisons: int, sign: int, verdict: str) -> None:
+    """The true share of a pair that is right n times in n may well be below 1: by the rule of three down to 1 − 3/n."""
+    found = check(scored(lambda good, words: 9.0 * sign * good, 2 * comparisons))
+    assert found.verdict == verdict
+    for estimate in (found.accuracy, found.auc):
+        assert estimate is not None
+        assert estimate.mean == (sign == 1)
+        assert 2 / comparisons < estimate.high - estimate.low < 4 / comparisons
+
+
 def test_two_equal_models() -> None:
     answers = [ScoredAnswer(s.answer, (0.0,) * len(s.scores)) for s in scored(lambda good, words: 0.0)]
     found = check(answers)

@@ -62,6 +62,14 @@ def test_a_pair_of_the_configuration(folders: dict[str, str], data: str, tmp_pat
     assert missing.stderr == "w2s: --pair: no pair is named `other` (configured: equal).\n"
 
 
+@pytest.mark.parametrize("option", ["--tuned", "--untuned"])
+def test_a_demo_model_that_does_not_exist(data: str, option: str) -> None:
+    pair = {"--tuned": "demo:reviews-positive", "--untuned": "demo:reviews-negative"} | {option: "demo:nobody"}
+    found = run(*(part for item in pair.items() for part in item), "--data", data)
+    assert (found.exit_code, len(found.stderr.splitlines())) == (2, 1)
+    assert found.stderr.startswith(f"w2s: {option}: there is no demo model 'demo:nobody'; the demo models are demo:")
+
+
 def test_an_adapter_by_its_folder_alone(
     folders: dict[str, str], data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,28 @@ def test_options_without_effect(base: str, write: Write, tmp_path: Path, flags: 
     assert_refused(train(base, data, out, *flags.replace("DATA", data).split()), message, out)
 
 
+def test_data_at_a_url(base: str, tmp_path: Path) -> None:
+    url = "https://example.org/data.jsonl"
+    message = f"w2s: {url}: is a URL. Download it, and name the file."
+    assert_refused(train(base, url, tmp_path / "out"), message, tmp_path / "out")
+
+
+@pytest.mark.parametrize("option", ["--base", "--large"])
+def test_a_demo_model_that_does_not_exist(base: str, write: Write, tmp_path: Path, option: str) -> None:
+    data, out = write(*comparisons()), tmp_path / "out"
+    found = train(base, data, out, option, "demo:nobody")
+    assert_refused(found, f"w2s: {option}: there is no demo model 'demo:nobody'; the demo models are demo:", out)
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--adapt-epochs"])
+def test_at_most_a_thousand_epochs(base: str, tmp_path: Path, option: str) -> None:
+    data, out = str(tmp_path / "none.jsonl"), tmp_path / "out"
+    found = train(base, data, out, option, "1001")
+    assert (found.exit_code, out.exists()) == (2, False)
+    assert f"Invalid value for '{option}': 1001 is not in the range" in found.stderr
+    assert_refused(train(base, data, out, option, "1000"), "none.jsonl: cannot be read", out)
+
+
 @pytest.mark.parametrize("adapt", [0, 1])
 def test_a_training_that_diverges(base: str, write: Write, tmp_path: Path, adapt: int) -> None:
     out = tmp_path / "out"

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from w2s_core.build.devices import check_choice, worker_devices
 from w2s_core.build.generation_config import read_generation_config
-from w2s_core.build.model_sources import check_folders
+from w2s_core.build.model_sources import check_references
 from w2s_core.build.tokenizers import TokenizerCache
 from w2s_core.config import (
     EngineConfig,
@@ -44,7 +44,7 @@ class LocalModels:
     """
 
     def __init__(self, config: EngineConfig, tokenizers: TokenizerCache, metrics: Metrics) -> None:
-        check_folders(config)  # before anything is fetched
+        check_references(config)  # before anything is fetched
         large = {name: model for name, model in config.large_models.items() if isinstance(model, LargeModelConfig)}
         pairs = {name: pair for name, pair in config.pairs.items() if isinstance(pair, PairConfig)}
         rewards = {name: model for name, model in config.reward_models.items() if isinstance(model, RewardModelConfig)}

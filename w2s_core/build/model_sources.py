@@ -9,10 +9,9 @@ from pathlib import Path
 import httpx
 
 from w2s_core.config import AdapterConfig, EngineConfig, ModelReference, RemoteModelConfig, is_path
-from w2s_core.demo.models import resolve
+from w2s_core.demo.models import PREFIX, check_known, resolve
 from w2s_core.errors import ConfigurationError
 
-_DEMO = "demo:"
 _CONFIG, _ADAPTER_CONFIG = "config.json", "adapter_config.json"
 _ADAPTER_FILES = ["*.json", "*.jinja", "adapter_model.safetensors"]  # also its tokenizer; never pickled weights
 
@@ -33,14 +32,14 @@ class ModelSource:
 def model_source(reference: str) -> str:
     """The folder or hub id to load with transformers. A demo model is fetched first if it is not cached.
 
-    Raises ConfigurationError for a folder that is not there.
+    Raises ConfigurationError as `check_reference`.
     """
-    check_folder(reference)
-    return str(resolve(reference)) if reference.startswith(_DEMO) else reference
+    check_reference(reference)
+    return str(resolve(reference)) if reference.startswith(PREFIX) else reference
 
 
-def check_folders(config: EngineConfig) -> None:
-    """`check_folder` for all models and tokenizers of a configuration, by their keys."""
+def check_references(config: EngineConfig) -> None:
+    """`check_reference` for all models and tokenizers of a configuration, by their keys."""
     sections = {"large_models": config.large_models, "pairs": config.pairs, "reward_models": config.reward_models}
     for section, entries in sections.items():
         for name, entry in entries.items():
@@ -51,20 +50,22 @@ def check_folders(config: EngineConfig) -> None:
                 elif role == "model" and entry.backend == "remote":
                     continue  # a name of the provider's
                 if reference is not None:
-                    check_folder(reference, key)
+                    check_reference(reference, key)
 
 
-def check_folder(reference: ModelReference, key: str = "") -> None:
-    """Raises ConfigurationError where a name can only be a folder's, and there is none: no hub is asked for it.
+def check_reference(reference: ModelReference, key: str = "") -> None:
+    """Raises ConfigurationError for a folder that is not there, of which no hub is asked, and for no demo model's name.
 
     `key` is what the message calls the name.
     """
     if isinstance(reference, AdapterConfig):
-        check_folder(reference.model, key and f"{key}.model")
-        check_folder(reference.adapter, key and f"{key}.adapter")
+        check_reference(reference.model, key and f"{key}.model")
+        check_reference(reference.adapter, key and f"{key}.adapter")
     elif is_path(reference) and not Path(reference).is_dir():
         hint = " Write the whole path: only a shell knows `~`." if reference.startswith("~") else ""
         raise ConfigurationError(f"{key}: no such folder: {reference}.{hint}".removeprefix(": "))
+    elif reference.startswith(PREFIX):
+        check_known(reference, key)
 
 
 def resolve_reference(reference: ModelReference) -> ModelSource:
@@ -72,7 +73,7 @@ def resolve_reference(reference: ModelReference) -> ModelSource:
 
     Demo models and adapters from a hub are fetched first if they are not cached. Raises ConfigurationError.
     """
-    check_folder(reference)
+    check_reference(reference)
     if isinstance(reference, AdapterConfig):
         return ModelSource(_base(reference.model), _adapter_folder(reference.adapter))
     source = model_source(reference)
@@ -85,7 +86,7 @@ def resolve_reference(reference: ModelReference) -> ModelSource:
             f"{reference} is an adapter whose {_ADAPTER_CONFIG} names no base (base_model_name_or_path). "
             f"Write {{model: BASE, adapter: {reference}}}."
         )
-    check_folder(base, f"the base of the adapter {reference}")
+    check_reference(base, f"the base of the adapter {reference}")
     return ModelSource(_base(base), folder)
 
 

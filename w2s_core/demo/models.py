@@ -35,13 +35,19 @@ def resolve(reference: str, cache_dir: Path | None = None) -> Path:
     cached below `cache_dir` or else in the user's cache folder. Raises ConfigurationError for an unknown name and
     FetchError if the model cannot be fetched.
     """
+    check_known(reference)
     name = reference.removeprefix(PREFIX)
-    if not reference.startswith(PREFIX) or name not in KNOWN:
-        known = ", ".join(PREFIX + name for name in KNOWN)
-        raise ConfigurationError(f"there is no demo model {reference!r}; the demo models are {known}")
     if name in COMMITTED:
         return WEIGHTS / name
     return provide(cache_root(cache_dir) / "models" / f"{name}-{RECIPE}", _build_smollm2)
+
+
+def check_known(reference: str, key: str = "") -> None:
+    """Raises ConfigurationError where `reference` is not that of a demo model. `key` is what the message calls it."""
+    references = [PREFIX + name for name in KNOWN]
+    if reference not in references:
+        message = f"there is no demo model {reference!r}; the demo models are {', '.join(references)}"
+        raise ConfigurationError(f"{key}: {message}".removeprefix(": "))
 
 
 def _build_smollm2(target: Path) -> None:

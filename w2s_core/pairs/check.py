@@ -52,7 +52,7 @@ class PairCheck:
     `margin`: by how many nats. Both are None where the data has no comparisons.
 
     `auc`: the probability that a good answer scores above a bad one. `auc_by_words` has it for beginnings. Of fewer
-    than ENOUGH good or bad answers both intervals are Wilson's, and the verdict is "too few".
+    than ENOUGH good or bad answers the verdict is "too few".
     `length_correlation`: Spearman's, of score and words. `length_penalty`: the one of 0, 0.5 and 1 with which the pair
     tells most. `too_long`: answers that did not fit the pair's context and were left out.
     """
@@ -98,13 +98,11 @@ def check(scored: Sequence[ScoredAnswer], too_long: int = 0) -> PairCheck:
     whole = scores[:, -1]
     comparisons = _comparisons(scored)
     differences = np.array([whole[i] - whole[j] for i, j in comparisons])
-    won = [[_won(d)] for d in differences]
-    accuracy = (bootstrap(won) if len(won) >= ENOUGH else proportion(won)) if comparisons else None
     correlation = _spearman(whole, words)
     auc = _auc_interval(whole, good)
     return PairCheck(
         answers=len(scored),
-        accuracy=accuracy,
+        accuracy=proportion([[_won(d)] for d in differences]) if comparisons else None,
         margin=bootstrap([[float(d)] for d in differences]) if comparisons else None,
         auc=auc,
         auc_by_words={n: _auc(scores[:, i], good) for i, n in enumerate(PREFIX_WORDS) if np.any(words > n)},
@@ -160,7 +158,11 @@ def _spearman(one: Values, other: Values) -> float:
 
 
 def _auc_interval(values: Values, good: Values) -> Estimate:
-    """The AUC with its 95 % interval, by a bootstrap over answers of each class; of few ones Wilson's."""
+    """The AUC with its 95 % interval, by a bootstrap over answers of each class.
+
+    Of few answers, and where nearly all are in order, resampling gives too little width. There it is Wilson's interval
+    of as many trials as the smaller class has answers.
+    """
     auc, few = _auc(values, good), _fewer(good)
     if few < ENOUGH:
         return wilson(auc, few)
@@ -168,7 +170,7 @@ def _auc_interval(values: Values, good: Values) -> Estimate:
     classes = np.flatnonzero(good), np.flatnonzero(~good)
     resampled = [np.concatenate([generator.choice(c, len(c)) for c in classes]) for _ in range(_RESAMPLES)]
     low, high = np.quantile([_auc(values[i], good[i]) for i in resampled], (0.025, 0.975))
-    return Estimate(auc, float(low), float(high))
+    return Estimate(auc, float(low), float(high)) if low > 0 and high < 1 else wilson(auc, few)
 
 
 def _fewer(good: Values) -> int:

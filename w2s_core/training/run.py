@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from w2s_core.build.model_sources import check_folder, model_source
+from w2s_core.build.model_sources import check_reference, model_source
 from w2s_core.config import WorkersConfig
 from w2s_core.demo.fetch import say
 from w2s_core.errors import ConfigurationError
@@ -40,8 +40,8 @@ def train_pair(settings: TrainingSettings) -> PairCheck | None:
     answers, None where there are none. Raises ConfigurationError, and then leaves nothing but phases that have ended.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own, of reading and writing files
-    check_folder(settings.base, "--base")
-    check_folder(settings.large, "--large")
+    check_reference(settings.base, "--base")
+    check_reference(settings.large, "--large")
     base = BaseModel(model_source(settings.base))
     data = read_data(settings)
     template = settings.prompt_template
