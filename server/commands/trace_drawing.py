@@ -1,4 +1,4 @@
-"""Draws a search tree as SVG: rounds from left to right, candidates coloured by their scores.
+"""Draws a search tree as SVG: chunks from left to right, candidates coloured by their scores.
 
 The colours are those of cividis, which people with and without colour-blindness see alike (Nuñez et al. 2018,
 doi:10.1371/journal.pone.0199239).
@@ -44,7 +44,7 @@ def draw_search(search: SavedSearch, title: str) -> str:
     size = {"viewBox": f"0 0 {width} {height}", "width": str(width), "height": str(height)}
     svg = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", **size})
     _add(svg, "title", title)
-    _add(svg, "desc", "Rounds from left to right. The candidates in the beam are joined, the others are faded.")
+    _add(svg, "desc", "Chunks from left to right. The candidates in the beam are joined, the others are faded.")
     _add(svg, "style", _STYLE)
     _add(svg, "rect", x=0.5, y=0.5, width=width - 1, height=height - 1, rx=10, **{"class": "page"})
     _add(svg, "text", title, x=_MARGIN, y=26, **{"class": "head"})

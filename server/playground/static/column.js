@@ -67,7 +67,10 @@ export class Column {
     this.#part("summary").textContent = summarize(guidance);
     const rows = rowsOf(guidance);
     const least = (guidance?.schedule ?? "constant") === "constant" ? "" : "at least "; // a schedule begins with more
-    this.#part("cost").textContent = `Cost: ${least}${count(rows)} ${rows === 1 ? "row" : "rows"} at once`;
+    this.#part("cost").textContent =
+      rows === null
+        ? "W and K must be whole numbers above 0"
+        : `Cost: ${least}${count(rows)} ${rows === 1 ? "row" : "rows"} at once`;
   }
 
   /** Asks for an answer and shows it while it comes. Returns when it is complete, stopped or failed. */
@@ -181,7 +184,7 @@ export class Column {
   #showStats(progress, elapsedMs) {
     const facts = [
       ["time", seconds(elapsedMs / 1000)],
-      ["rows", count(progress.rows)],
+      ["rows", progress.rows === null ? null : count(progress.rows)],
       ["tokens", tokensOf(progress)],
       ["score", progress.score === null ? null : `${nats(progress.score)} nats`],
       ["end", progress.finish],

@@ -21,10 +21,12 @@ export const DEFAULTS = {
   max_sampled_tokens: null,
 };
 
-/** Sequences that the large model samples at once. */
+/** Sequences that the large model samples at once. Null: W or K is no whole number above 0, which the API refuses. */
 export function rowsOf(guidance) {
   if (guidance === null || guidance.method === "eft") return 1;
-  return guidance.method === "best_of_n" ? guidance.successors : guidance.beam_width * guidance.successors;
+  const { method, beam_width: w, successors: k } = guidance;
+  const factors = method === "best_of_n" ? [k] : [w, k];
+  return factors.every((factor) => Number.isInteger(factor) && factor > 0) ? factors.reduce((a, b) => a * b) : null;
 }
 
 /** The body of a column's request, without what only this page needs, and its path. `guidance` is what holds for it. */

@@ -104,6 +104,16 @@ async def test_what_is_left_empty_is_the_served_models_own_also_behind_a_link(vi
     assert (first[1].guidance.max_sampled_tokens, first[1].guidance.beam_width) == (100, 4)
 
 
+async def test_a_search_that_cannot_be_has_no_cost(visit: Visiting) -> None:
+    page = await visit(FakeEngine())
+    await page.page.click("section:has(#title-b) summary")
+    for width, successors, cost in (("-3", "4", None), ("-3", "-4", None), ("2.5", "4", None), ("3", "4", "12 rows")):
+        await page.page.fill("#b-beam_width", width)
+        await page.page.fill("#b-successors", successors)
+        shown = await page.text("#cost-b")
+        assert shown == (f"Cost: {cost} at once" if cost else "W and K must be whole numbers above 0")
+
+
 async def test_early_rejection_is_for_best_of_n_alone(visit: Visiting) -> None:
     engine = FakeEngine()
     page = await visit(engine, "#b.model=best")
