@@ -13,7 +13,7 @@ from tests.fakes import answer
 from tests.remote.fake_provider import FakeProvider, words
 from tests.remote.test_large import ASK, CBS, FLAVORS, serving
 from w2s_core.engine.engine import Engine
-from w2s_core.engine.events import TextCommitted
+from w2s_core.engine.events import RequestFinished, TextCommitted
 from w2s_core.telemetry.request_record import RequestRecord
 from w2s_core.text.tokenizer import HFTokenizer
 from w2s_core.types import GenerationRequest, Guidance, SamplingParams
@@ -78,6 +78,25 @@ async def test_of_a_call_that_is_not_streamed_all_that_it_asked_for_is_counted(
         provider.gate, reached = blocked_at(0)
         record = await cancelled(engine, REQUESTS.get(kind, ASK), reached)
     assert record.sampled_tokens == sum(call["n"] * call["max_tokens"] for call in provider.calls) > 0
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 3}, {"prompt_tokens": 3, "completion_tokens": None}])
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("flavor", FLAVORS)
+async def test_where_a_provider_counts_nothing_the_tokens_that_it_lists_are_counted(
+    tokenizer: HFTokenizer, flavor: str, streams: bool, usage: Any
+) -> None:
+    record = RequestRecord()
+    provider = FakeProvider(tokenizer, words(tokenizer, eos=0.0), flavor=flavor, streams=streams)
+    async with serving(provider) as engine:
+        provider.spoil = lambda answer: answer.update(usage=usage)
+        events = [event async for event in engine.generate(BEST, record)]
+    drawn = sum(call["n"] * call["max_tokens"] for call in provider.calls)
+    assert record.sampled_tokens == drawn > 0
+    assert isinstance(events[-1], RequestFinished)
+    assert events[-1].guidance is not None
+    assert events[-1].guidance.upstream is not None
+    assert events[-1].guidance.upstream.completion_tokens == drawn
 
 
 async def test_a_client_that_stops_reading_is_counted_as_well(tokenizer: HFTokenizer) -> None:

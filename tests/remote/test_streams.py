@@ -126,6 +126,15 @@ async def test_another_base_url_takes_over_a_broken_stream(world: World) -> None
     assert set(world.time.slept) <= {0.0}
 
 
+@pytest.mark.parametrize("streams", [True, False])
+async def test_of_a_choice_that_lists_no_tokens_all_that_was_asked_for_is_counted(world: World, streams: bool) -> None:
+    choices = [{"index": 0, "text": "abc"}, {"index": 1, "text": ""}, delta(2, "de")["choices"][0]]
+    whole = streaming(lines_of([{"choices": choices}])) if streams else answer({"choices": choices})
+    calls = SamplingCalls(await world.provider(await world.server(whole)), 0, streams=streams, grammar=None)
+    await calls(BODY)
+    assert calls.sampled_tokens == calls.provider_usage.completion_tokens == 100 + 0 + 2
+
+
 @pytest.mark.parametrize(
     ("event", "said"),
     [({"choices": None}, "choices"), ({}, "choices"), ({"choices": [{"text": 1}]}, r"choices\.0\.text")],

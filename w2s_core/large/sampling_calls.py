@@ -1,12 +1,14 @@
 """Calls that draw tokens at a provider, and the count of what it has drawn, also for calls that are cancelled.
 
-A call for more than a few tokens is streamed where the provider can, so that its tokens are counted as they arrive. Of
-a call that is not streamed nobody knows how far it got: where it is cancelled, all that it asked for is counted.
+The provider's own count holds; where it sends none, the tokens that its answer lists are counted. A call for more than
+a few tokens is streamed where the provider can, so that its tokens are counted as they arrive. Of a call that is not
+streamed nobody knows how far it got: where it is cancelled, all that it asked for is counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from w2s_core.errors import RequestError, UpstreamRefusedError
@@ -47,7 +49,7 @@ class SamplingCalls:
             if self._grammar is None:
                 raise
             raise RequestError(str(error), self._grammar.field) from None
-        self.provider_usage += completion.provider_usage
+        self.provider_usage += replace(completion.provider_usage, completion_tokens=_drawn(completion, body))
         return completion
 
     async def _post(self, body: Mapping[str, Any]) -> Completion:
@@ -56,7 +58,7 @@ class SamplingCalls:
             COMPLETIONS_PATH, body, affinity=self._affinity, on_cancelled=lambda: self._count(asked)
         )
         completion = read_completion(answer, self._provider.name)
-        self._count(completion.provider_usage.completion_tokens)
+        self._count(_drawn(completion, body))
         return completion
 
     async def _stream(self, body: Mapping[str, Any]) -> Completion:
@@ -68,8 +70,16 @@ class SamplingCalls:
             tokens=body["n"] * body["max_tokens"],
         )
         completion = stream.completion()
-        self._count(completion.provider_usage.completion_tokens - stream.tokens)  # the provider's own count holds
+        self._count(_drawn(completion, body) - stream.tokens)
         return completion
 
     def _count(self, tokens: int) -> None:
         self.sampled_tokens += tokens
+
+
+def _drawn(completion: Completion, body: Mapping[str, Any]) -> int:
+    """The tokens that were drawn for a call. Of a choice that lists none, all that it was asked for may have been."""
+    if completion.usage is not None and completion.usage.completion_tokens is not None:
+        return completion.usage.completion_tokens
+    counts = [choice.token_count for choice in completion.choices]
+    return sum(body["max_tokens"] if count is None else count for count in counts)

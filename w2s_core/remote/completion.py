@@ -60,12 +60,18 @@ class Choice(_Schema):
     prompt_logprobs: _List[dict[str, TokenLogprob] | None] | None = None
     logprobs: Logprobs | None = None
 
+    @property
+    def token_count(self) -> int | None:
+        """The number of its tokens, as far as they are listed; None where it has text and no list of tokens."""
+        listed = self.token_ids or (self.logprobs.tokens if self.logprobs else [])
+        return len(listed) if listed or not self.text else None
+
 
 class TokenCounts(_Schema):
-    """The field `usage`."""
+    """The field `usage`. OpenAI leaves `completion_tokens` out where there are none, others always."""
 
     prompt_tokens: _Count = 0
-    completion_tokens: _Count | None = 0
+    completion_tokens: _Count | None = None
 
 
 class Completion(_Schema):

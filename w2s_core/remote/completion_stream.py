@@ -55,12 +55,10 @@ class _MergedChoice:
         for key in _LISTS if delta.logprobs is not None else ():
             if (values := getattr(delta.logprobs, key)) is not None:
                 self._logprobs.setdefault(key, []).extend(values)
-        if delta.token_ids is None:
-            return 0 if delta.logprobs is None else len(delta.logprobs.tokens)
-        if self._token_ids is None:
-            self._token_ids = []
-        self._token_ids += delta.token_ids
-        return len(delta.token_ids)
+        if delta.token_ids is not None:
+            self._token_ids = self._token_ids or []
+            self._token_ids += delta.token_ids
+        return delta.token_count or 0
 
     def fields(self, index: int) -> dict[str, Any]:
         """The fields of the whole choice."""
