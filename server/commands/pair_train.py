@@ -14,6 +14,7 @@ from server.commands.errors import check_prompt_template, needs_extra, reports_e
 from w2s_core.data_sets import has_splits
 from w2s_core.errors import ConfigurationError
 from w2s_core.training.settings import TrainingSettings
+from w2s_core.worker.torchao_warnings import silence_torchao
 
 _POSITIVE = click.IntRange(1)
 _EPOCHS = 1_000  # the rows of all steps are in memory
@@ -80,6 +81,7 @@ def train(**options: Any) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     _check_options(given)
     settings = TrainingSettings(**given)
+    silence_torchao()
     with needs_extra("train"):
         from w2s_core.training.run import train_pair
     from w2s_core.pairs import report

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -33,6 +35,14 @@ def test_train_and_check(base: str, tmp_path: Path) -> None:
     again = runner.invoke(main, ["pair", "train", "--base", base, "--data", str(data), "--out", str(out), *options])
     assert again.exit_code == 2
     assert "exists and is not empty" in again.stderr
+
+
+def test_its_libraries_say_nothing_on_import(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    command = [sys.executable, "-c", "from server.cli import main; main()", "pair", "train", "--method", "sft"]
+    command += ["--base", "/no/such/base", "--data", "data.jsonl", "--out", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stderr == "w2s: --base: no such folder: /no/such/base.\n"
 
 
 def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,12 @@ WorkerSpec.
 from __future__ import annotations
 
 import gc
-import logging
 import sys
 
+from w2s_core.worker.torchao_warnings import silence_torchao
+
 if __name__ == "__main__":
-    # transformers imports torchao wherever it is installed. It warns of kernels for other GPUs, and torch warns of it.
-    for _noisy in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(_noisy).setLevel(logging.ERROR)
+    silence_torchao()
     # What torch and transformers make on import stays. To search it for garbage, again and again, took a seventh of a
     # worker's start.
     gc.disable()
