@@ -2,8 +2,9 @@
 
 One forward runs a flat batch (1, N) of new tokens of many sessions. The attention function receives their queries
 (1, heads, N, dim) and their keys and values (1, kv_heads, N, dim), already rotated for their positions. It writes keys
-and values into the KV cache and lets each session's tokens attend to the session's region under its tree mask. Where
-the forward is one of several models, which share their weights, each model's tokens have its own cache.
+and values into the KV cache and lets each session's tokens attend to the session's region under its tree mask: those
+of each session by a call, or those of many by one (see `joint_attention`). Where the forward is one of several models,
+which share their weights, each model's tokens have its own cache.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from w2s_core.worker.branch_attention import Branches, branch_attention
+from w2s_core.worker.joint_attention import SessionGrid
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.transfer import to_device
 
@@ -67,11 +69,13 @@ class AttentionSegment:
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
     """What attention needs for one model's tokens of a forward. `slots` (N,) are the pool's slots to which the new
-    tokens' KV is written, on the model's first device."""
+    tokens' KV is written, on the model's first device. The sessions of `segments` attend one by one, and those of
+    `grid` jointly."""
 
     cache: KVCache
     slots: torch.Tensor
     segments: Sequence[AttentionSegment]
+    grid: SessionGrid | None = None
     _copies: dict[torch.device, torch.Tensor] = field(default_factory=dict)
 
     def slots_on(self, device: torch.device) -> torch.Tensor:
@@ -101,32 +105,37 @@ def tree_attention(
     The model's own mask is ignored; the steps' tree masks replace it. The N tokens are those of the steps, in order.
     """
     key_rows, value_rows = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    options = {"scaling": scaling, "softcap": softcap}
     outputs: list[torch.Tensor] = []
     first = 0
     for step in tree_steps:
         own = slice(first, first + len(step.slots))
-        keys, values = step.cache.layer(layer, key_rows, value_rows)
-        slots = step.slots_on(keys.device)
-        keys.index_copy_(0, slots, key_rows[own])
-        values.index_copy_(0, slots, value_rows[own])
+        keys, values = step.cache.layer(module.layer_idx, key_rows, value_rows)  # type: ignore[arg-type]
+        for pool, rows in ((keys, key_rows), (values, value_rows)):
+            pool.index_copy_(0, step.slots_on(pool.device), rows[own])
+        parts: list[torch.Tensor] = []
         for segment in step.segments:
             q = query[:, :, first + segment.first : first + segment.first + segment.count]
             region = slice(segment.start, segment.start + segment.keys)
             k, v = keys[region], values[region]
-            outputs.append(_attend(segment, q, k, v, scaling=scaling, window=sliding_window, softcap=softcap))
+            parts.append(_attend_alone(segment, q, k, v, sliding_window, **options))
+        if step.grid is not None:
+            grid = step.grid.on(keys.device)
+            whole = grid.scatter(_masked_attention(*grid.gather(query[:, :, own], keys, values, sliding_window), **options))
+            parts = [_fill_in(whole, step.segments, parts)]
+        outputs += parts
         first = own.stop
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
 
-def _attend(
+def _attend_alone(
     segment: AttentionSegment,
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    window: int | None,
     *,
     scaling: float | None,
-    window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
     """One session's attention: query (1, heads, count, dim), keys and values (slots, kv_heads, dim) of its region.
@@ -138,14 +147,32 @@ def _attend(
         mask = segment.mask(None, query.dtype, query.device)[:, : branches.shared] if branches.masked else None
         return branch_attention(query, keys, values, branches, mask, scaling=scaling)
     k, v = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-    mask = segment.mask(window, query.dtype, query.device)
+    mask = segment.mask(window, query.dtype, query.device)[None, None]
+    return _masked_attention(query, k, v, mask, scaling=scaling, softcap=softcap).transpose(1, 2)
+
+
+def _fill_in(whole: torch.Tensor, segments: Sequence[AttentionSegment], parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Puts the outputs of the sessions that attended one by one into those of all tokens, (1, N, heads, dim)."""
+    for segment, part in zip(segments, parts, strict=True):
+        whole[:, segment.first : segment.first + segment.count] = part
+    return whole
+
+
+def _masked_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
     if softcap is not None:
-        return _softcapped_attention(query, k, v, mask, scaling=scaling, cap=softcap).transpose(1, 2)
-    groups = query.shape[1] // k.shape[1]
-    if query.device.type != "cpu" and groups > 1:  # only the slowest GPU kernel takes a mask with grouped heads
+        return _softcapped_attention(q, k, v, mask, scaling=scaling, cap=softcap)
+    groups = q.shape[1] // k.shape[1]
+    if q.device.type != "cpu" and groups > 1:  # only the slowest GPU kernel takes a mask with grouped heads
         k, v, groups = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), 1
-    out = scaled_dot_product_attention(query, k, v, attn_mask=mask[None, None], scale=scaling, enable_gqa=groups > 1)
-    return out.transpose(1, 2)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=groups > 1)
 
 
 def _softcapped_attention(

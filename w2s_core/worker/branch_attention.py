@@ -74,7 +74,7 @@ def find_branches(prompt: int, paths: Sequence[Slots], keys: int) -> Branches | 
 
 
 def _runs_from_the_end(slots: Slots) -> Iterator[Run]:
-    """The longest runs in the rows' slots (N, tokens), the last one first, until one that is not above all before it."""
+    """The longest runs in the rows' slots (N, tokens), the last one first, while a run is above all slots before it."""
     steps = np.diff(slots, axis=1)
     follows = (steps == steps[:1]).all(0)  # whether a token follows the one before it in the same lane
     end = slots.shape[1]

@@ -5,7 +5,8 @@ A session owns a contiguous *region* of slots (one slot = one token's K and V in
     region: | prompt tokens, in order | tokens of the answers' tree, in any order | unused |
 
 so its attention is one product over a view of the pool, and a new token is one row written anywhere in the region.
-The tree mask (built in `batch.py`) decides which slots a token sees; nothing is copied for it.
+The tree mask (built in `batch.py`) decides which slots a token sees; nothing is copied for it. A pool has one slot more
+than regions can have, which padding takes and no token of a session sees.
 
 Moving a region needs no memory but a buffer that is held from the start: a move that failed halfway would leave a
 session on the wrong keys in some layers.
@@ -49,6 +50,11 @@ class KVCache:
         self._regions: list[Region] = []  # sorted by start
 
     @property
+    def padding_slot(self) -> int:
+        """The slot that belongs to no session."""
+        return self.slots
+
+    @property
     def slots_used(self) -> int:
         """Slots in regions, whether or not they hold a token yet."""
         return sum(region.size for region in self._regions)
@@ -65,8 +71,8 @@ class KVCache:
         return sizes
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's K and V pools (slots, kv_heads, dim); the first call takes shape and type from (tokens, kv_heads,
-        dim)."""
+        """The layer's K and V pools (slots + 1, kv_heads, dim); the first call takes shape and type from (tokens,
+        kv_heads, dim)."""
         if index not in self._layers:
             self._layers[index] = (self._new_pool(key), self._new_pool(value))
         return self._layers[index]
@@ -75,7 +81,7 @@ class KVCache:
         slot = like.shape[1:]
         if (key := (slot, like.dtype, like.device)) not in self._buffers:
             self._buffers[key] = like.new_empty((self._buffer_slots, *slot))
-        return like.new_empty((self.slots, *slot))
+        return like.new_empty((self.slots + 1, *slot))
 
     @torch.inference_mode()  # like the forwards that write the pool
     def allocate(self, size: int) -> Region:

@@ -4,18 +4,21 @@ calls a model."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from w2s_core.worker.batch import Batch, Inputs, join_inputs
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.lora import RowsError, SharedBase
+from w2s_core.worker.session_grids import attend_jointly
 
 
 class ModelRunner:
     """A model with its KV cache. `model` is any transformers causal LM whose attention goes through
     `AttentionInterface`, set to `attention.TREE_ATTENTION`. Logits beyond the first `vocabulary` stand for no token;
     None keeps all. `base` has the weights, and the model is this `adapter` of it or (None) the base itself.
+    `joint`: whether sessions attend jointly where that is worthwhile; by default on all devices but a CPU.
     """
 
     def __init__(
@@ -27,12 +30,14 @@ class ModelRunner:
         *,
         vocabulary: int | None = None,
         adapter: str | None = None,
+        joint: bool | None = None,
     ) -> None:
         self.cache = cache
         self.base = base
         self.adapter = adapter
         self.vocabulary = vocabulary
         self.device = device
+        self.joint = device.type != "cpu" if joint is None else joint
         self._model = model
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -42,6 +47,22 @@ class ModelRunner:
         """
         [logits] = forward_together([(self, batch)])
         return logits
+
+    def run_model(self, inputs: Inputs) -> torch.Tensor:
+        """The logits (M, logits) of a step, which may be of several models of the base."""
+        output = self._model(
+            input_ids=inputs.tokens,
+            position_ids=inputs.positions,
+            use_cache=False,
+            logits_to_keep=inputs.logits_indices,
+            tree_steps=inputs.steps,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def prepare_attention(self, inputs: Inputs) -> Inputs:
+        """The same inputs, in which sessions attend jointly where they are to."""
+        return replace(inputs, steps=tuple(map(attend_jointly, inputs.steps))) if self.joint else inputs
 
     def release_memory(self) -> None:
         """Returns torch's cached blocks to a GPU, after a batch that failed for want of memory."""
@@ -70,13 +91,7 @@ def _forward(parts: Sequence[tuple[ModelRunner, Inputs]]) -> list[torch.Tensor]:
     runners, inputs = zip(*parts, strict=True)
     first: ModelRunner = runners[0]
     first.base.assign_rows([(runner.adapter, each.tokens.shape[1], len(each.logits_indices)) for runner, each in parts])
-    joint = inputs[0] if len(inputs) == 1 else join_inputs(inputs)
-    output = first._model(
-        input_ids=joint.tokens,
-        position_ids=joint.positions,
-        use_cache=False,
-        logits_to_keep=joint.logits_indices,
-        tree_steps=joint.steps,
-    )
-    logits: Sequence[torch.Tensor] = output.logits[0].split([len(each.logits_indices) for each in inputs])
+    attending = [first.prepare_attention(each) for each in inputs]
+    output = first.run_model(attending[0] if len(attending) == 1 else join_inputs(attending))
+    logits = output.split_with_sizes([len(each.logits_indices) for each in inputs])
     return [each[:, : runner.vocabulary].float() for each, runner in zip(logits, runners, strict=True)]
