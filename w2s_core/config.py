@@ -206,8 +206,9 @@ class WorkersConfig:
     bfloat16 if the processor has instructions for it, else float32. `quantization`: "int8" rounds the weights of
     linear layers to 8 bits and multiplies integers, on CPUs only; "auto" of `dtype` is then float32. `threads`: CPU
     threads of each worker; "auto" = the cores divided by the workers. `max_rows`: sequences decoded at once.
-    `kv_cache_gb`: memory for the KV cache of each model, in 10⁹ bytes. `heartbeat_timeout_s`: a worker, or a managed
-    vLLM, that does not answer for so long is restarted.
+    `kv_cache_gb`: memory for the KV cache of each model, in 10⁹ bytes. `cuda_graphs`: decode steps on a GPU are
+    captured once for each shape and replayed. `heartbeat_timeout_s`: a worker, or a managed vLLM, that does not answer
+    for so long is restarted.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID
@@ -217,6 +218,7 @@ class WorkersConfig:
     threads: Literal["auto"] | int = "auto"
     max_rows: int = 256
     kv_cache_gb: Literal["auto"] | float = "auto"
+    cuda_graphs: bool = False
     heartbeat_timeout_s: float = 60.0
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from w2s_core.build import devices
 from w2s_core.build.devices import check_choice, worker_devices
+from w2s_core.build.local import _worker_specs
+from w2s_core.config import WorkersConfig
 from w2s_core.errors import ConfigurationError
 
 BIG, PAIR = "large_models.big.devices", "pairs.p.devices"
@@ -79,3 +81,9 @@ def test_a_model_names_workers_devices() -> None:
         check_choice(BIG, [], ["cpu"])
     with pytest.raises(ConfigurationError, match=r"To join devices, write `cuda:0\+cuda:1` there\.$"):
         check_choice(BIG, ["cuda:0+cuda:1"], ["cuda:0", "cuda:1"])
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_workers_are_told_whether_to_capture_graphs(graphs: bool) -> None:
+    specs = _worker_specs(WorkersConfig(cuda_graphs=graphs), ["cuda:0", "cuda:1"], {})
+    assert [spec.cuda_graphs for spec in specs] == [graphs] * 2

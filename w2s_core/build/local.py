@@ -219,6 +219,7 @@ def _worker_specs(
             threads=threads,
             kv_cache_bytes=cache_bytes,
             models={name: spec for name, (spec, chosen) in models.items() if device in chosen},
+            cuda_graphs=workers.cuda_graphs,
         )
         for device in devices
     ]

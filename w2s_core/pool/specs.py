@@ -50,13 +50,14 @@ class ModelSpec:
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """What one worker process runs: device (several are joined by `+`), models by name, CPU threads (0 = torch's
-    default), KV bytes per model (0 = auto)."""
+    default), KV bytes per model (0 = auto), and whether decode steps are captured as CUDA graphs."""
 
     device: str
     dtype: str
     threads: int
     kv_cache_bytes: int
     models: Mapping[str, ModelSpec]
+    cuda_graphs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,8 @@ def tree_attention(
             parts.append(_attend_alone(segment, q, k, v, sliding_window, **options))
         if step.grid is not None:
             grid = step.grid.on(keys.device)
-            whole = grid.scatter(_masked_attention(*grid.gather(query[:, :, own], keys, values, sliding_window), **options))
+            gathered = grid.gather(query[:, :, own], keys, values, sliding_window)
+            whole = grid.scatter(_masked_attention(*gathered, **options))
             parts = [_fill_in(whole, step.segments, parts)]
         outputs += parts
         first = own.stop

@@ -6,7 +6,8 @@ A session owns a contiguous *region* of slots (one slot = one token's K and V in
 
 so its attention is one product over a view of the pool, and a new token is one row written anywhere in the region.
 The tree mask (built in `batch.py`) decides which slots a token sees; nothing is copied for it. A pool has one slot more
-than regions can have, which padding takes and no token of a session sees.
+than regions can have: padding tokens of a step are written there, and no token of a session sees it. Pools stay where
+they are in memory for as long as the cache lives, which captured steps count on (see `cuda_graphs.py`).
 
 Moving a region needs no memory but a buffer that is held from the start: a move that failed halfway would leave a
 session on the wrong keys in some layers.

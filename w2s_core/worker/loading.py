@@ -15,6 +15,7 @@ from w2s_core.errors import ConfigurationError
 from w2s_core.pool.specs import ModelInfo, ModelSpec, RewardHead, WorkerSpec
 from w2s_core.worker.attention import TREE_ATTENTION
 from w2s_core.worker.batch import Batch
+from w2s_core.worker.cuda_graphs import Capture, graph_capture
 from w2s_core.worker.device_plan import send_inputs
 from w2s_core.worker.int8 import can_multiply, quantize_linears
 from w2s_core.worker.joined_linears import join_linears
@@ -64,6 +65,9 @@ def load_models(spec: WorkerSpec) -> dict[str, tuple[ModelRunner, ModelInfo]]:
     runners = {}
     for (name, (base, adapter)), own in zip(models.items(), spec.models.values(), strict=True):
         make = partial(make_runner, base, device, cache_bytes, tokens=own.tokens, eos=own.eos, reward=own.reward)
+        if spec.cuda_graphs:
+            label = own.key or own.source
+            make = partial(make, capture=graph_capture(label, devices, adapted=base.adapted), name=label)
         with naming_quantization(own, methods[name]):
             runners[name] = make(adapter=adapter)
     return runners
@@ -109,19 +113,20 @@ def make_runner(
     eos: int | None = None,
     reward: RewardHead | None = None,
     adapter: str | None = None,
+    capture: Capture | None = None,
+    name: str = "",
 ) -> tuple[ModelRunner, ModelInfo]:
     """Gives the model tree attention and a KV cache of at most `cache_bytes`, in all or of its layers on each device.
 
-    `tokens`, `eos` and `reward`: see `ModelSpec`. `adapter`: see `ModelRunner`. The bytes of KV per token and the
-    number of logits are measured by running one token.
+    `tokens`, `eos` and `reward`: see `ModelSpec`. `adapter`, `capture` and `name`: see `ModelRunner`. The bytes
+    of KV per token and the number of logits are measured by running one token.
     """
     base = model if isinstance(model, SharedBase) else SharedBase(model)
     model = base.model
     model.set_attn_implementation(TREE_ATTENTION)
     model.train(mode=False)
-    model.config.pad_token_id = (
-        None  # else some models (GPT-2) look for padding in every batch, which waits for the device
-    )
+    # Else some models (GPT-2) look for padding in every batch, which waits for the device.
+    model.config.pad_token_id = None
     module = model if reward is None else reward_model(model, reward)
     runner = partial(ModelRunner, module, device=device, base=base, adapter=adapter)
     measured = KVCache(128)
@@ -135,7 +140,8 @@ def make_runner(
         kv_bytes_per_token=measured.bytes_per_token(),
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    made = runner(cache=KVCache(info.kv_slots), vocabulary=vocabulary if reward is None else None)
+    kept = vocabulary if reward is None else None
+    made = runner(cache=KVCache(info.kv_slots), vocabulary=kept, capture=capture, name=name)
     _run_one_token(made)  # a cache too large for the device fails here, not in a request
     return made, info
 

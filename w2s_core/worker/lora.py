@@ -109,6 +109,7 @@ class SharedBase:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.adapted = False  # whether it has adapters
         self.reads_row_by_row = True  # until a forward of several models shows that a layer does not
         self._tokens, self._logits = AdapterRows(), AdapterRows()
 
@@ -118,6 +119,7 @@ class SharedBase:
         Raises ConfigurationError where the adapter's layers are not those of the base.
         """
         name = adapter.spec.folder
+        self.adapted = True
         for layer, (a, b) in adapter.layers.items():
             changed = _linear_layer(self.model, layer, adapter, (len(b), a.shape[1]), source)
             if not isinstance(changed, LoRALinear):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from w2s_core.worker.batch import Batch, Inputs, join_inputs
+from w2s_core.worker.cuda_graphs import Capture, StepGraphs
 from w2s_core.worker.kv_cache import KVCache
 from w2s_core.worker.lora import RowsError, SharedBase
 from w2s_core.worker.session_grids import attend_jointly
@@ -18,7 +19,8 @@ class ModelRunner:
     """A model with its KV cache. `model` is any transformers causal LM whose attention goes through
     `AttentionInterface`, set to `attention.TREE_ATTENTION`. Logits beyond the first `vocabulary` stand for no token;
     None keeps all. `base` has the weights, and the model is this `adapter` of it or (None) the base itself.
-    `joint`: whether sessions attend jointly where that is worthwhile; by default on all devices but a CPU.
+    `joint`: whether sessions attend jointly where that is worthwhile; by default on all devices but a CPU. `capture`:
+    what captures decode steps (see `cuda_graphs`); None without. `name`: the model's, for the log.
     """
 
     def __init__(
@@ -31,6 +33,8 @@ class ModelRunner:
         vocabulary: int | None = None,
         adapter: str | None = None,
         joint: bool | None = None,
+        capture: Capture | None = None,
+        name: str = "",
     ) -> None:
         self.cache = cache
         self.base = base
@@ -38,6 +42,7 @@ class ModelRunner:
         self.vocabulary = vocabulary
         self.device = device
         self.joint = device.type != "cpu" if joint is None else joint
+        self.graphs = StepGraphs(capture, cache, device, name) if capture else None
         self._model = model
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -47,6 +52,11 @@ class ModelRunner:
         """
         [logits] = forward_together([(self, batch)])
         return logits
+
+    def run(self, inputs: Inputs) -> torch.Tensor:
+        """The logits (M, logits) of a step of this model alone, from a captured step where there is one."""
+        logits = self.graphs.run(inputs, self.run_model) if self.graphs else None
+        return self.run_model(self.prepare_attention(inputs)) if logits is None else logits
 
     def run_model(self, inputs: Inputs) -> torch.Tensor:
         """The logits (M, logits) of a step, which may be of several models of the base."""
@@ -91,7 +101,9 @@ def _forward(parts: Sequence[tuple[ModelRunner, Inputs]]) -> list[torch.Tensor]:
     runners, inputs = zip(*parts, strict=True)
     first: ModelRunner = runners[0]
     first.base.assign_rows([(runner.adapter, each.tokens.shape[1], len(each.logits_indices)) for runner, each in parts])
-    attending = [first.prepare_attention(each) for each in inputs]
-    output = first.run_model(attending[0] if len(attending) == 1 else join_inputs(attending))
+    if len(parts) == 1:
+        output = first.run(inputs[0])
+    else:
+        output = first.run_model(join_inputs([first.prepare_attention(each) for each in inputs]))
     logits = output.split_with_sizes([len(each.logits_indices) for each in inputs])
     return [each[:, : runner.vocabulary].float() for each, runner in zip(logits, runners, strict=True)]
