@@ -10,6 +10,7 @@ GUIDELLM := .venv-guidellm
 PORT ?= 8000
 CONFIG ?=
 ARGS ?=
+NVIDIA_SMI ?= nvidia-smi
 # Processes that share the test suite. A selection runs in one: starting a second would take longer than it saves.
 JOBS ?= $(if $(ARGS),0,2)
 
@@ -125,6 +126,12 @@ steering: install ## measure what EFT adds to its forwards, selection and a stre
 .PHONY: frames
 frames: install ## measure how smoothly the playground draws 60 rounds of 64 candidates (Chromium; seconds)
 	$(BIN)/python -m benchmarks.frames $(ARGS)
+
+.PHONY: gpu
+gpu: ## run the GPU's tests and measure its steps, into gpu-report.md (ten minutes; ARGS="--model FOLDER")
+	@$(NVIDIA_SMI) -L >/dev/null 2>&1 || { echo "make gpu: there is no NVIDIA GPU here, says $(NVIDIA_SMI)" >&2; exit 2; }
+	$(MAKE) install
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 .PHONY: screenshots
 screenshots: install ## make the README's pictures of the playground (Chromium; a minute)

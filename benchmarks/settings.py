@@ -54,6 +54,7 @@ class Settings:
 
     `attempts`: how often a trial is made at most, while other processes disturb it. After `minutes` no repeat but the
     first starts. `shrink` divides the tokens of every answer (quick runs). `vllm`: path of the command, None without.
+    `device` and `cuda_graphs`: of the worker.
     """
 
     dtype: Dtype = "float32"
@@ -66,6 +67,8 @@ class Settings:
     large: str = PREFIX + SMOLLM2
     tuned: str = PREFIX + "reviews-positive"
     untuned: str = PREFIX + "reviews-negative"
+    device: str = "cpu"
+    cuda_graphs: bool = False
 
     def tokens(self, full: int) -> int:
         """The tokens of an answer that has `full` tokens in a full run."""
@@ -87,7 +90,12 @@ class Models:
             large_models={LARGE: remote or LargeModelConfig(self.large, generation_config="ignore")},
             served_models=served,
             pairs={name: PairConfig(t, u, prompt_template=template) for name, (t, u, template) in self.pairs.items()},
-            workers=WorkersConfig(devices=("cpu",), dtype=settings.dtype, threads=settings.threads),
+            workers=WorkersConfig(
+                devices=(settings.device,),
+                dtype=settings.dtype,
+                threads=settings.threads,
+                cuda_graphs=settings.cuda_graphs,
+            ),
         )
 
 

@@ -41,14 +41,14 @@ class Session:
 
 
 class Steps:
-    """Decode steps of `rows` plain rows, in sessions of 16, whose answers differ from the first token on."""
+    """Decode steps of `rows` plain rows, so many in a session, whose answers differ from the first token on."""
 
-    def __init__(self, runner: ModelRunner, rows: int) -> None:
+    def __init__(self, runner: ModelRunner, rows: int, rows_of_session: int = _ROWS_OF_SESSION) -> None:
         self._runner = runner
         self._sessions: list[Session] = []
-        for first in range(0, rows, _ROWS_OF_SESSION):
+        for first in range(0, rows, rows_of_session):
             tree = TokenTree(runner.cache, tuple(range(1, _PROMPT + 1)))
-            self._sessions.append(Session(tree, [tree.root] * min(rows - first, _ROWS_OF_SESSION)))
+            self._sessions.append(Session(tree, [tree.root] * min(rows - first, rows_of_session)))
         for _ in range(_ANSWER):
             self.run()
 
