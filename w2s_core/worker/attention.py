@@ -105,7 +105,6 @@ def tree_attention(
     The model's own mask is ignored; the steps' tree masks replace it. The N tokens are those of the steps, in order.
     """
     key_rows, value_rows = key[0].transpose(0, 1), value[0].transpose(0, 1)
-    options = {"scaling": scaling, "softcap": softcap}
     outputs: list[torch.Tensor] = []
     first = 0
     for step in tree_steps:
@@ -118,11 +117,11 @@ def tree_attention(
             q = query[:, :, first + segment.first : first + segment.first + segment.count]
             region = slice(segment.start, segment.start + segment.keys)
             k, v = keys[region], values[region]
-            parts.append(_attend_alone(segment, q, k, v, sliding_window, **options))
+            parts.append(_attend_alone(segment, q, k, v, sliding_window, scaling=scaling, softcap=softcap))
         if step.grid is not None:
             grid = step.grid.on(keys.device)
             gathered = grid.gather(query[:, :, own], keys, values, sliding_window)
-            whole = grid.scatter(_masked_attention(*gathered, **options))
+            whole = grid.scatter(_masked_attention(*gathered, scaling=scaling, softcap=softcap))
             parts = [_fill_in(whole, step.segments, parts)]
         outputs += parts
         first = own.stop
