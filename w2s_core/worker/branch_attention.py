@@ -30,13 +30,15 @@ Slots = npt.NDArray[np.int64]
 class Run:
     """Slots [start, start + lanes · tokens) of a region: one token of every lane, then the next of every lane.
 
-    `lane_of` (N,) is each row's lane. Lanes of rows that have ended are read, too.
+    `lane_of` (N,) is each row's lane, and `index` the same as a tensor, None where the lanes are the rows, in order.
+    Lanes of rows that have ended are read, too.
     """
 
     start: int
     lanes: int
     tokens: int
     lane_of: Slots
+    index: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ def _runs_from_the_end(slots: Slots) -> Iterator[Run]:
         in_order = not first or slots[:, :first].max() < start
         if not in_order or lane_of.max() >= lanes or len(np.unique(lane_of)) < len(lane_of):
             return
-        yield Run(start, int(lanes), end - first, lane_of)
+        in_place = lanes == len(lane_of) and (lane_of == np.arange(lanes)).all()
+        yield Run(start, int(lanes), end - first, lane_of, None if in_place else torch.from_numpy(lane_of))
         end = first
 
 
@@ -114,18 +117,12 @@ def branch_attention(
     scores = [_over_shared(q, keys[: branches.shared].permute(1, 2, 0))]
     if mask is not None:
         scores[0] = scores[0] + mask[:, None, None]
-    lanes = [(run, None if _is_full(run, rows) else torch.from_numpy(run.lane_of)) for run in branches.runs]
-    scores += [_over_lanes(q, _view(keys, run).permute(1, 2, 3, 0), lane_of) for run, lane_of in lanes]
+    scores += [_over_lanes(q, _view(keys, run).permute(1, 2, 3, 0), run.index) for run in branches.runs]
     shares = torch.softmax(torch.cat(scores, -1), -1).split_with_sizes([part.shape[-1] for part in scores], -1)
     output = _over_shared(shares[0], values[: branches.shared].transpose(0, 1))
-    for share, (run, lane_of) in zip(shares[1:], lanes, strict=True):
-        output = output + _over_lanes(share, _view(values, run).permute(1, 2, 0, 3), lane_of)
+    for share, run in zip(shares[1:], branches.runs, strict=True):
+        output = output + _over_lanes(share, _view(values, run).permute(1, 2, 0, 3), run.index)
     return output.reshape(1, rows, heads, dim)
-
-
-def _is_full(run: Run, rows: int) -> bool:
-    """Whether the run's lanes are the rows, in order."""
-    return run.lanes == rows and bool((run.lane_of == np.arange(rows)).all())
 
 
 def _view(pool: torch.Tensor, run: Run) -> torch.Tensor:
@@ -140,9 +137,9 @@ def _over_shared(rows: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     return product.view(kv_heads, count, groups, -1).transpose(0, 1)
 
 
-def _over_lanes(rows: torch.Tensor, lanes: torch.Tensor, lane_of: torch.Tensor | None) -> torch.Tensor:
+def _over_lanes(rows: torch.Tensor, lanes: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
     """Rows (N, kv_heads, groups, m) times their lanes of (lanes, kv_heads, m, n): (N, kv_heads, groups, n)."""
-    if lane_of is not None:
-        rows = rows.new_zeros(len(lanes), *rows.shape[1:]).index_copy_(0, lane_of, rows)
+    if index is not None:
+        rows = rows.new_zeros(len(lanes), *rows.shape[1:]).index_copy_(0, index, rows)
     product = torch.matmul(rows, lanes)
-    return product if lane_of is None else product[lane_of]
+    return product if index is None else product[index]

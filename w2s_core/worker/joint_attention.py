@@ -1,7 +1,7 @@
 """Joint attention: one attention call per layer for many sessions, which are its batch dimension.
 
-A call on a GPU takes about as long for one session as for sixteen, so that a call for each session was most of a step.
-Here keys and values of every session's slots are gathered from the pool, padded to the longest:
+A call for each session is many small kernels, between which a GPU waits for Python. Here keys and values of every
+session's slots are gathered from the pool, padded to the longest:
 
     queries  (sessions, kv_heads, groups · tokens, dim)      heads that share keys are rows of one product
     keys     (sessions, kv_heads, keys, dim)                 likewise values
